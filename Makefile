@@ -1,0 +1,58 @@
+# agentd: `make` lists what can be done. Every target does its own set-up, once.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+CONFIG ?= configs/agentd.yaml
+
+VENV := .venv
+BIN := $(VENV)/bin
+# changes when the environment has to be brought up to date
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup model demo run test check clean
+
+help:
+	@echo 'make setup   make .venv and install the pinned dependencies (compiles llama.cpp: some 5 minutes on 2 cores)'
+	@echo 'make model   fetch the default model (93 MB, once per user)'
+	@echo 'make demo    the whole loop on real input: serve, feedback, adapt, prove, swap, roll back'
+	@echo 'make run     run the daemon in the foreground      (CONFIG=configs/reviews.yaml; default configs/agentd.yaml)'
+	@echo 'make test    run every test                        (PYTEST_ARGS="-k name -x" is passed on)'
+	@echo 'make check   lint, formatting and types            (ruff, mypy --strict)'
+	@echo 'make clean   remove .venv and caches; models and state stay where they are'
+	@echo
+	@echo 'PYTHON=python3.12 chooses another Python (3.10 to 3.13).'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 10) <= v <= (3, 13); sys.exit(0 if ok else "agentd needs Python 3.10 to 3.13; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'Could not make a virtual environment. On Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+
+$(INSTALLED): constraints.txt pyproject.toml tools/setup.py | $(BIN)/python
+	@$(BIN)/python tools/setup.py
+	@touch $@
+
+setup: $(INSTALLED)
+
+# Returns at once when the model is there; it lies in the user's cache, which a stamp here would know nothing of.
+model: $(INSTALLED)
+	@$(BIN)/agentd --config $(CONFIG) fetch-model
+
+demo: $(INSTALLED) model
+	@$(BIN)/python -m tools.demo
+
+run: $(INSTALLED) model
+	@exec $(BIN)/agentd --config $(CONFIG) run
+
+test: $(INSTALLED) model
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) *.egg-info build .mypy_cache .pytest_cache .ruff_cache
+	find agentd tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What happens over time: triggers, the pass, the gate, the trial, commit and rollback."""

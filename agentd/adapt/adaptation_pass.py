@@ -1,0 +1,307 @@
+"""A pass, read from top to bottom: plan → tap → train → gate → stage → swap and trial.
+
+Every step is written to the database before the act it describes. Whatever raises ends the pass as refused or failed;
+serving never depends on it.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agentd.adapt import dataset as datasets
+from agentd.adapt import gate, zeroth_order
+from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.planning import Setting
+from agentd.adapt.progress import MemoryWatch, Progress
+from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER, RevisionFiles
+from agentd.adapt.training import Training
+from agentd.config import Config
+from agentd.engine.supervisor import Supervisor
+from agentd.errors import AgentdError, PassFailed
+from agentd.ids import now
+from agentd.learn import ledger
+from agentd.learn.spsa import StepResult
+from agentd.store import events, examples, passes, revisions
+from agentd.store.database import Store
+from agentd.store.revisions import Revision
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
+NLL_WEIGHT = 0.1
+
+
+class Rejected(Exception):
+    """The gate said no; the verdict is recorded already."""
+
+
+class AdaptationPass:
+    """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        engine: Supervisor,
+        files: RevisionFiles,
+        training: Training,
+        setting: Setting,
+        progress: Progress,
+        memory: MemoryWatch,
+        model: Path,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        self._config, self._store, self._engine, self._files = config, store, engine, files
+        self._training, self._setting, self._progress, self._memory = training, setting, progress, memory
+        self._model, self._folder, self._seed = model, folder, seed
+        self._parent = engine.revision
+        self._tokens: dict[int, dict[str, Any]] = {}
+        self._new: dict[str, Path] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._steps: list[ledger.Step] = []
+
+    async def run(self, data: Dataset) -> int:
+        started = now()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._engine.call("open")
+        try:
+            data = await self._encode(data)
+            if self._setting.blocks:
+                await self._train_suffix(data)
+            if self._setting.zo_steps:
+                await self._train_trunk(data)
+            await self._advance("trained")
+            verdict = await self._gate(data)
+        finally:
+            await self._close()
+        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
+        learned = [member.example.id for member in data.of("train", "dev")]
+        await self._store.call(examples.mark_used, learned, started)
+        if not verdict.accepted:
+            await self._advance("rejected", reason=verdict.reason)
+            raise Rejected(verdict.reason)
+        return await self._stage(data, verdict)
+
+    # --- the steps
+
+    async def _encode(self, data: Dataset) -> Dataset:
+        """Tokenises what the pass works on; the parent's adapters are what it starts from."""
+        self._progress.begin("tap", len(data.members), "tokenising")
+        source, target = self._folder / "examples.jsonl", self._folder / "tokens.jsonl"
+        data.write(source)
+        await self._engine.call("encode", source=str(source), target=str(target), on_progress=self._count)
+        data, self._tokens = await asyncio.to_thread(datasets.usable, data, target)
+        roles = [(member.example.id, member.role) for member in data.members]
+        await self._store.call(passes.add_examples, self._progress.id, roles)
+        n_train, n_holdout = len(data.of("train", "dev")), len(data.of("holdout"))
+        await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
+        for what, why in list(data.left_out.items())[:20]:
+            await self._event("left out", f"{what}: {why}")
+        await self._engine.call("use", weights=str(self._parent))
+        return data
+
+    async def _train_suffix(self, data: Dataset) -> None:
+        """Backpropagation in the last k blocks, on the trunk's outputs, which are computed once."""
+        members = data.of("train", "dev")
+        assert self._engine.info is not None
+        n_layer = self._engine.info.n_layer
+        first = n_layer - self._setting.blocks
+        self._progress.begin("tap", len(members), f"hidden states before block {first}")
+        tap = self._folder / "tap.f32"
+        numbers = [member.number for member in members]
+        index = await self._engine.call("tap", examples=numbers, block=first, path=str(tap), on_progress=self._count)
+        await self._advance("tapped")
+        self._progress.begin("train", message=f"backpropagation in {self._setting.blocks} blocks")
+        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        output = self._folder / ADAPTER
+        spec = {
+            "model": str(self._model),
+            "first_block": first,
+            "end_block": n_layer,
+            "tap": {"path": str(tap), "n_embd": index["n_embd"]},
+            "prefix": {"offset": 0, "n": index["prefix_rows"]},
+            "examples": datasets.trainer_examples(members, self._tokens, index["sequences"]),
+            "train": self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT),
+            "initial": None if adapter is None else str(adapter),
+            "control": None if control is None else str(control),
+            "output": str(output),
+        }
+        try:
+            done = await self._training.run(spec, self._folder / "trainer.json", self._on_training)
+        finally:
+            tap.unlink(missing_ok=True)
+            await self._flush_steps()
+        self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
+        self._new[ADAPTER] = output
+
+    async def _train_trunk(self, data: Dataset) -> None:
+        """Zeroth-order steps on the control vector, with the new adapter in place."""
+        await self._stage_candidate()
+        await self._engine.call("use", weights=CANDIDATE)
+        self._progress.begin("zo", self._setting.zo_steps, "SPSA on the control vectors")
+        try:
+            trajectory = await zeroth_order.run(
+                self._engine,
+                train=[member.number for member in data.of("train")],
+                dev=[member.number for member in data.of("dev")],
+                steps=self._setting.zo_steps,
+                nll_weight=NLL_WEIGHT,
+                seed=self._seed + self._progress.id,
+                weights=CANDIDATE,
+                on_step=self._on_zo_step,
+            )
+        finally:
+            await self._flush_steps()
+        self._steps = list(trajectory.best_steps)
+        if self._steps:
+            control = self._folder / CONTROL
+            await self._engine.call("write_control", path=str(control))
+            self._new[CONTROL] = control
+
+    async def _gate(self, data: Dataset) -> gate.Verdict:
+        """Scores holdout with what serves and with the candidate, in this engine."""
+        holdout = data.of("holdout")
+        self._progress.begin("gate", 2 * len(holdout), "holdout: what serves")
+        before = await self._outcomes(holdout, str(self._parent), 0)
+        await self._stage_candidate()
+        self._progress.message = "holdout: the candidate"
+        after = await self._outcomes(holdout, CANDIDATE, len(holdout))
+        self._progress.message = "drift on neutral text"
+        drift = await self._engine.call("drift", texts=neutral_texts(), reference="0", candidate=CANDIDATE)
+        adapted = {member.example.task for member in data.of("train")}
+        verdict = await asyncio.to_thread(
+            lambda: gate.judge(
+                before, after, adapted=adapted, drift=float(drift), gate=self._config.adapt.gate, seed=self._seed
+            )
+        )
+        accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
+        self._progress.accuracy = accuracies[0] if accuracies else None
+        await self._advance("gated", gate=verdict.as_json())
+        return verdict
+
+    async def _stage(self, data: Dataset, verdict: gate.Verdict) -> int:
+        """Writes the revision: the pass's state, the files, its row. Files without a row go at the next start."""
+        self._progress.begin("stage")
+        number = await self._store.call(revisions.next_id)
+        files = await asyncio.to_thread(self._files.verified, self._parent)
+        files = {name: path for name, path in files.items() if name in (ADAPTER, CONTROL)} | self._new
+        if self._steps:
+            path = self._folder / LEDGER
+            await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._parent, self._steps))
+            files[LEDGER] = path
+        await self._advance("staged", revision=number)
+        manifest: dict[str, Any] = {
+            "parent": self._parent,
+            "pass": self._progress.id,
+            "created_at": now(),
+            "method": self._setting.method,
+            "blocks": self._setting.blocks,
+            "zo_steps": len(self._steps),
+            "tasks": verdict.tasks,
+            "n_train": len(data.of("train", "dev")),
+        }
+        digest = await asyncio.to_thread(self._files.write, number, files, manifest)
+        summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
+        row = Revision(
+            id=number,
+            parent=self._parent,
+            pass_id=self._progress.id,
+            created_at=manifest["created_at"],
+            state="staged",
+            reason=verdict.reason,
+            method=self._setting.method,
+            blocks=self._setting.blocks,
+            manifest_sha256=digest,
+            summary=summary,
+        )
+        await self._store.call(revisions.add, row)
+        return number
+
+    # --- helpers
+
+    async def _outcomes(self, holdout: list[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
+        await self._engine.call("use", weights=weights)
+
+        def count(scored: int) -> None:
+            self._progress.step = done + scored
+
+        scores = await self._engine.call("score", examples=[member.number for member in holdout], on_progress=count)
+        return gate.outcomes(holdout, self._tokens, scores, NLL_WEIGHT)
+
+    async def _stage_candidate(self) -> None:
+        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
+
+    async def _advance(self, state: str, **columns: Any) -> None:
+        self._progress.state = state
+        await self._store.call(passes.advance, self._progress.id, state, **columns)
+
+    async def _event(self, kind: str, message: str) -> None:
+        await self._store.call(events.add, kind, message, pass_id=self._progress.id)
+
+    async def _close(self) -> None:
+        """Frees the background context. An engine that died has freed it already."""
+        for step in (lambda: self._engine.call("abandon"), lambda: self._engine.call("unstage", weights=CANDIDATE)):
+            await _quietly(step)
+
+    async def _flush_steps(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            await self._store.call(passes.add_steps, self._progress.id, rows)
+
+    def _count(self, done: int) -> None:
+        self._progress.step = done
+
+    def _on_training(self, event: dict[str, Any]) -> None:
+        progress = self._progress
+        if event["event"] == "step":
+            progress.step, progress.steps, progress.loss = event["step"], event["steps"], event["loss"]
+            row = {"phase": "bp", "step": event["step"], "loss": event["loss"], "seconds": event["seconds"]}
+            self._rows.append(row)
+        elif event["event"] == "dev":
+            progress.dev_loss, progress.accuracy = event["loss"], event["accuracy"]
+            dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}
+            self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
+
+    def _on_zo_step(self, result: StepResult) -> None:
+        progress = self._progress
+        progress.step, progress.loss = result.step, result.loss
+        progress.dev_loss = result.dev_loss if result.dev_loss is not None else progress.dev_loss
+        row: dict[str, Any] = {"phase": "zo", "step": result.step, "loss": result.loss, "dev_loss": result.dev_loss}
+        row |= {"seconds": progress.seconds, "projected_gradient": result.projected_gradient, "lr": result.lr}
+        if result.applied:
+            row |= {"seed": str(result.applied[0].seed), "epsilon": result.applied[0].epsilon}
+        self._rows.append(row)
+
+
+async def _quietly(step: Callable[[], Awaitable[T]]) -> None:
+    try:
+        await step()
+    except AgentdError as error:
+        logger.debug("while closing a pass: %s", error)
+
+
+def neutral_texts() -> list[str]:
+    """Text that has nothing to do with any task: what drift from the base is measured on."""
+    return (resources.files("agentd.adapt") / "neutral.txt").read_text().strip().split("\n\n")
+
+
+def prune_folders(root: Path, keep: int) -> None:
+    """Deletes the working directories of all but the newest passes."""
+    folders = sorted((path for path in root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    for folder in folders[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_failure(error: BaseException) -> str:
+    """The reason a pass is recorded with."""
+    if isinstance(error, AgentdError | PassFailed):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,388 @@
+"""Adaptation as a whole: one pass at a time, its trial, commit and rollback, and picking up after a crash."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd.adapt import dataset as datasets
+from agentd.adapt.adaptation_pass import AdaptationPass, Rejected, describe_failure, prune_folders
+from agentd.adapt.planning import Setting, plan
+from agentd.adapt.progress import MemoryWatch, Progress
+from agentd.adapt.revision_files import RevisionFiles
+from agentd.adapt.training import Training
+from agentd.adapt.trial import Trial
+from agentd.adapt.triggers import Triggers
+from agentd.config import Config
+from agentd.engine.activity import Activity
+from agentd.engine.supervisor import Supervisor
+from agentd.errors import AgentdError, Conflict, PassRefused, RevisionCorrupt
+from agentd.store import events, examples, passes, revisions, trials
+from agentd.store.database import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Adaptation:
+    def __init__(
+        self, config: Config, store: Store, engine: Supervisor, activity: Activity, files: RevisionFiles, model: Path
+    ) -> None:
+        self._config, self._store, self._engine, self._activity = config, store, engine, activity
+        self.files, self._model = files, model
+        self._folders = config.state.dir / "passes"
+        self._task: asyncio.Task[None] | None = None
+        self._progress: Progress | None = None
+        self._training: Training | None = None
+        self._trial: Trial | None = None
+        self._stop_reason: str | None = None
+        self._probed: dict[str, Any] | None = None
+        self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
+        self.paused = False
+        self.daemon_pid = os.getpid()
+
+    # --- life
+
+    async def start_up(self) -> None:
+        """Picks up a trial that a restart interrupted, and starts looking for things to learn."""
+        if trial := await self._store.call(trials.running):
+            self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
+            self._task = asyncio.create_task(self._resume_trial(trial.revision, trial.pass_id))
+        if self._config.adapt.enabled:
+            self.triggers.run()
+
+    async def shut_down(self) -> None:
+        self.triggers.stop()
+        if self._task and not self._task.done():
+            self._stop_reason = "the daemon stopped"
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    # --- what the admin API asks for
+
+    async def start(self, trigger: str, options: dict[str, Any]) -> int:
+        """Starts a pass and returns its number. Raises Conflict while one runs."""
+        if self._task and not self._task.done():
+            assert self._progress is not None
+            raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
+        seed = self._config.adapt.seed
+        row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
+        await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
+        self._stop_reason = None
+        self._progress = Progress(row.id)
+        self._task = asyncio.create_task(self._run(row.id, options, seed))
+        return row.id
+
+    async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The plan a pass would follow now. Raises PassRefused."""
+        setting, data = await self._plan(options, self._config.adapt.seed)
+        counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
+        return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
+
+    async def cancel(self) -> int:
+        """Stops the running pass and returns its number. Raises Conflict when none runs."""
+        if self._task is None or self._task.done() or self._progress is None:
+            raise Conflict("no pass is running")
+        await self._stop("cancelled by the owner")
+        return self._progress.id
+
+    async def rollback(self, revision: int | None, reason: str | None) -> dict[str, Any]:
+        """Serves another revision: the given one, or the parent of what serves. Running passes are stopped."""
+        serving = self._engine.revision
+        if revision is None:
+            parent = (await self._store.call(revisions.get, serving)).parent
+            if parent is None:
+                raise Conflict("the base model serves; there is nothing to go back to")
+            revision = parent
+        row = await self._store.call(revisions.get, revision)
+        if revision == serving:
+            raise Conflict(f"revision {revision} serves already")
+        if row.state not in ("base", "committed"):
+            raise Conflict(f"revision {revision} is {row.state}; only committed revisions can serve")
+        await asyncio.to_thread(self.files.verified, revision)
+        why = reason or "rolled back by the owner"
+        await self._stop(why)
+        milliseconds = await self._activate(revision, why)
+        return {"revision": revision, "previous": serving, "swap_ms": round(milliseconds, 3)}
+
+    async def trial_json(self) -> dict[str, Any] | None:
+        running = await self._store.call(trials.running)
+        if running is None:
+            return None
+        left = self._trial.seconds_left if self._trial else None
+        return {"revision": running.revision, "attempts_left": running.attempts_left, "seconds_left": left}
+
+    def progress_json(self, *, running_only: bool = False) -> dict[str, Any] | None:
+        if self._progress is None or (running_only and self._progress.done):
+            return None
+        return self._progress.as_json()
+
+    def pids(self) -> dict[str, int | None]:
+        trainer = self._training.pid if self._training else None
+        return {"daemon": self.daemon_pid, "engine": self._engine.pid, "trainer": trainer}
+
+    def processes(self) -> dict[str, int | None]:
+        """Proportional set size of every process in bytes."""
+        sizes = MemoryWatch(self.pids).read()
+        return {name: sizes.get(name) for name in ("daemon", "engine", "trainer")}
+
+    @staticmethod
+    def outcomes(db: Database) -> dict[str, int]:
+        rows = db.execute("SELECT state, count(*) FROM passes WHERE finished_at IS NOT NULL GROUP BY state")
+        return dict(rows.fetchall())
+
+    async def fall_back(self, error: RevisionCorrupt, revision: int) -> int:
+        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, in the end the base."""
+        await self._event("revision corrupt", str(error), revision=revision)
+        for ancestor in (await self._store.call(revisions.lineage, revision))[1:]:
+            try:
+                await asyncio.to_thread(self.files.verified, ancestor)
+            except RevisionCorrupt:
+                continue
+            await self._store.call(revisions.activate, ancestor, str(error))
+            return ancestor
+        await self._store.call(revisions.activate, 0, str(error))
+        return 0
+
+    # --- one pass
+
+    async def _run(self, number: int, options: dict[str, Any], seed: int) -> None:
+        progress = self._progress
+        assert progress is not None
+        async with MemoryWatch(self.pids) as memory:
+            guard = asyncio.create_task(self._guard_floor(memory))
+            guard.add_done_callback(lambda _: None)
+            try:
+                await self._attempt(progress, options, seed, memory)
+                outcome, reason = "committed", None
+            except Rejected as error:
+                outcome, reason = "rejected", str(error)
+            except RolledBack as error:
+                outcome, reason = "rolled_back", str(error)
+            except PassRefused as error:
+                outcome, reason = "refused", str(error)
+                await self._store.call(
+                    passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
+                )
+            except asyncio.CancelledError:
+                outcome, reason = "failed", self._stop_reason or "cancelled"
+                await self._fail(number, reason)
+            except Exception as error:
+                if not isinstance(error, AgentdError):
+                    logger.exception("pass %d failed", number)
+                outcome, reason = "failed", describe_failure(error)
+                await self._fail(number, reason)
+            finally:
+                guard.cancel()
+        progress.finish(outcome, reason)
+        peaks = {**memory.peaks, "total": memory.total, "before": sum(memory.before.values())}
+        with contextlib.suppress(AgentdError):
+            await self._store.call(
+                lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
+            )
+            await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
+            self.triggers.note(await self._store.call(examples.count_new), outcome == "committed")
+        await asyncio.to_thread(prune_folders, self._folders, self._config.retention.passes)
+
+    async def _attempt(self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch) -> None:
+        setting, data = await self._plan(options, seed + progress.id)
+        progress.method, progress.blocks = setting.method, setting.blocks
+        progress.predicted_bytes, progress.state = setting.choice.plan.needed, "planned"
+        await self._store.call(
+            lambda db: passes.advance(
+                db,
+                progress.id,
+                "planned",
+                method=setting.method,
+                blocks=setting.blocks,
+                plan=setting.as_json(),
+                predicted=setting.choice.plan.predicted,
+                predicted_bytes=setting.choice.plan.needed,
+            )
+        )
+        folder = self._folders / str(progress.id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._training = Training(self._activity, folder / "trainer.log")
+        recipe = AdaptationPass(
+            config=self._config,
+            store=self._store,
+            engine=self._engine,
+            files=self.files,
+            training=self._training,
+            setting=setting,
+            progress=progress,
+            memory=memory,
+            model=self._model,
+            folder=folder,
+            seed=seed,
+        )
+        revision = await recipe.run(data)
+        await self._try_out(revision, progress)
+
+    async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset]:
+        adapt = self._config.adapt
+        data = await self._store.call(
+            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
+        )
+        if self._probed is None:
+            self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
+        return await asyncio.to_thread(plan, self._config, self._model, data, options, self._probed), data
+
+    async def _guard_floor(self, memory: MemoryWatch) -> None:
+        """Stops the pass when the rest of the device needs the memory."""
+        while True:
+            if memory.low is not None and memory.low < self._config.memory.floor:
+                self._stop_reason = (
+                    f"free memory fell to {memory.low} bytes, under memory.floor ({self._config.memory.floor})"
+                )
+                if self._task:
+                    self._task.cancel()
+                return
+            await asyncio.sleep(0.25)
+
+    # --- trial, commit, rollback
+
+    async def _try_out(self, revision: int, progress: Progress) -> None:
+        """Serves the revision on trial and commits it, or takes it back and raises RolledBack."""
+        progress.begin("swap")
+        attempts = self._config.adapt.trial.attempts
+
+        def begin(db: Database) -> None:
+            revisions.set_state(db, revision, "trial")
+            passes.advance(db, progress.id, "trial")
+            trials.start(db, revision, progress.id, attempts)
+
+        await self._store.call(begin)
+        progress.state = "trial"
+        await self._watch_trial(revision, progress)
+
+    async def _watch_trial(self, revision: int, progress: Progress) -> None:
+        previous = await self._store.call(revisions.committed)
+        try:
+            milliseconds = await self._engine.swap(revision)
+            await self._event("swapped", f"revision {revision} on trial, {milliseconds:.2f} ms", progress.id, revision)
+            progress.begin("trial", message=f"revision {revision} serves on trial")
+            self._trial = Trial(self._engine, self._config.adapt.trial)
+            problem = await self._trial.run()
+        except asyncio.CancelledError:
+            if self._stop_reason == "the daemon stopped":
+                raise  # the trial goes on after the restart
+            await self._take_back(revision, previous, progress.id, self._stop_reason or "cancelled")
+            raise RolledBack(self._stop_reason or "cancelled") from None
+        except AgentdError as error:
+            problem = str(error)
+        finally:
+            self._trial = None
+        if problem:
+            await self._take_back(revision, previous, progress.id, problem)
+            raise RolledBack(problem)
+
+        def commit(db: Database) -> None:
+            trials.finish(db, revision, "passed")
+            revisions.set_state(db, revision, "committed")
+            revisions.activate(db, revision, f"pass {progress.id} committed")
+            if progress.id:
+                passes.advance(db, progress.id, "committed")
+
+        await self._store.call(commit)
+
+    async def _take_back(self, revision: int, previous: int, number: int, reason: str) -> None:
+        def undo(db: Database) -> None:
+            trials.finish(db, revision, "failed", reason)
+            revisions.set_state(db, revision, "rolled_back", reason)
+            if number:
+                passes.advance(db, number, "rolled_back", reason=reason)
+
+        await self._store.call(undo)
+        with contextlib.suppress(AgentdError):  # an engine that is down comes back on the committed revision
+            await self._engine.swap(previous)
+
+    async def _resume_trial(self, revision: int, number: int | None) -> None:
+        """After a restart: the trial goes on if it has attempts left."""
+        progress = self._progress
+        assert progress is not None
+        left = await self._store.call(trials.spend_attempt, revision)
+        previous = await self._store.call(revisions.committed)
+        outcome, reason = "committed", None
+        try:
+            if left <= 0:
+                await self._take_back(revision, previous, number or 0, "no attempts left after restarts")
+                raise RolledBack("no attempts left after restarts")
+            await self._watch_trial(revision, progress)
+        except RolledBack as error:
+            outcome, reason = "rolled_back", str(error)
+        except asyncio.CancelledError:
+            return
+        progress.finish(outcome, reason)
+        await self._event(f"pass {outcome}", reason or f"revision {revision} serves", number, revision)
+
+    async def _activate(self, revision: int, reason: str) -> float:
+        previous = await self._store.call(revisions.committed)
+        await self._store.call(revisions.activate, revision, reason)
+        try:
+            milliseconds = await self._engine.swap(revision)
+        except AgentdError:
+            await self._store.call(revisions.activate, previous, f"revision {revision} could not be loaded")
+            raise
+        await self._event("rolled back", f"revision {revision} serves: {reason}", revision=revision)
+        return milliseconds
+
+    async def _stop(self, reason: str) -> None:
+        if self._task and not self._task.done():
+            self._stop_reason = reason
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _fail(self, number: int, reason: str) -> None:
+        with contextlib.suppress(AgentdError, ValueError):
+            await self._store.call(lambda db: passes.advance(db, number, "failed", reason=reason))
+            await self._store.call(discard_staged, number, reason)
+
+    async def _facts(self) -> tuple[int, float]:
+        if self.paused or (self._task and not self._task.done()) or not self._engine.ready:
+            return 0, 0.0
+        return await self._store.call(examples.count_new), self._activity.idle_seconds
+
+    async def _start_by_itself(self, trigger: str) -> None:
+        with contextlib.suppress(Conflict):
+            await self.start(trigger, {})
+
+    async def _event(self, kind: str, message: str, number: int | None = None, revision: int | None = None) -> None:
+        logger.info("%s: %s", kind, message)
+        await self._store.call(events.add, kind, message, pass_id=number or None, revision=revision)
+
+
+class RolledBack(Exception):
+    """The trial ended and what served before serves again; recorded already."""
+
+
+def discard_staged(db: Database, number: int, reason: str) -> None:
+    """Marks what a pass staged and never tried out as discarded."""
+    for row in revisions.all(db):
+        if row.pass_id == number and row.state == "staged":
+            revisions.set_state(db, row.id, "discarded", reason)
+
+
+def recover(db: Database) -> list[str]:
+    """After a start: every pass that was cut short is failed with the reason; a trial is left to be resumed."""
+    notes = []
+    running = trials.running(db)
+    for row in passes.unfinished(db):
+        if row.state == "trial" and running is not None and running.pass_id == row.id:
+            continue
+        reason = f"the daemon stopped while the pass was {row.state}"
+        passes.advance(db, row.id, "failed", reason=reason)
+        discard_staged(db, row.id, reason)
+        events.add(db, "pass failed", reason, pass_id=row.id)
+        notes.append(f"pass {row.id}: {reason}")
+    return notes
+
+
+def known_directories(db: Database) -> set[int]:
+    """Revisions whose files must be kept."""
+    return {row.id for row in revisions.all(db) if row.state in ("committed", "trial", "rolled_back")}

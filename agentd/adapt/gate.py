@@ -1,0 +1,128 @@
+"""Is the candidate better than what serves? Judged on holdout, scored in the engine that will serve it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentd.adapt.dataset import Member
+from agentd.config import Gate
+from agentd.learn.objectives import objective
+from agentd.learn.significance import mcnemar, paired_permutation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one model does on a task's holdout. `hits` is empty for free text."""
+
+    losses: list[float]
+    hits: list[bool]
+
+    @property
+    def loss(self) -> float:
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def accuracy(self) -> float | None:
+        return sum(self.hits) / len(self.hits) if self.hits else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to take the candidate, why, and the figures it rests on: per task, and the drift in nats per token."""
+
+    accepted: bool
+    reason: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drift: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"accepted": self.accepted, "reason": self.reason, "tasks": self.tasks, "drift": self.drift}
+
+
+def outcomes(
+    members: Sequence[Member],
+    tokens: Mapping[int, dict[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
+    nll_weight: float,
+) -> dict[str, Outcome]:
+    """Per task, from the engine's log-likelihoods of the members in their order."""
+    found: dict[str, Outcome] = {}
+    for member, score in zip(members, scores, strict=True):
+        result = objective(
+            [[value] for value in score["choices"]], tokens[member.number]["correct"], score["target"], nll_weight
+        )
+        outcome = found.setdefault(member.example.task, Outcome([], []))
+        outcome.losses.append(result.loss)
+        if result.predicted is not None:
+            right = result.predicted == tokens[member.number]["correct"]
+            outcome.hits.append(right and all(map(math.isfinite, score["choices"])))
+    return found
+
+
+def judge(
+    before: Mapping[str, Outcome],
+    after: Mapping[str, Outcome],
+    *,
+    adapted: set[str],
+    drift: float,
+    gate: Gate,
+    seed: int,
+) -> Verdict:
+    """The candidate must be finite, stay under the drift cap, lose on no task, and be better on one it learned.
+
+    Better: the paired test of the hits (McNemar, mid-p) or of the losses (permutation) is significant. With two tests
+    on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni).
+    """
+    level = gate.alpha / (2 * max(1, len(adapted)))
+    figures: dict[str, dict[str, Any]] = {}
+    finite = math.isfinite(drift) and all(math.isfinite(x) for o in after.values() for x in o.losses)
+    losers, winners = [], []
+    for name, old in before.items():
+        new = after[name]
+        facts: dict[str, Any] = {
+            "n": len(old.losses),
+            "adapted": name in adapted,
+            "before": {"accuracy": old.accuracy, "loss": old.loss},
+            "after": {"accuracy": new.accuracy, "loss": new.loss if finite else None},
+        }
+        figures[name] = facts
+        if not finite:
+            continue
+        if old.accuracy is not None and new.accuracy is not None:
+            # One example more or less is no regression that a test could see.
+            allowed = max(gate.max_regression, 1 / len(old.hits))
+            lost = old.accuracy - new.accuracy
+            facts["p_accuracy"] = mcnemar(old.hits, new.hits)
+        else:
+            allowed, lost = gate.max_regression * abs(old.loss), new.loss - old.loss
+        facts["p_loss"] = paired_permutation(old.losses, new.losses, seed)
+        if lost > allowed:
+            losers.append(name)
+        elif name in adapted and min(facts.get("p_accuracy", 1.0), facts["p_loss"]) <= level and lost <= 0:
+            winners.append(name)
+    if not finite:
+        return Verdict(False, "the candidate's outputs are not finite", figures, None)
+    if drift > gate.max_drift:
+        reason = (
+            f"it drifted {drift:.3f} nats per token from the base on neutral text; gate.max_drift is {gate.max_drift}"
+        )
+        return Verdict(False, reason, figures, drift)
+    if losers:
+        return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift)
+    if not winners:
+        smallest = min(
+            (min(f.get("p_accuracy", 1.0), f["p_loss"]) for n, f in figures.items() if n in adapted), default=1
+        )
+        reason = f"no task improved significantly (smallest p {smallest:.3g}, needed {level:.3g})"
+        return Verdict(False, reason, figures, drift)
+    return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift)
+
+
+def _described(names: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    for name in names:
+        old, new = figures[name]["before"], figures[name]["after"]
+        hits = None if old["accuracy"] is None else f"accuracy {old['accuracy']:.3f} → {new['accuracy']:.3f}, "
+        parts.append(f"{name}: {hits or ''}loss {old['loss']:.3f} → {new['loss']:.3f}")
+    return "; ".join(parts)

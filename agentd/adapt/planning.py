@@ -1,0 +1,66 @@
+"""From the configuration, the request and the memory there is now to what a pass will do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentd.adapt.dataset import Dataset
+from agentd.budget import planner, probe
+from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.planner import Choice
+from agentd.config import Config
+from agentd.gguf_header import read_header
+
+_ALPHA = 2.0  # LoRA alpha in units of the rank
+_TEMPLATE_TOKENS = 24  # what a chat template adds to a message
+_CHARACTERS_PER_TOKEN = 3.0  # pessimistic for English; the footprint should not be underestimated
+ZO_STEPS = {"mezo": 200, "elasticzo": 24, "suffix-bp": 0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a pass will do. `blocks` is k; `zo_steps` zeroth-order steps follow on the control vectors."""
+
+    method: str
+    blocks: int
+    zo_steps: int
+    rank: int
+    choice: Choice
+
+    def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
+        """Hyperparameters of the trainer; the rest are its defaults."""
+        return {
+            "rank": self.rank,
+            "alpha": _ALPHA * self.rank,
+            "seed": seed,
+            "threads": threads,
+            "nll_weight": nll_weight,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
+
+
+def plan(config: Config, model: Path, data: Dataset, options: dict[str, Any], probed: dict[str, Any]) -> Setting:
+    """The best setting that fits. `options` override the configuration. Raises PassRefused with the shortfall."""
+    architecture = Architecture.from_header(read_header(model))
+    rank = config.adapt.rank
+    lengths = [int(n / _CHARACTERS_PER_TOKEN) + _TEMPLATE_TOKENS for n in data.n_characters()]
+    workload = Workload(
+        seq_len=max(lengths), tokens=sum(lengths), examples=len(lengths), rank=rank, context=config.model.context
+    )
+    choice = planner.choose(
+        architecture,
+        workload,
+        available=probe.read().available,
+        reserve=config.memory.reserve,
+        limit=config.memory.limit,
+        method=options.get("method", config.adapt.method),
+        blocks=options.get("blocks", config.adapt.blocks),
+        bp=bool(probed["supported"]),
+        no_bp_reason=str(probed.get("reason")),
+    )
+    steps = options.get("zo_steps", config.adapt.zo_steps)
+    if steps == "auto":
+        steps = ZO_STEPS[choice.plan.method]
+    return Setting(choice.plan.method, choice.plan.blocks, int(steps), rank, choice)

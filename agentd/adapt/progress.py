@@ -1,0 +1,115 @@
+"""Where a pass is, for whoever watches it; and what memory it takes meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentd.budget import probe
+
+
+@dataclass
+class Progress:
+    """The live side of a pass. Losses in nats, times in seconds, memory in bytes."""
+
+    id: int
+    state: str = "triggered"
+    phase: str = "plan"
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    dev_loss: float | None = None
+    accuracy: float | None = None
+    memory_bytes: int = 0
+    predicted_bytes: int = 0
+    method: str | None = None
+    blocks: int | None = None
+    message: str = ""
+    done: bool = False
+    outcome: str | None = None
+    reason: str | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    _started: float = 0.0
+    _phase_started: float = 0.0
+    _ended: float | None = None
+
+    def __post_init__(self) -> None:
+        self._started = self._phase_started = self.clock()
+
+    def begin(self, phase: str, steps: int = 0, message: str = "") -> None:
+        """Enters a phase; the time of the one before is noted."""
+        self.close_phase()
+        self.phase, self.step, self.steps, self.message = phase, 0, steps, message
+
+    def close_phase(self) -> None:
+        now = self.clock()
+        self.phases[self.phase] = round(self.phases.get(self.phase, 0.0) + now - self._phase_started, 3)
+        self._phase_started = now
+
+    def finish(self, outcome: str, reason: str | None) -> None:
+        self.close_phase()
+        self.state, self.done, self.outcome, self.reason = outcome, True, outcome, reason
+        self._ended = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or self.clock()) - self._started
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of this phase, from its pace so far."""
+        if self.done or not self.steps or not self.step:
+            return None
+        return (self.clock() - self._phase_started) / self.step * (self.steps - self.step)
+
+    def as_json(self) -> dict[str, Any]:
+        names = (
+            "id state phase step steps loss dev_loss accuracy memory_bytes predicted_bytes method blocks message done "
+            "outcome reason"
+        )
+        left = self.seconds_left
+        return {name: getattr(self, name) for name in names.split()} | {
+            "seconds": round(self.seconds, 1),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+
+
+class MemoryWatch:
+    """Samples the proportional set size of the processes while a pass runs; keeps each one's peak and their sum's."""
+
+    def __init__(self, pids: Callable[[], dict[str, int | None]], interval: float = 0.25) -> None:
+        self._pids, self._interval = pids, interval
+        self.peaks: dict[str, int] = {}
+        self.before: dict[str, int] = {}
+        self.total = 0
+        self.low: int | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "MemoryWatch":
+        self.before = await asyncio.to_thread(self.read)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+
+    @property
+    def added(self) -> int:
+        """Bytes the pass took at its peak beyond what was there before it."""
+        return sum(max(0, peak - self.before.get(name, 0)) for name, peak in self.peaks.items() if name != "daemon")
+
+    def read(self) -> dict[str, int]:
+        sizes = {name: probe.pss(pid) for name, pid in self._pids().items() if pid is not None}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    async def _run(self) -> None:
+        while True:
+            sizes = await asyncio.to_thread(self.read)
+            for name, size in sizes.items():
+                self.peaks[name] = max(size, self.peaks.get(name, 0))
+            self.total = max(self.total, sum(sizes.values()))
+            self.low = await asyncio.to_thread(lambda: probe.read().available)
+            await asyncio.sleep(self._interval)

@@ -1,0 +1,120 @@
+"""Revisions on disk: immutable directories with checksums, written so that a power cut leaves whole ones only.
+
+revisions/<n>/manifest.json   what it is, from what, and the sha256 of every other file
+revisions/<n>/adapter.gguf    LoRA, as stock llama.cpp tools load it (only if there is one)
+revisions/<n>/control.gguf    control vector, likewise
+revisions/<n>/ledger          the zeroth-order steps that made the control vector from the parent's
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentd.errors import RevisionCorrupt, StorageFull
+
+ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
+
+
+class RevisionFiles:
+    def __init__(self, root: Path, base_sha256: str) -> None:
+        self._root, self._base = root, base_sha256
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def directory(self, revision: int) -> Path:
+        return self._root / str(revision)
+
+    def write(self, revision: int, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> str:
+        """Copies `files` in and returns the manifest's sha256. Raises StorageFull; then nothing is left."""
+        target, temporary = self.directory(revision), self._root / f".{revision}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(mode=0o700)
+            sums = {}
+            for name, source in files.items():
+                data = source.read_bytes()
+                _write(temporary / name, data)
+                sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            body = {**manifest, "revision": revision, "base_sha256": self._base, "files": sums}
+            text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+            _write(temporary / MANIFEST, text)
+            _sync(temporary)
+            temporary.rename(target)
+            _sync(self._root)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StorageFull(f"revision {revision}: {error.strerror or error}") from None
+        return hashlib.sha256(text).hexdigest()
+
+    def manifest(self, revision: int) -> dict[str, Any] | None:
+        """What is written about a revision; None for the base. Raises RevisionCorrupt."""
+        if revision == 0:
+            return None
+        try:
+            tree = json.loads((self.directory(revision) / MANIFEST).read_bytes())
+            if not isinstance(tree["files"], dict):
+                raise TypeError("files")
+        except OSError as error:
+            raise RevisionCorrupt(revision, f"its manifest cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError):
+            raise RevisionCorrupt(revision, "its manifest is damaged") from None
+        return dict(tree)
+
+    def verified(self, revision: int) -> dict[str, Path]:
+        """The files of a revision, each found to be what the manifest says. Raises RevisionCorrupt."""
+        manifest = self.manifest(revision)
+        if manifest is None:
+            return {}
+        if manifest.get("base_sha256") != self._base:
+            raise RevisionCorrupt(revision, "it was made for another base model")
+        found = {}
+        for name, facts in manifest["files"].items():
+            path = self.directory(revision) / Path(name).name
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.sha256(file.read()).hexdigest()
+            except OSError as error:
+                raise RevisionCorrupt(revision, f"{name} cannot be read ({error.strerror})") from None
+            if not isinstance(facts, dict) or digest != facts.get("sha256"):
+                raise RevisionCorrupt(revision, f"{name} is not what was written (sha256 differs)")
+            found[name] = path
+        return found
+
+    def weights(self, revision: int) -> tuple[Path | None, Path | None]:
+        """Adapter and control vector of a revision, verified. Raises RevisionCorrupt."""
+        files = self.verified(revision)
+        return files.get(ADAPTER), files.get(CONTROL)
+
+    def size(self, revision: int) -> int:
+        """Bytes on disk."""
+        if revision == 0:
+            return 0
+        return sum(path.stat().st_size for path in self.directory(revision).glob("*") if path.is_file())
+
+    def reconcile(self, known: set[int]) -> list[str]:
+        """Removes what no row knows: directories a crash left behind. Returns their names."""
+        removed = []
+        for path in self._root.iterdir():
+            if not (path.name.isdigit() and int(path.name) in known):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path.name)
+        return removed
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o600)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

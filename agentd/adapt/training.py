@@ -1,0 +1,108 @@
+"""The trainer process as the daemon sees it: spawned for one pass, stopped while requests are served, then gone."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentd.engine.activity import Activity
+from agentd.errors import TrainerFailed
+
+_RESUME_AFTER = 0.05  # seconds without a request before the trainer goes on
+UNSUPPORTED = 3
+
+
+class Training:
+    """Runs `python -m agentd.trainer`. Two thread pools on the same cores slow each other down several times, so the
+    process is stopped (SIGSTOP) from the first byte of a request to the last."""
+
+    def __init__(self, activity: Activity, log: Path) -> None:
+        self._activity, self._log = activity, log
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def run(self, spec: dict[str, Any], path: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Trains as specified and returns the `done` event. Raises TrainerFailed with the trainer's own reason."""
+        path.write_text(json.dumps(spec))
+        last: dict[str, Any] = {}
+
+        def keep(event: dict[str, Any]) -> None:
+            last.update(event)
+            on_event(event)
+
+        code = await self._spawn([str(path)], keep)
+        if last.get("event") == "done" and code == 0:
+            return last
+        if last.get("event") == "error":
+            raise TrainerFailed(f"the trainer failed: {last['message']}")
+        raise TrainerFailed(f"the trainer ended with status {code}{self._last_words()}")
+
+    async def probe(self, model: Path) -> dict[str, Any]:
+        """Whether the trainer can build this model's blocks: {"supported", "reason", ...}."""
+        found: dict[str, Any] = {"supported": False, "reason": "the trainer gave no answer"}
+        await self._spawn(["--probe", str(model)], found.update)
+        return found
+
+    async def _spawn(self, arguments: list[str], on_event: Callable[[dict[str, Any]], None]) -> int:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "agentd.trainer",
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=_environment(),
+                limit=1 << 24,
+            )
+        try:
+            with self._activity.listen(self._give_way):
+                assert self._process.stdout is not None
+                async for line in self._process.stdout:
+                    with contextlib.suppress(ValueError):
+                        on_event(json.loads(line))
+                return await self._process.wait()
+        finally:
+            if self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+
+    def _give_way(self, busy: bool) -> None:
+        if busy and not self._stopped:
+            self._signal(signal.SIGSTOP)
+            self._stopped = True
+        elif not busy:
+            asyncio.get_running_loop().call_later(_RESUME_AFTER, self._resume)
+
+    def _resume(self) -> None:
+        if self._stopped and self._activity.active == 0:
+            self._stopped = False
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            if lines:
+                return f": {lines[-1][:300]}"
+        return ""
+
+
+def _environment() -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+    return {**inherited, **quiet}

@@ -1,0 +1,91 @@
+"""Zeroth-order steps on the control vectors of the trunk, with the engine as the loss oracle."""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agentd.engine.supervisor import Supervisor
+from agentd.learn.ledger import fold
+from agentd.learn.spsa import StepResult, Trajectory, minimise
+
+EPSILON = 0.1  # in units of the hidden state; measured to be in the flat part (reference: zeroth-order)
+BATCH = 16
+_MAX_DEV = 48
+_PATIENCE = 3
+
+
+class EngineOracle:
+    """The engine's loss as `learn.spsa` wants it: blocking, called from a worker thread."""
+
+    def __init__(self, engine: Supervisor, train: Sequence[int], nll_weight: float, seed: int) -> None:
+        self._engine, self._train, self._weight, self._seed = engine, list(train), nll_weight, seed
+        self._loop = asyncio.get_running_loop()
+
+    def batch(self, number: int) -> list[int]:
+        """The examples of mini-batch `number`: epochs in a shuffled order, the same for the same seed."""
+        size = min(BATCH, len(self._train))
+        per_epoch = max(1, len(self._train) // size)
+        epoch, place = divmod(number, per_epoch)
+        order = random.Random(f"{self._seed}/{epoch}").sample(self._train, len(self._train))
+        return order[place * size : (place + 1) * size]
+
+    def loss(self, seed: int, scale: float, batch: int) -> float:
+        return self.mean_loss(self.batch(batch), seed, scale)
+
+    def mean_loss(self, examples: list[int], seed: int = 0, scale: float = 0.0) -> float:
+        value = self._call("loss", examples=examples, nll_weight=self._weight, seed=seed, scale=scale)
+        return math.nan if value is None else float(value)
+
+    def update(self, seed: int, coefficient: float) -> None:
+        self._call("update", seed=seed, coefficient=coefficient)
+
+    def _call(self, op: str, **arguments: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(self._engine.call(op, **arguments), self._loop).result()
+
+
+async def run(
+    engine: Supervisor,
+    *,
+    train: Sequence[int],
+    dev: Sequence[int],
+    steps: int,
+    nll_weight: float,
+    seed: int,
+    weights: str,
+    on_step: Callable[[StepResult], None],
+) -> Trajectory:
+    """Takes `steps` steps from the staged `weights`, whose adapters the session must be using, and leaves the
+    session at the best point seen on `dev`: exactly the weights plus the replayed trajectory."""
+    oracle = EngineOracle(engine, train, nll_weight, seed)
+    trajectory = Trajectory()
+    judged = list(dev)[:_MAX_DEV]
+    loop = asyncio.get_running_loop()
+    stop = False
+
+    def work() -> None:
+        results = minimise(
+            oracle,
+            steps=steps,
+            epsilon=EPSILON,
+            first_seed=seed << 20,
+            evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
+            patience=_PATIENCE,
+            trajectory=trajectory,
+        )
+        for result in results:
+            loop.call_soon_threadsafe(on_step, result)
+            if stop:
+                return
+
+    try:
+        await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        stop = True
+        raise
+    # Floating-point addition does not undo itself: the best point is made again from its start.
+    await engine.call("use", weights=weights)
+    for number, coefficient in fold(trajectory.best_steps):
+        await engine.call("update", seed=number, coefficient=coefficient)
+    return trajectory

@@ -1,0 +1,1 @@
+"""HTTP over UNIX sockets: serving, feedback, administration."""

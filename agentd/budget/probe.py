@@ -1,0 +1,163 @@
+"""How much memory there is now, and what our processes take. Swap is not memory.
+
+psutil does not see control groups: a limit anywhere on the way up to the root, of version 1 or 2, may leave less
+than /proc/meminfo says.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agentd import ids
+
+_UNLIMITED = 1 << 60  # version 1 writes the largest multiple of the page size for "no limit"
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of one control group, in bytes. `cache` is file cache that the kernel gives back without harm."""
+
+    path: str
+    name: str
+    limit: int
+    usage: int
+    cache: int
+
+    @property
+    def free(self) -> int:
+        return max(0, self.limit - max(0, self.usage - self.cache))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Memory at one moment, in bytes. `pressure` is the PSI "some avg10" in percent, None where the kernel has none."""
+
+    at: str
+    system_available: int
+    limits: tuple[Limit, ...]
+    pressure: float | None
+
+    @property
+    def available(self) -> int:
+        """What could be allocated without swapping, reclaim of hot pages, or the OOM killer."""
+        return min([self.system_available, *(limit.free for limit in self.limits)])
+
+    @property
+    def bound_by(self) -> str:
+        """What sets `available`: "system", or the tightest limit's file."""
+        tightest = min(self.limits, key=lambda limit: limit.free, default=None)
+        if tightest is None or tightest.free >= self.system_available:
+            return "system"
+        return f"{tightest.path}/{tightest.name}"
+
+    def as_json(self) -> dict[str, Any]:
+        limits = [{**asdict(limit), "free": limit.free} for limit in self.limits]
+        return {**asdict(self), "limits": limits, "available": self.available, "bound_by": self.bound_by}
+
+
+def _system_available() -> int:
+    return int(psutil.virtual_memory().available)
+
+
+def read(root: Path = _ROOT, system_available: Callable[[], int] = _system_available) -> Reading:
+    """Reads everything now. `root` is where proc/ and the mount points are looked for. Never raises OSError."""
+    groups = list(_groups(root))
+    limits = tuple(limit for directory, version in groups for limit in _limits(directory, version, root))
+    files = [root / "proc/pressure/memory"]
+    files += [directory / "memory.pressure" for directory, version in groups[:1] if version == 2]
+    pressures = [value for value in map(_pressure, files) if value is not None]
+    return Reading(ids.now(), system_available(), limits, max(pressures, default=None))
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, int]]:
+    """The memory control groups of this process as (directory, version), innermost first, up to each mount."""
+    own: dict[int, str] = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            own[2] = path
+        elif "memory" in controllers.split(","):
+            own[1] = path
+    for version, mount, mounted in sorted(_mounts(root), reverse=True):
+        if version not in own:
+            continue
+        path = own[version]
+        # In a container the mount may begin at our own group, or the path may point out of the namespace.
+        inside = path[len(mounted) :] if mounted != "/" and path.startswith(mounted) else path
+        parts = [part for part in inside.split("/") if part and part != ".."]
+        for depth in range(len(parts), -1, -1):
+            directory = mount.joinpath(*parts[:depth])
+            if directory.is_dir():
+                yield directory, version
+
+
+def _mounts(root: Path) -> Iterator[tuple[int, Path, str]]:
+    """(version, mount point, the group mounted there) of the hierarchies that may limit memory (proc(5), mountinfo)."""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in fields[-1].split(",")):
+            point = fields[4].replace("\\040", " ")
+            yield (2 if kind == "cgroup2" else 1), root / point.lstrip("/"), fields[3]
+
+
+def _limits(directory: Path, version: int, root: Path) -> Iterator[Limit]:
+    names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+    usage = _number(directory / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+    if usage is None:
+        return
+    statistics = dict(line.split() for line in _text(directory / "memory.stat").splitlines() if line.count(" ") == 1)
+    cache = int(statistics.get("inactive_file" if version == 2 else "total_inactive_file", 0))
+    for name in names:
+        limit = _number(directory / name)
+        if limit is not None and limit < _UNLIMITED:
+            yield Limit("/" + str(directory.relative_to(root)), name, limit, usage, cache)
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _pressure(path: Path) -> float | None:
+    for line in _text(path).splitlines():
+        if line.startswith("some "):
+            values = dict(field.split("=") for field in line.split()[1:])
+            return float(values["avg10"])
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""  # not on this kernel, not mounted, or gone between two reads
+
+
+def pss(pid: int, root: Path = _ROOT) -> int | None:
+    """The proportional set size of a process in bytes: shared pages are divided among their users (proc(5)).
+
+    Where the kernel does not tell (no smaps_rollup, or not allowed) its resident set; None when there is no process.
+    """
+    for line in _text(root / f"proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    fields = _text(root / f"proc/{pid}/statm").split()
+    if len(fields) < 2 or fields[1] == "0":  # a zombie has given all memory back
+        return None
+    return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def pss_tree(pid: int) -> int | None:
+    """The proportional set size of a process and everything it started, in bytes; None when it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        pids = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        sizes = [size for size in map(pss, pids) if size is not None]
+        return sum(sizes) if sizes else None
+    return None

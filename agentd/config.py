@@ -1,0 +1,339 @@
+"""Typed settings from YAML and the environment. Every key has a default, a unit and a check.
+
+All problems of a file are reported at once. `AGENTD_<SECTION>_<KEY>` in the environment overrides the file,
+e.g. `AGENTD_STATE_DIR=/data/agentd`; nested sections join with underscores (`AGENTD_ADAPT_GATE_ALPHA=0.01`).
+"""
+
+import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agentd import paths
+from agentd.errors import InvalidConfig
+
+_SIZE = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_TIME = {"": 1.0, "S": 1.0, "MS": 1e-3, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
+_MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminating zero (unix(7))
+
+
+def _quantity(units: Mapping[str, float], example: str) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(value))
+        if isinstance(value, bool) or match is None or match[2].upper() not in units:
+            raise ValueError(f"{value!r} is not a quantity such as {example}")
+        return float(match[1]) * units[match[2].upper()]
+
+    return parse
+
+
+_duration = _quantity(_TIME, "30s, 5m, 12h or 90d")
+_bytes = _quantity(_SIZE, "256MiB or 1.5GiB")
+
+
+def _size(value: Any) -> int:
+    return int(_bytes(value))
+
+
+def _path(value: Any) -> Path:
+    return Path(os.path.expandvars(str(value))).expanduser()
+
+
+def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a number")
+        number = kind(value)
+        if not low <= number <= high:
+            raise ValueError(f"{value!r} is not between {low} and {high}")
+        return number
+
+    return parse
+
+
+def _auto(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: value if value == "auto" else parse(value)
+
+
+def _one_of(*names: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return str(value)
+
+    return parse
+
+
+def _quiet_hours(value: Any) -> str:
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", str(value)):
+        raise ValueError(f"{value!r} is not a span such as 22:00-07:00")
+    return str(value)
+
+
+def _tcp(value: Any) -> str:
+    match = re.fullmatch(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\]):(\d{1,5})", str(value))
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(f"{value!r} is not a loopback address such as 127.0.0.1:8080")
+    return str(value)
+
+
+def _boolean(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return str(value).lower() == "true"
+
+
+def _key(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = _key("default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), or hf:OWNER/REPO/FILE.gguf")
+    context: int = _key(4096, _number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
+    threads: int | str = _key("auto", _auto(_number(1, 1024, int)), "threads of the engine")
+    gpu_layers: int | str = _key(
+        "auto", _auto(_number(0, 10000, int)), "blocks offloaded to a GPU, where llama.cpp has one"
+    )
+
+
+@dataclass(frozen=True)
+class Serve:
+    socket: Path | None = _key(None, _path, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
+    admin_socket: Path | None = _key(None, _path, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
+    slots: int = _key(4, _number(1, 64, int), "requests answered at the same time; others wait")
+    queue: int = _key(64, _number(0, 10000, int), "requests that may wait for a slot; more get 503")
+    tcp: str | None = _key(None, _tcp, "a loopback HOST:PORT to serve the API on as well")
+    max_body: int = _key(2**20, _size, "bytes of a request body")
+    max_import: int = _key(64 * 2**20, _size, "bytes of a JSONL body of examples")
+    max_tokens: int = _key(512, _number(1, 1 << 20, int), "tokens of an answer when the request names no limit")
+
+
+@dataclass(frozen=True)
+class State:
+    dir: Path = field(default_factory=paths.state_dir, metadata={"parse": _path, "doc": "database, revisions, taps"})
+
+
+@dataclass(frozen=True)
+class Memory:
+    reserve: int = _key(256 * 2**20, _size, "bytes that adaptation leaves free for the rest of the device")
+    floor: int = _key(128 * 2**20, _size, "bytes of free memory under which a running pass stops")
+    limit: int | None = _key(None, _size, "bytes that adaptation may take at the most")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    min_examples: int = _key(64, _number(1, 10**9, int), "new training examples that start a pass")
+    idle: float = _key(30.0, _duration, "seconds without a request before a pass starts by itself")
+    every: float = _key(0.0, _duration, "seconds between passes by the clock, if there is anything new; 0 = off")
+    check: float = _key(5.0, _duration, "seconds between looks at whether a pass is due")
+    quiet_hours: str | None = _key(None, _quiet_hours, "local time in which no pass starts by itself")
+
+
+@dataclass(frozen=True)
+class Gate:
+    alpha: float = _key(0.05, _number(1e-9, 0.5), "significance level of the paired test on holdout")
+    min_holdout: int = _key(20, _number(1, 10**9, int), "holdout examples a task needs before it may be adapted")
+    max_holdout: int = _key(400, _number(1, 10**9, int), "holdout examples scored per task, the newest first")
+    max_regression: float = _key(0.02, _number(0, 1), "accuracy another task may lose")
+    max_drift: float = _key(0.5, _number(0, 100), "nats per token of KL divergence from the base on neutral text")
+
+
+@dataclass(frozen=True)
+class Trial:
+    duration: float = _key(60.0, _duration, "seconds a new revision serves on trial before it is committed")
+    attempts: int = _key(3, _number(1, 100, int), "restarts a trial survives before it is rolled back")
+
+
+@dataclass(frozen=True)
+class Adapt:
+    enabled: bool = _key(True, _boolean, "whether passes start by themselves; `agentctl adapt` always may")
+    method: str = _key("auto", _one_of("auto", "mezo", "suffix-bp", "elasticzo"), "the learning method")
+    blocks: int | str = _key(
+        "auto", _auto(_number(0, 10000, int)), "k, the number of last blocks trained by backpropagation"
+    )
+    rank: int = _key(8, _number(1, 256, int), "rank of the LoRA matrices")
+    max_examples: int = _key(1024, _number(1, 10**9, int), "training examples of one pass, replayed ones included")
+    zo_steps: int | str = _key("auto", _auto(_number(0, 10**6, int)), "zeroth-order steps of a pass")
+    seed: int = _key(0, _number(0, 2**63 - 1, int), "seed of everything random in a pass")
+    trigger: Trigger = field(default_factory=Trigger)
+    gate: Gate = field(default_factory=Gate)
+    trial: Trial = field(default_factory=Trial)
+
+
+@dataclass(frozen=True)
+class Retention:
+    inferences: float = _key(90 * 86400.0, _duration, "seconds a served request without feedback is kept")
+    passes: int = _key(20, _number(1, 10**6, int), "working directories of past passes kept for inspection")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task declared in the configuration. `choices` empty: answers are free text."""
+
+    choices: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model = field(default_factory=Model)
+    engine: str = _key("llamacpp", _one_of("llamacpp"), "which engine serves the model")
+    serve: Serve = field(default_factory=Serve)
+    state: State = field(default_factory=State)
+    memory: Memory = field(default_factory=Memory)
+    adapt: Adapt = field(default_factory=Adapt)
+    retention: Retention = field(default_factory=Retention)
+    tasks: dict[str, Task] = field(default_factory=dict, metadata={"doc": "name: {choices, metric, prompt}"})
+
+    @property
+    def api_socket(self) -> Path:
+        return self.serve.socket or paths.runtime_dir(self.state.dir) / "api.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.serve.admin_socket or self.api_socket.with_name("admin.sock")
+
+    @property
+    def model_threads(self) -> int:
+        """Threads for the engine: the cores this process may use."""
+        if self.model.threads == "auto":
+            return len(os.sched_getaffinity(0))
+        return int(self.model.threads)
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Reads `path` (or takes the defaults) and the environment. Raises InvalidConfig with every problem found."""
+    tree: Any = {}
+    source: object = path or "the environment"
+    if path is not None:
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise InvalidConfig(path, [f"cannot read it: {error.strerror}"]) from None
+        except yaml.YAMLError as error:
+            raise InvalidConfig(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        if not isinstance(tree, dict):
+            raise InvalidConfig(path, ["the file must hold a mapping of sections"])
+    problems: list[str] = []
+    config: Config = _build(Config, tree, "", environment, problems)
+    for name, socket in (("serve.socket", config.api_socket), ("serve.admin_socket", config.admin_socket)):
+        if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
+            problems.append(f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have")
+    if config.api_socket == config.admin_socket:
+        problems.append("serve.admin_socket: must differ from serve.socket")
+    if problems:
+        raise InvalidConfig(source, problems)
+    return config
+
+
+def _build(cls: Any, tree: Any, prefix: str, environment: Mapping[str, str], problems: list[str]) -> Any:
+    if not isinstance(tree, dict):
+        problems.append(f"{prefix.rstrip('.') or 'file'}: must be a mapping, not {tree!r}")
+        tree = {}
+    known = {f.name: f for f in fields(cls)}
+    for name in tree:
+        if name not in known:
+            problems.append(f"{prefix}{name}: unknown key; known here: {', '.join(known)}")
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for name, spec in known.items():
+        where = f"{prefix}{name}"
+        if is_dataclass(hints[name]):
+            values[name] = _build(hints[name], tree.get(name) or {}, f"{where}.", environment, problems)
+            continue
+        if where == "tasks":
+            values[name] = _tasks(tree.get(name) or {}, problems)
+            continue
+        raw = environment.get("AGENTD_" + where.upper().replace(".", "_"), tree.get(name, dataclasses.MISSING))
+        if raw is dataclasses.MISSING:
+            continue
+        if raw is None or raw == "null":
+            if _optional(hints[name]):
+                values[name] = None
+            else:
+                problems.append(f"{where}: must not be empty")
+            continue
+        try:
+            values[name] = spec.metadata["parse"](raw)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{where}: {error}")
+    return cls(**values)
+
+
+def _optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _tasks(tree: Any, problems: list[str]) -> dict[str, Task]:
+    if not isinstance(tree, dict):
+        problems.append("tasks: must be a mapping of task names")
+        return {}
+    tasks: dict[str, Task] = {}
+    for name, body in tree.items():
+        where, body = f"tasks.{name}", body or {}
+        if not isinstance(body, dict):
+            problems.append(f"{where}: must be a mapping")
+            continue
+        problems += [
+            f"{where}.{key}: unknown key; known here: choices, metric, prompt"
+            for key in body
+            if key not in Task.__annotations__
+        ]
+        choices = body.get("choices") or []
+        if (
+            not isinstance(choices, list)
+            or len({str(c) for c in choices}) != len(choices)
+            or len(choices) == 1
+            or "" in choices
+        ):
+            problems.append(f"{where}.choices: must be a list of two or more different texts, or empty")
+            choices = []
+        metric = body.get("metric", "accuracy" if choices else "loss")
+        if metric not in (("accuracy", "loss") if choices else ("loss",)):
+            problems.append(f"{where}.metric: {metric!r} is not one of accuracy (needs choices), loss")
+            metric = "loss"
+        prompt = body.get("prompt")
+        if prompt is not None and "{text}" not in str(prompt):
+            problems.append(f"{where}.prompt: must contain {{text}}, where the input goes")
+        tasks[str(name)] = Task(
+            tuple(str(choice) for choice in choices), metric, None if prompt is None else str(prompt)
+        )
+    return tasks
+
+
+def as_tree(config: Any) -> dict[str, Any]:
+    """The effective configuration as plain data, for `agentd config` and the manifest of a pass."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return list(value)
+        return str(value) if isinstance(value, Path) else value
+
+    tree: dict[str, Any] = plain(config)
+    return tree
+
+
+def reference(cls: Any = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every key as (name, default, what it means), for `agentd config --reference` and docs/."""
+    rows: list[tuple[str, Any, str]] = []
+    hints = typing.get_type_hints(cls)
+    for spec in fields(cls):
+        if is_dataclass(hints[spec.name]):
+            rows += reference(hints[spec.name], f"{prefix}{spec.name}.")
+        else:
+            default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
+            rows.append((prefix + spec.name, default, spec.metadata["doc"]))
+    return rows

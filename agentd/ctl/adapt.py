@@ -1,0 +1,79 @@
+"""Starting, stopping and holding back passes."""
+
+from typing import Annotated
+
+import typer
+
+from agentd.ctl import output
+from agentd.ctl.client import JSON, Daemon
+from agentd.ctl.errors import UsageError
+from agentd.ctl.options import Json, Socket
+from agentd.ctl.passes import watch
+
+
+def adapt(
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, mezo, suffix-bp or elasticzo; as configured if left out.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="K", help="Last blocks trained by backpropagation: a number, or auto.")
+    ] = None,
+    zo_steps: Annotated[
+        str | None, typer.Option("--zo-steps", metavar="N", help="Zeroth-order steps: a number, or auto.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the pass and do not follow it.")] = False,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Start a pass now, and follow it until it ends.
+
+    Ctrl-C detaches; the pass goes on.
+    """
+    body: JSON = {"dry_run": True} if dry_run else {}
+    if method is not None:
+        body["method"] = method
+    for name, value in (("blocks", blocks), ("zo_steps", zo_steps)):
+        if value is not None:
+            body[name] = _count(name, value)
+    daemon = Daemon(socket)
+    answer = daemon.post("/admin/adapt", body)
+    if not dry_run and not no_wait:
+        if not as_json:
+            output.say(f"pass {answer['pass']} started")
+        watch(daemon, answer["pass"], as_json)
+    elif as_json:
+        output.document(answer)
+    else:
+        output.facts(answer["plan"] if dry_run else answer)
+
+
+def _count(name: str, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not (value.isascii() and value.isdigit()):
+        raise UsageError(f"--{name.replace('_', '-')} {value!r} is neither a number nor auto")
+    return int(value)
+
+
+def cancel(as_json: Json = False, socket: Socket = None) -> None:
+    """Stop the running pass; what serves stays as it is."""
+    _act("/admin/cancel", as_json, socket)
+
+
+def pause(as_json: Json = False, socket: Socket = None) -> None:
+    """Let no pass start by itself until `agentctl resume`."""
+    _act("/admin/pause", as_json, socket)
+
+
+def resume(as_json: Json = False, socket: Socket = None) -> None:
+    """Let passes start by themselves again."""
+    _act("/admin/resume", as_json, socket)
+
+
+def _act(path: str, as_json: bool, socket: Socket) -> None:
+    answer = Daemon(socket).post(path)
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)

@@ -1,0 +1,183 @@
+"""Feedback: giving it, importing examples, reading it back."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentd.ctl import output
+from agentd.ctl.client import JSON, Daemon
+from agentd.ctl.errors import CtlError, UsageError
+from agentd.ctl.options import Json, Limit, Offset, Socket, TaskFilter
+from agentd.ctl.output import Column
+
+app = typer.Typer(rich_markup_mode=None, help="Give feedback on answers, import examples, read both back.")
+
+PAGE = 500  # rows fetched at a time by exports
+
+_FEEDBACK = [
+    Column("id", "id"),
+    Column("created", "created_at"),
+    Column("kind", "kind"),
+    Column("task", "task"),
+    Column("source", "source"),
+    Column("inference", "inference_id"),
+    Column("value", "value", wide=True),
+]
+
+
+@app.command()
+def add(
+    inference: Annotated[str, typer.Argument(metavar="INFERENCE", help="Id of the answer, or `last`.")],
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="The right choice of the task.")] = None,
+    demonstration: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What should have been said; `-` reads it from stdin.")
+    ] = None,
+    boolean: Annotated[str | None, typer.Option(metavar="yes|no", help="Whether the answer was good.")] = None,
+    score: Annotated[float | None, typer.Option("--float", metavar="X", help="How good the answer was.")] = None,
+    chosen: Annotated[str | None, typer.Option(metavar="TEXT", help="An answer that is preferred to this one.")] = None,
+    rejected: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chosen: preferred to this text instead.")
+    ] = None,
+    comment: Annotated[str | None, typer.Option(metavar="TEXT", help="A remark; it is kept, not trained on.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="The task; the answer's own if left out.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A choice of a new task; once for each choice.")
+    ] = None,
+    source: Annotated[str, typer.Option(metavar="WHO", help="human, program or implicit.")] = "human",
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A note to find it by; repeatable.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Idempotency key: sent twice, it is stored once.")
+    ] = None,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Say what was right or wrong about one answer."""
+    if rejected is not None and chosen is None:
+        raise UsageError("--rejected needs --chosen")
+    preference = None if chosen is None else {"chosen": chosen} | ({} if rejected is None else {"rejected": rejected})
+    kinds: JSON = {
+        "label": label,
+        "demonstration": sys.stdin.read() if demonstration == "-" else demonstration,
+        "boolean": None if boolean is None else _boolean(boolean),
+        "float": score,
+        "preference": preference,
+        "comment": comment,
+    }
+    given = {kind: value for kind, value in kinds.items() if value is not None}
+    if len(given) != 1:
+        raise UsageError("give exactly one of --label, --demonstration, --boolean, --float, --chosen, --comment")
+    kind, value = given.popitem()
+    optional: JSON = {"task": task, "choices": choice or None, "tags": _tags(tag or []) or None, "idempotency_key": key}
+    daemon = Daemon(socket)
+    body: JSON = {"inference_id": _inference(daemon, inference), "kind": kind, "value": value, "source": source}
+    answer = daemon.post("/v1/feedback", body | {name: value for name, value in optional.items() if value is not None})
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSONL file of examples; `-` reads stdin.")],
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Import examples, all lines or none.
+
+    A line is a JSON object with "task"; "messages", "prompt" or "text"; and "label" or "completion".
+    """
+    try:
+        lines = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    try:
+        answer = Daemon(socket).upload("/v1/examples", lines)
+    except CtlError as error:
+        error.args = (f"{file}: {error}",) if getattr(error, "code", "") == "invalid_line" else error.args
+        raise
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)
+
+
+@app.command("list")
+def list_(
+    limit: Limit = 20,
+    offset: Offset = 0,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="Only feedback of this kind.")] = None,
+    task: TaskFilter = None,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """The feedback that was given."""
+    answer = Daemon(socket).get("/admin/feedback", limit=limit, offset=offset, kind=kind, task=task)
+    if as_json:
+        output.document(answer)
+    else:
+        output.listing(answer["feedback"], _FEEDBACK)
+
+
+@app.command()
+def export(
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Examples instead, in the form that `feedback import` reads.")
+    ] = False,
+    task: TaskFilter = None,
+    socket: Socket = None,
+) -> None:
+    """Write all feedback to stdout as JSONL, one object a line."""
+    daemon = Daemon(socket)
+    noun = "examples" if examples else "feedback"
+    for row in _every(daemon, noun, task):
+        print(json.dumps(_line(row) if examples else row, ensure_ascii=True))
+
+
+def _every(daemon: Daemon, noun: str, task: str | None) -> Iterator[JSON]:
+    """All rows of a list, page by page, each once even if new ones arrive at its head meanwhile."""
+    seen: set[str] = set()
+    offset = 0
+    while True:
+        page: list[JSON] = daemon.get(f"/admin/{noun}", limit=PAGE, offset=offset, task=task)[noun]
+        yield from (row for row in page if row["id"] not in seen)
+        seen.update(row["id"] for row in page)
+        if not page:
+            return
+        offset += len(page)
+
+
+def _line(example: JSON) -> JSON:
+    answer = "label" if example["kind"] == "label" else "completion"
+    line: dict[str, Any] = {"task": example["task"], **example["input"], answer: example["target"]}
+    return line
+
+
+def _inference(daemon: Daemon, identifier: str) -> str:
+    if identifier != "last":
+        return identifier
+    latest = daemon.get("/admin/inferences", limit=1)["inferences"]
+    if not latest:
+        raise CtlError("nothing was answered yet; `agentctl ask` asks something")
+    return str(latest[0]["id"])
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() in ("yes", "true", "1"):
+        return True
+    if value.lower() in ("no", "false", "0"):
+        return False
+    raise UsageError(f"--boolean {value!r} is neither yes nor no")
+
+
+def _tags(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair.lstrip("="):
+            raise UsageError(f"--tag {pair!r} is not of the form NAME=TEXT")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,72 @@
+"""What the daemon is doing now, and which software this is."""
+
+import platform
+
+from agentd import __version__
+from agentd.ctl import output, progress
+from agentd.ctl.client import JSON, Daemon
+from agentd.ctl.errors import CtlError
+from agentd.ctl.options import Json, Socket
+
+
+def status(as_json: Json = False, socket: Socket = None) -> None:
+    """What is served, what is learning, and the memory it takes."""
+    answer = Daemon(socket).get("/admin/status")
+    if as_json:
+        output.document(answer)
+    elif output.on_terminal():
+        output.facts(_summary(answer))
+    else:
+        output.facts(answer)
+
+
+def _summary(answer: JSON) -> JSON:
+    """The status in the order and the words of a person."""
+    model, memory, trigger = answer["model"], answer["memory"], answer["next_trigger"]
+    running, trial = answer["pass"], answer["trial"]
+    summary: JSON = {
+        "state": answer["state"],
+        "revision": answer["revision"],
+        "model": f"{model['name']} ({model['architecture']}, {model['n_layer']} blocks, "
+        f"{output.size(model['size_bytes'])}, context {model['n_ctx']})",
+        "up": output.duration(answer["uptime_seconds"]),
+        "requests": ", ".join(f"{count} {name}" for name, count in answer["requests"].items()),
+    }
+    if trial:
+        summary["trial"] = (
+            f"revision {trial['revision']}, {output.duration(trial['seconds_left'])} left, "
+            f"{trial['attempts_left']} attempts left"
+        )
+    if running and not running["done"]:
+        parts = [running["phase"], progress.steps(running), progress.loss(running), progress.left(running)]
+        summary["pass"] = f"{running['id']}: " + "  ".join(part for part in parts if part)
+    summary["feedback"] = answer["feedback"]["total"]
+    for task, counts in answer["examples"].items():
+        train = counts["train"]
+        summary[f"examples of {task}"] = f"{train['new']} new, {train['used']} used, {counts['holdout']} holdout"
+    processes = {name: pss for name, pss in memory["processes"].items() if pss}
+    each = ", ".join(f"{name} {output.size(pss)}" for name, pss in processes.items())
+    summary["memory"] = f"{output.size(sum(processes.values()))} ({each})"
+    summary["memory available"] = (
+        f"{output.size(memory['available_bytes'])}, {output.size(memory['reserve_bytes'])} kept free"
+    )
+    if trigger["paused"]:
+        summary["next pass"] = "paused; `agentctl resume` lets passes start again"
+    elif not trigger["enabled"]:
+        summary["next pass"] = "only by `agentctl adapt` (adapt.enabled is false)"
+    else:
+        summary["next pass"] = f"{trigger['new_examples']} of {trigger['min_examples']} new examples"
+    return summary | {"state directory": answer["state_dir"], "socket": answer["socket"], "pid": answer["pid"]}
+
+
+def version(as_json: Json = False, socket: Socket = None) -> None:
+    """The versions of agentctl and of the daemon, if one is running."""
+    try:
+        daemon = Daemon(socket).get("/admin/status")["version"]
+    except CtlError:
+        daemon = None
+    versions = {"agentctl": __version__, "agentd": daemon, "python": platform.python_version()}
+    if as_json:
+        output.document(versions)
+    else:
+        output.facts(versions | {"agentd": daemon or "not reachable"})

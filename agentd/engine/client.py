@@ -1,0 +1,160 @@
+"""The daemon's end of the engine process: spawn it, send commands, get answers. Lives on the event loop."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import asdict
+from typing import Any
+
+from agentd.engine import wire
+from agentd.engine.protocol import Generate, ModelInfo, Piece
+from agentd.errors import AgentdError, EngineDied, EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """One engine process. `on_progress` of a call gets what its command reports on the way."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._number = 0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._progress: dict[int, Callable[[Any], None]] = {}
+        self._streams: dict[str, asyncio.Queue[Piece | AgentdError]] = {}
+        self.dead = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> ModelInfo:
+        """Spawns the process and waits until it has loaded the model. Raises what it could not do."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "agentd.engine.runner",
+                str(theirs.fileno()),
+                json.dumps(self._settings),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_environment(),
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=wire.LIMIT)
+        ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[0] = ready
+        self._reader = asyncio.create_task(self._read(reader))
+        return ModelInfo(**await ready)
+
+    async def call(self, op: str, *, on_progress: Callable[[Any], None] | None = None, **arguments: Any) -> Any:
+        """Runs a command and returns its result. Raises its error, or EngineDied."""
+        if self._writer is None or self.dead.is_set():
+            raise EngineUnavailable("the engine is not running")
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        if on_progress:
+            self._progress[number] = on_progress
+        try:
+            self._writer.write(wire.pack({"id": number, "op": op, **arguments}))
+            return await future
+        finally:
+            self._calls.pop(number, None)
+            self._progress.pop(number, None)
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Piece, None]:
+        """Streams a request's pieces; the last one has `finish` set. Cancels the request when left early."""
+        queue: asyncio.Queue[Piece | AgentdError] = asyncio.Queue()
+        self._streams[request.key] = queue
+        finished = False
+        try:
+            await self.call("generate", request=asdict(request))
+            while not finished:
+                piece = await queue.get()
+                if isinstance(piece, AgentdError):
+                    finished = True
+                    raise piece
+                if piece.error:
+                    finished = True
+                    raise wire.revive(piece.error)
+                finished = piece.finish is not None
+                yield piece
+        except AgentdError:
+            finished = True
+            raise
+        finally:
+            self._streams.pop(request.key, None)
+            if not finished and self._writer and not self.dead.is_set():
+                self._number += 1  # nobody waits for the answer
+                self._writer.write(wire.pack({"id": self._number, "op": "cancel", "key": request.key}))
+
+    async def stop(self) -> None:
+        """Ends the process: first asked, then killed."""
+        if self._process is None:
+            return
+        if self._writer:
+            self._writer.close()  # the end of its input is its order to leave
+        try:
+            await asyncio.wait_for(self._process.wait(), 3)
+        except asyncio.TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        if self._reader:
+            await asyncio.wait({self._reader}, timeout=1)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                self._dispatch(json.loads(line))
+        except (ConnectionError, ValueError) as error:
+            logger.warning("the engine's channel broke: %s", error)
+        finally:
+            assert self._process is not None
+            if self._writer:
+                self._writer.close()
+            self._process.kill() if self._process.returncode is None else None
+            code = await self._process.wait()
+            self._bury(f"it ended with status {code}")
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        for tree in message.get("pieces", ()):
+            if queue := self._streams.get(tree["key"]):
+                queue.put_nowait(Piece(**tree))
+        if "id" not in message:
+            return
+        number = message["id"]
+        if "progress" in message:
+            if callback := self._progress.get(number):
+                callback(message["progress"])
+            return
+        future = self._calls.get(number)
+        if future is None or future.done():
+            return
+        if "error" in message:
+            future.set_exception(wire.revive(message["error"]))
+        else:
+            future.set_result(message["result"])
+
+    def _bury(self, detail: str) -> None:
+        self.dead.set()
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineDied(detail))
+        for queue in self._streams.values():
+            queue.put_nowait(EngineDied(detail))
+
+
+def _environment() -> dict[str, str]:
+    """The engine's environment: not the service manager's descriptors, and threads that sleep when they wait."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
+    return {"OMP_WAIT_POLICY": "passive", **inherited}

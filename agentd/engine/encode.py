@@ -1,0 +1,48 @@
+"""From an example's tokens to the sequences and terms that scoring, tapping and training share. Pure."""
+
+from collections.abc import Sequence
+
+from agentd.engine.protocol import Encoded, Term
+
+
+def encode(prompt: list[int], choices: Sequence[list[int]], target: list[int], end: int) -> Encoded:
+    """Lays out an example.
+
+    prompt   tokens up to the answer
+    choices  the tokens of every choice, without the end of turn; empty for free text
+    target   the tokens of the right answer, without the end of turn
+    end      the end-of-turn token
+
+    A choice that begins another ("no", "no way") could not be told from it by its own tokens, so then every choice
+    is scored with the end of turn.
+    """
+    answers = [list(choice) for choice in choices]
+    if any(a is not b and b[: len(a)] == a for a in answers for b in answers):
+        answers = [[*answer, end] for answer in answers]
+    whole = [*target, end]
+    # The last token of an answer is predicted, never fed.
+    needed = [prompt + answer[:-1] for answer in (*answers, whole)]
+    sequences: list[list[int]] = []
+    for sequence in sorted(needed, key=len, reverse=True):
+        if not any(kept[: len(sequence)] == sequence for kept in sequences):
+            sequences.append(sequence)
+
+    def terms(answer: list[int]) -> list[Term]:
+        fed = prompt + answer[:-1]
+        s = next(i for i, sequence in enumerate(sequences) if sequence[: len(fed)] == fed)
+        return [(s, len(prompt) - 1 + i, token) for i, token in enumerate(answer)]
+
+    correct = list(map(list, choices)).index(list(target)) if choices else 0
+    return Encoded(sequences, [terms(answer) for answer in answers], correct, terms(whole))
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common beginning that leaves every sequence at least one token."""
+    if not sequences:
+        return 0
+    low, high = min(map(list, sequences)), max(map(list, sequences))
+    limit = min(map(len, sequences)) - 1
+    n = 0
+    while n < limit and low[n] == high[n]:
+        n += 1
+    return n

@@ -1,0 +1,1 @@
+"""llama.cpp behind the Engine protocol, through llama-cpp-python's low-level API."""

@@ -1,0 +1,182 @@
+"""A llama.cpp context: batches, decoding, adapters, KV cache. Owned by one thread."""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp as lc
+import numpy as np
+import numpy.typing as npt
+
+from agentd.engine.llamacpp.library import last_words
+from agentd.engine.protocol import Interrupted
+from agentd.errors import EngineUnavailable
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What makes a revision: a LoRA handle and a control vector (n_layer - 1, n_embd) for layers 1.., or None."""
+
+    lora: Any = None
+    control: Floats | None = None
+
+
+class Context:
+    """`width` tokens at most go into one decode; `streams` gives every sequence a KV cache of its own."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        n_ctx: int,
+        n_seq: int,
+        width: int,
+        threads: int,
+        streams: bool,
+        flash: bool = False,
+        on_tensor: Any = None,
+    ) -> None:
+        parameters = lc.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max = n_ctx, n_seq
+        parameters.n_batch = parameters.n_ubatch = width
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = not streams
+        parameters.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.no_perf = True
+        if on_tensor is not None:
+            parameters.cb_eval = on_tensor
+        self._context = lc.llama_init_from_model(model, parameters)
+        if not self._context:
+            raise EngineUnavailable(f"llama.cpp made no context of {n_ctx} tokens: {last_words()}")
+        self._memory = lc.llama_get_memory(self._context)
+        self._batch = lc.llama_batch_init(width, 0, n_seq)
+        self._callbacks: list[Any] = [on_tensor]  # ctypes keeps no reference to what C calls
+        self.width, self.n_seq = width, n_seq
+        self.n_ctx = int(lc.llama_n_ctx(self._context))
+        self.n_layer, self.n_embd = int(lc.llama_model_n_layer(model)), int(lc.llama_model_n_embd(model))
+        self.n_vocab = int(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)))
+        self._adapters = Adapters()
+        self.after_decode: Callable[[bool], None] | None = None
+
+    @property
+    def pointer(self) -> Any:
+        return self._context
+
+    def abort_when(self, interrupted: Callable[[], bool]) -> None:
+        """Gives up a running decode as soon as `interrupted()` is true; asked after every graph node."""
+        callback = lc.ggml_abort_callback(lambda _: interrupted())
+        self._callbacks.append(callback)
+        lc.llama_set_abort_callback(self._context, callback, None)
+
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> None:
+        """Runs one batch. `wanted` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
+        batch = self._batch
+        for row, (token, position, owners) in enumerate(zip(tokens, positions, sequences, strict=True)):
+            batch.token[row], batch.pos[row], batch.n_seq_id[row], batch.logits[row] = (
+                token,
+                position,
+                len(owners),
+                False,
+            )
+            for i, owner in enumerate(owners):
+                batch.seq_id[row][i] = owner
+        for row in wanted:
+            batch.logits[row] = True
+        batch.n_tokens = len(tokens)
+        result = lc.llama_decode(self._context, batch)
+        if self.after_decode:
+            self.after_decode(result == 0)
+        if result == 0:
+            return
+        first: dict[int, int] = {}
+        for position, owners in zip(positions, sequences, strict=True):
+            for owner in owners:
+                first[owner] = min(position, first.get(owner, position))
+        for owner, position in first.items():  # part of an aborted batch may have reached the cache
+            self.forget(owner, position)
+        if result == 2:
+            raise Interrupted
+        raise EngineUnavailable(
+            f"llama.cpp could not decode a batch of {len(tokens)} tokens ({result}): {last_words()}"
+        )
+
+    def logits(self, row: int) -> Floats:
+        """The logits (n_vocab,) of a wanted row of the last batch: a view that the next decode overwrites."""
+        return np.ctypeslib.as_array(lc.llama_get_logits_ith(self._context, row), shape=(self.n_vocab,))
+
+    def use(self, adapters: Adapters) -> None:
+        """Applies adapters from the next decode on. What the KV cache holds was computed with the old ones."""
+        if adapters.lora is not self._adapters.lora:
+            handles = (lc.llama_adapter_lora_p_ctypes * 1)(adapters.lora) if adapters.lora else None
+            scales = (ctypes.c_float * 1)(1.0) if adapters.lora else None
+            lc.llama_set_adapters_lora(self._context, handles, 1 if adapters.lora else 0, scales)
+        if adapters.control is not self._adapters.control:
+            self.steer(adapters.control)
+        self._adapters = adapters
+
+    def steer(self, control: Floats | None) -> None:
+        """Sets the control vector (n_layer - 1, n_embd), added to the outputs of layers 1 .. n_layer - 1."""
+        if control is None:
+            lc.llama_set_adapter_cvec(self._context, None, 0, self.n_embd, 0, 0)
+            return
+        flat = np.ascontiguousarray(control, dtype=np.float32).ravel()
+        pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        lc.llama_set_adapter_cvec(self._context, pointer, flat.size, self.n_embd, 1, self.n_layer - 1)
+        # The next use() must not take this for what it set itself.
+        self._adapters = Adapters(self._adapters.lora, control)
+
+    def forget(self, sequence: int = -1, start: int = -1) -> None:
+        """Drops a sequence from the KV cache, from position `start` on; by default everything."""
+        if sequence < 0:
+            lc.llama_memory_clear(self._memory, False)
+        else:
+            lc.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def share(self, source: int, target: int) -> None:
+        """Lets `target` begin with everything `source` holds; free in a unified cache."""
+        lc.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def close(self) -> None:
+        if self._context:
+            lc.llama_batch_free(self._batch)
+            lc.llama_free(self._context)
+            self._context = None
+
+
+def release_zero_pages(before: frozenset[tuple[int, int]]) -> int:
+    """Gives pages that llama.cpp zeroed but has not used back to the kernel; returns the bytes.
+
+    A new KV cache is written full of zeros, which makes every page of it resident. A private anonymous page of zeros
+    reads the same after MADV_DONTNEED, but costs nothing until it is written. Only mappings that are not in `before`
+    are looked at, and only while no other thread writes.
+    """
+    page, released, step = os.sysconf("SC_PAGESIZE"), 0, 1 << 20
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, end in anonymous_mappings() - before:
+        if end - start < 16 * step:  # leaves thread stacks alone, which others write
+            continue
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * (end - start)).from_address(start))
+        for offset in range(0, end - start, step):
+            size = min(step, end - start - offset) // page * page
+            if size and not data[offset : offset + size].any() and libc.madvise(start + offset, size, 4) == 0:
+                released += size
+    return released
+
+
+def anonymous_mappings() -> frozenset[tuple[int, int]]:
+    """(start, end) of every private, writable, anonymous mapping of this process (proc(5))."""
+    found = set()
+    with open("/proc/self/maps") as maps:  # noqa: PTH123  # not a file of ours
+        for line in maps:
+            fields = line.split()
+            if fields[1] == "rw-p" and len(fields) == 5:
+                start, end = fields[0].split("-")
+                found.add((int(start, 16), int(end, 16)))
+    return frozenset(found)

@@ -1,0 +1,66 @@
+"""Loading llama.cpp: its log, the few ggml calls the binding leaves out, and the model itself."""
+
+import ctypes
+import logging
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lc
+
+from agentd.errors import ModelUnusable
+
+logger = logging.getLogger(__name__)
+_recent: deque[str] = deque(maxlen=20)
+
+
+@lc.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes
+def _log(level: int, text: bytes, user_data: Any) -> None:
+    line = text.decode("utf-8", "replace").strip()
+    if line and level >= 3:  # ggml_log_level: 3 warn, 4 error
+        _recent.append(line)
+    logger.log(logging.WARNING if level == 4 else logging.DEBUG, "llama.cpp: %s", line)
+
+
+def last_words() -> str:
+    """What llama.cpp last complained of, for error messages."""
+    return "; ".join(line for line in list(_recent)[-3:]) or "llama.cpp gave no reason"
+
+
+@cache
+def ggml() -> ctypes.CDLL:
+    """ggml's own library, for reading tensors in the evaluation callback."""
+    name = "libggml-base.so"
+    library = ctypes.CDLL(str(Path(lc.__file__).parent / "lib" / name))
+    library.ggml_get_name.restype, library.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    library.ggml_nelements.restype, library.ggml_nelements.argtypes = ctypes.c_int64, [ctypes.c_void_p]
+    library.ggml_backend_tensor_get.restype = None
+    library.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    return library
+
+
+def load_model(path: Path, gpu_layers: int | str = "auto") -> Any:
+    """Maps the weights; one copy serves every context. Raises ModelUnusable."""
+    lc.llama_log_set(_log, None)
+    lc.llama_backend_init()
+    parameters = lc.llama_model_default_params()
+    parameters.use_mmap = True
+    if gpu_layers != "auto":
+        parameters.n_gpu_layers = int(gpu_layers)
+    _recent.clear()
+    model = lc.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise ModelUnusable(path, last_words())
+    if not lc.llama_model_has_decoder(model) or lc.llama_model_is_diffusion(model):
+        lc.llama_model_free(model)
+        raise ModelUnusable(path, "it is not a causal language model")
+    return model
+
+
+def metadata(model: Any, key: str) -> str | None:
+    """A GGUF metadata value as text, or None."""
+    size = 1 << 16
+    buffer = ctypes.create_string_buffer(size)
+    n = lc.llama_model_meta_val_str(model, key.encode(), buffer, size)
+    return buffer.value.decode("utf-8", "replace") if n >= 0 else None

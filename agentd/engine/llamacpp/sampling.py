@@ -1,0 +1,104 @@
+"""From logits to a token: llama.cpp's own samplers, constrained by a grammar where one is asked for."""
+
+import ctypes
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp as lc
+import numpy as np
+from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
+
+from agentd.engine.llamacpp.context import Floats
+from agentd.engine.protocol import Sampling
+from agentd.errors import InvalidRequest
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+JSON_GRAMMAR: str = JSON_GBNF
+
+
+def choices_grammar(choices: Sequence[str]) -> str:
+    """A grammar that allows exactly these answers, with or without a space before (raw completions begin with one)."""
+    return 'root ::= " "? (' + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices) + ")"
+
+
+class Sampler:
+    """The sampler chain of one request. `close` frees it."""
+
+    def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, grammar: str | None = None) -> None:
+        self._n_vocab = n_vocab
+        grammar = grammar or sampling.grammar
+        if sampling.json_schema is not None:
+            try:
+                grammar = json_schema_to_gbnf(sampling.json_schema)
+            except Exception as error:  # the converter raises whatever its parser meets
+                raise InvalidRequest(f"cannot use this JSON schema: {error}", param="response_format") from None
+        self._grammar = None
+        if grammar is not None:
+            self._grammar = lc.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+            if not self._grammar:
+                raise InvalidRequest("the grammar is not valid GBNF with a rule `root`", param="grammar")
+        self._chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
+        for sampler in self._samplers(sampling):
+            lc.llama_sampler_chain_add(self._chain, sampler)
+
+    def _samplers(self, sampling: Sampling) -> list[Any]:
+        chain = []
+        if sampling.logit_bias:
+            biases = (lc.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+            chain.append(lc.llama_sampler_init_logit_bias(self._n_vocab, len(biases), biases))
+        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        if penalties != (1.0, 0.0, 0.0):
+            chain.append(lc.llama_sampler_init_penalties(self._n_vocab, 1 << 15, *penalties))
+        if sampling.temperature == 0:
+            return [*chain, lc.llama_sampler_init_greedy()]
+        seed = lc.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        return [
+            *chain,
+            lc.llama_sampler_init_top_k(sampling.top_k),
+            lc.llama_sampler_init_top_p(sampling.top_p, 1),
+            lc.llama_sampler_init_min_p(sampling.min_p, 1),
+            lc.llama_sampler_init_temp(sampling.temperature),
+            lc.llama_sampler_init_dist(seed),
+        ]
+
+    def sample(self, context: Any, row: int, logits: Floats) -> int:
+        """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
+        token = int(lc.llama_sampler_sample(self._chain, context, row))
+        if self._grammar is None:
+            return token
+        # The grammar is slow over a whole vocabulary; mostly the free choice is allowed already.
+        if not self._allowed(token):
+            token = self._constrained(logits)
+        lc.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _allowed(self, token: int) -> bool:
+        candidates = np.array([(token, 1.0, 0.0)], dtype=_TOKEN_DATA)
+        view = _view(candidates)
+        lc.llama_sampler_apply(self._grammar, ctypes.byref(view))
+        return bool(np.isfinite(candidates["logit"][0]))
+
+    def _constrained(self, logits: Floats) -> int:
+        candidates = np.zeros(self._n_vocab, dtype=_TOKEN_DATA)
+        candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
+        view = _view(candidates)
+        lc.llama_sampler_apply(self._grammar, ctypes.byref(view))
+        lc.llama_sampler_apply(self._chain, ctypes.byref(view))
+        return int(view.data[view.selected].id)
+
+    def close(self) -> None:
+        lc.llama_sampler_free(self._chain)
+        if self._grammar:
+            lc.llama_sampler_free(self._grammar)
+
+
+def _view(candidates: "np.ndarray[Any, np.dtype[Any]]") -> Any:
+    data = candidates.ctypes.data_as(lc.llama_token_data_p)
+    return lc.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
+
+
+def log_probabilities(logits: Floats) -> Floats:
+    """log softmax (n_vocab,)."""
+    shifted = logits - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted, dtype=np.float64).sum()), dtype=np.float32)

@@ -1,0 +1,200 @@
+"""What every engine can do. One contract test suite (tests/engine/) runs against each implementation.
+
+An engine is used from one thread only. Serving is stepwise, so that the caller decides what comes first: `submit`
+queues a request, every `step` computes a little and returns what came out of it. Background work (scoring, tapping,
+perturbed losses) comes as generators that yield wherever they may be interrupted; `interrupted` is asked during a
+forward pass and makes it give up within one graph node.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Term = tuple[int, int, int]
+"""(s, p, token): log p(token | sequence s up to and including position p)."""
+
+Weights = str
+"""The key under which a set of adapters was staged: a revision's number, or `candidate`."""
+
+BASE: Weights = "0"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts of the loaded model. `size_bytes` is that of the weights."""
+
+    name: str
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_params: int
+    size_bytes: int
+    has_chat_template: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """llama.cpp's sampler settings; the defaults are llama.cpp's own. `temperature` 0 is greedy."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str | None = None
+    json_schema: str | None = None
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether a caller could tell if the same request were computed in another batch."""
+        return self.temperature == 0 or self.seed is not None
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A request to serve. `input` is {"messages": [...]} or {"prompt": text}; `choices` restricts the answer."""
+
+    key: str
+    input: dict[str, Any]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> "Generate":
+        sampling = dict(tree["sampling"])
+        sampling["logit_bias"] = tuple((int(token), float(bias)) for token, bias in sampling["logit_bias"])
+        return cls(
+            **{**tree, "sampling": Sampling(**sampling), "stop": tuple(tree["stop"]), "choices": tuple(tree["choices"])}
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that happened to a request: text came out, or it ended (`finish` or `error` is set)."""
+
+    key: str
+    text: str = ""
+    finish: str | None = None
+    revision: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A training or holdout example in tokens, the same for scoring, tapping and training.
+
+    sequences  what has to be run through the model; the first tokens are usually shared by all examples
+    choices    per choice the terms of its log-likelihood; empty for free text
+    correct    index of the right choice
+    target     the terms of the whole right answer, the end of turn included
+    """
+
+    sequences: list[list[int]]
+    choices: list[list[Term]]
+    correct: int
+    target: list[Term]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-likelihoods in nats: of each choice as a whole, and of each token of the target."""
+
+    choices: list[float]
+    target: list[float]
+
+
+@dataclass(frozen=True)
+class TapIndex:
+    """Where a tap file has what: rows of `n_embd` float32; per example and sequence (first row, number of rows)."""
+
+    n_embd: int
+    prefix_rows: int
+    sequences: list[list[tuple[int, int]]]
+
+
+class Interrupted(Exception):
+    """A forward pass was given up because something more urgent arrived."""
+
+
+class Background(Protocol):
+    """A session of background work over the same weights, in a context of its own; freed by `close`."""
+
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded: ...
+
+    def use(self, weights: Weights) -> None:
+        """Computes with these staged adapters from now on."""
+
+    def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
+        """Yields the scores of the next few examples, in order."""
+
+    def tap(self, examples: Sequence[Encoded], block: int, path: Path) -> Iterator[int | TapIndex]:
+        """Writes the input of `block` for every token to `path`. Yields the examples done, at last the index."""
+
+    def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
+        """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it."""
+
+    def update(self, seed: int, coefficient: float) -> None:
+        """Control vector += coefficient · z(seed)."""
+
+    def write_control(self, path: Path) -> None:
+        """Writes the control vector as a GGUF file that llama.cpp's own tools load."""
+
+    def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
+        """Mean KL(reference ‖ candidate) per token in nats over `texts`; inf if anything is not finite."""
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    info: ModelInfo
+
+    def submit(self, request: Generate) -> None:
+        """Queues a request. Raises InvalidRequest or ContextLengthExceeded."""
+
+    def cancel(self, key: str) -> None: ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered or waits."""
+
+    def step(self) -> list[Piece]:
+        """Computes the next few tokens of one or more requests."""
+
+    def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
+        """Loads adapters beside the serving ones. Raises RevisionCorrupt."""
+
+    def unstage(self, weights: Weights) -> None: ...
+
+    def swap(self, weights: Weights) -> float:
+        """Requests submitted from now on get these weights, running ones finish on theirs; returns seconds."""
+
+    def background(self, interrupted: Callable[[], bool]) -> Background: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...

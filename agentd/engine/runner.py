@@ -1,0 +1,200 @@
+"""The engine process: one thread owns the engine, serving always goes first, background work fills the rest.
+
+A reader thread takes commands from the daemon. Urgent ones interrupt a background forward pass, which is repeated
+afterwards; the others wait their turn. When the daemon goes away, so does this process.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agentd.engine import wire
+from agentd.engine.protocol import Engine, Generate, Piece
+from agentd.engine.session import Session
+from agentd.errors import AgentdError
+
+logger = logging.getLogger(__name__)
+
+URGENT = {"generate", "cancel", "ping", "stage", "unstage", "swap", "stats", "abandon", "stop"}
+
+
+class Runner:
+    def __init__(self, engine: Engine, channel: socket.socket) -> None:
+        self._engine, self._channel = engine, channel
+        self._urgent: deque[dict[str, Any]] = deque()
+        self._later: deque[dict[str, Any]] = deque()
+        self._wake = threading.Event()
+        self._session: Session | None = None
+        self._running: tuple[dict[str, Any], Iterator[Any]] | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        """Works until told to stop."""
+        threading.Thread(target=self._read, daemon=True).start()
+        self._send({"id": 0, "result": self._engine.info.as_json()})
+        while not self._stopping:
+            self._wake.clear()
+            while self._urgent:
+                self._urgently(self._urgent.popleft())
+            if self._engine.busy:
+                self._send_pieces(self._engine.step())
+            elif self._running or self._later:
+                self._work()
+            elif not self._urgent:
+                self._wake.wait()
+        if self._session:
+            self._session.close()
+        self._engine.close()
+
+    def interrupted(self) -> bool:
+        """Whether background work has to give way."""
+        return bool(self._urgent)
+
+    # --- commands
+
+    def _read(self) -> None:
+        with self._channel.makefile("rb") as lines:
+            for line in lines:
+                command = json.loads(line)
+                (self._urgent if command["op"] in URGENT else self._later).append(command)
+                self._wake.set()
+        os._exit(0)  # the daemon is gone; nothing here is worth finishing
+
+    def _urgently(self, command: dict[str, Any]) -> None:
+        try:
+            handler: Callable[[dict[str, Any]], Any] = getattr(self, "_on_" + command["op"])
+            result = handler(command)
+        except Exception as error:
+            self._fail(command, error)
+        else:
+            self._send({"id": command["id"], "result": result})
+
+    def _on_generate(self, command: dict[str, Any]) -> None:
+        self._engine.submit(Generate.from_json(command["request"]))
+
+    def _on_cancel(self, command: dict[str, Any]) -> None:
+        self._engine.cancel(command["key"])
+
+    def _on_ping(self, command: dict[str, Any]) -> dict[str, Any]:
+        return self._engine.stats()
+
+    _on_stats = _on_ping
+
+    def _on_stage(self, command: dict[str, Any]) -> None:
+        adapter, control = (Path(path) if path else None for path in (command["adapter"], command["control"]))
+        self._engine.stage(command["weights"], adapter, control)
+
+    def _on_unstage(self, command: dict[str, Any]) -> None:
+        self._engine.unstage(command["weights"])
+
+    def _on_swap(self, command: dict[str, Any]) -> float:
+        return self._engine.swap(command["weights"])
+
+    def _on_abandon(self, command: dict[str, Any]) -> None:
+        """Drops the background session with everything that waits for it."""
+        dropped = [self._running[0]] if self._running else []
+        dropped += self._later
+        self._running = None
+        self._close_session()
+        self._later.clear()
+        for other in dropped:
+            self._fail(other, AgentdError("the background session was abandoned"))
+
+    def _on_stop(self, command: dict[str, Any]) -> None:
+        self._stopping = True
+
+    # --- background
+
+    def _work(self) -> None:
+        """Advances the running background command by one step."""
+        if self._running is None:
+            command = self._later.popleft()
+            try:
+                self._running = command, self._begin(command)
+            except Exception as error:
+                self._fail(command, error)
+                return
+        command, steps = self._running
+        try:
+            progress = next(steps)
+            if progress is not None:
+                self._send({"id": command["id"], "progress": progress})
+        except StopIteration as stop:
+            self._running = None
+            self._send({"id": command["id"], "result": stop.value})
+        except Exception as error:
+            self._running = None
+            self._fail(command, error)
+
+    def _begin(self, command: dict[str, Any]) -> Iterator[Any]:
+        if command["op"] == "open":
+            self._close_session()
+            self._session = Session(self._engine.background(self.interrupted))
+            return iter(())
+        if self._session is None:
+            raise AgentdError(f"{command['op']}: no background session is open")
+        if command["op"] == "close":
+            self._close_session()
+            return iter(())
+        arguments = {key: value for key, value in command.items() if key not in ("id", "op")}
+        steps: Iterator[Any] = getattr(self._session, command["op"])(**arguments)
+        return steps
+
+    def _close_session(self) -> None:
+        if self._session:
+            self._session.close()
+            self._session = None
+
+    # --- answers
+
+    def _send_pieces(self, pieces: list[Piece]) -> None:
+        if pieces:
+            self._send({"pieces": [piece.as_json() for piece in pieces]})
+
+    def _fail(self, command: dict[str, Any], error: Exception) -> None:
+        if not isinstance(error, AgentdError):
+            logger.exception("%s failed", command["op"])
+        self._send({"id": command["id"], "error": wire.describe(error)})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._channel.sendall(wire.pack(message))
+
+
+def main() -> int:
+    """`python -m agentd.engine.runner FD SETTINGS`: talks over the inherited descriptor FD."""
+    logging.basicConfig(level=os.environ.get("AGENTD_LOG", "WARNING"), format="engine: %(levelname)s %(message)s")
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    settings = json.loads(sys.argv[2])
+    try:
+        engine = make_engine(settings)
+    except Exception as error:
+        channel.sendall(wire.pack({"id": 0, "error": wire.describe(error)}))
+        return 1
+    Runner(engine, channel).run()
+    return 0
+
+
+def make_engine(settings: dict[str, Any]) -> Engine:
+    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}."""
+    if settings["engine"] != "llamacpp":
+        raise AgentdError(f"there is no engine {settings['engine']!r}")
+    from agentd.engine.llamacpp.engine import LlamaCppEngine
+
+    return LlamaCppEngine(
+        Path(settings["path"]),
+        context=settings["context"],
+        slots=settings["slots"],
+        threads=settings["threads"],
+        gpu_layers=settings["gpu_layers"],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

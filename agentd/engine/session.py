@@ -1,0 +1,105 @@
+"""The background commands of the engine process: a set of examples, and what a pass asks about them.
+
+Every command is a generator: it yields progress (or None) where serving may cut in, and returns its result.
+"""
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agentd.engine.protocol import Background, Encoded, TapIndex
+from agentd.errors import AgentdError
+
+Steps = Generator[Any, None, Any]
+
+
+class Session:
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._examples: list[Encoded] = []
+
+    def encode(self, source: str, target: str) -> Steps:
+        """Tokenises the examples of the JSONL file `source` ({"input", "choices", "target"} a line) into `target`.
+
+        An example that cannot be used is written as {"error": reason}; it keeps its number and is never asked for.
+        """
+        lines = Path(source).read_text().splitlines()
+        self._examples = []
+        with Path(target).open("w") as out:
+            for number, line in enumerate(lines):
+                example = json.loads(line)
+                try:
+                    encoded = self._background.encode(example["input"], example["choices"], example["target"])
+                    out.write(json.dumps(asdict(encoded)) + "\n")
+                except AgentdError as error:
+                    encoded = Encoded([], [], 0, [])
+                    out.write(json.dumps({"error": str(error)}) + "\n")
+                self._examples.append(encoded)
+                if number % 32 == 31:
+                    yield number + 1
+        return len(self._examples)
+
+    def use(self, weights: str) -> Steps:
+        self._background.use(weights)
+        yield None
+
+    def score(self, examples: Sequence[int]) -> Steps:
+        """[{"choices": [log-likelihood...], "target": [log-likelihood...]}] in the order asked for."""
+        chosen = [self._examples[i] for i in examples]
+        by_length, back = _sorted(chosen)
+        scores: list[dict[str, Any]] = []
+        for some in self._background.score(by_length):
+            scores += [asdict(score) for score in some]
+            yield len(scores)
+        return [scores[i] for i in back]
+
+    def tap(self, examples: Sequence[int], block: int, path: str) -> Steps:
+        """Writes the tap file and returns its index, sequences in the order asked for."""
+        chosen = [self._examples[i] for i in examples]
+        by_length, back = _sorted(chosen)
+        index: TapIndex | None = None
+        for step in self._background.tap(by_length, block, Path(path)):
+            if isinstance(step, TapIndex):
+                index = step
+            else:
+                yield step
+        assert index is not None
+        sequences = [index.sequences[i] for i in back]
+        return {"n_embd": index.n_embd, "prefix_rows": index.prefix_rows, "sequences": sequences}
+
+    def loss(self, examples: Sequence[int], nll_weight: float, seed: int, scale: float) -> Steps:
+        chosen, _ = _sorted([self._examples[i] for i in examples])
+        loss = None
+        for value in self._background.loss(chosen, nll_weight, seed, scale):
+            loss = value
+            yield None
+        return loss
+
+    def update(self, seed: int, coefficient: float) -> Steps:
+        self._background.update(seed, coefficient)
+        yield None
+
+    def write_control(self, path: str) -> Steps:
+        self._background.write_control(Path(path))
+        yield None
+
+    def drift(self, texts: Sequence[str], reference: str, candidate: str) -> Steps:
+        drift = None
+        for value in self._background.drift(texts, reference, candidate):
+            drift = value
+            yield None
+        return drift
+
+    def close(self) -> None:
+        self._background.close()
+
+
+def _sorted(examples: list[Encoded]) -> tuple[list[Encoded], list[int]]:
+    """Examples by length, so that micro-batches are even, and for each original place its place there."""
+    order = sorted(range(len(examples)), key=lambda i: examples[i].n_tokens)
+    back = [0] * len(order)
+    for place, i in enumerate(order):
+        back[i] = place
+    return [examples[i] for i in order], back

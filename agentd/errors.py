@@ -1,0 +1,182 @@
+"""One class per failure; each builds its own message from the facts it is given.
+
+`status`, `type` and `code` are what an HTTP client sees of it: `{"error": {"message", "type", "code"}}`.
+"""
+
+from collections.abc import Sequence
+
+
+class AgentdError(Exception):
+    """Base of every error agentd raises on purpose."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+
+class InvalidRequest(AgentdError):
+    """The request itself is wrong; sending it again unchanged will fail again."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class NotSupported(InvalidRequest):
+    """A field of the OpenAI API that this daemon knows and does not implement."""
+
+    status = 501
+    type = "not_supported_error"
+    code = "not_supported"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, n_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt has {n_tokens} tokens, and the model's context here holds {limit} including the answer; "
+            f"shorten the prompt or raise model.context",
+            param="messages",
+        )
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes (serve.max_body)")
+
+
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+    def __init__(self, noun: str, identifier: object) -> None:
+        super().__init__(f"there is no {noun} {str(identifier)!r}")
+
+
+class Conflict(InvalidRequest):
+    status = 409
+    type = "conflict_error"
+    code = "conflict"
+
+
+class InvalidLine(InvalidRequest):
+    """One line of a JSONL body cannot be used; nothing of the body was stored."""
+
+    code = "invalid_line"
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"line {number}: {reason}; nothing of this file was stored", param=f"line {number}")
+        self.number = number
+
+
+class LabelNotInChoices(InvalidRequest):
+    code = "label_not_in_choices"
+
+    def __init__(self, label: str, task: str, choices: Sequence[str]) -> None:
+        listed = ", ".join(repr(choice) for choice in choices)
+        super().__init__(f"label {label!r} is not one of the choices of task {task!r}: {listed}", param="value")
+
+
+class Overloaded(AgentdError):
+    status = 503
+    type = "unavailable_error"
+    code = "overloaded"
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already (serve.queue); try again shortly")
+
+
+class EngineUnavailable(AgentdError):
+    """The engine process is starting, restarting, or could not load the model."""
+
+    status = 503
+    type = "unavailable_error"
+    code = "engine_unavailable"
+
+
+class EngineDied(EngineUnavailable):
+    """The engine process ended while it worked on a request that had begun to answer."""
+
+    code = "engine_died"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(f"the engine stopped while it worked on this request{detail and ': ' + detail}; send it again")
+
+
+class StorageFull(AgentdError):
+    status = 507
+    type = "storage_error"
+    code = "storage_full"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"nothing was stored: {detail}; free some space under state.dir and send it again")
+
+
+class StorageFailed(StorageFull):
+    status = 500
+    code = "storage_failed"
+
+
+class ModelUnusable(AgentdError):
+    """The model file is missing, is no GGUF, is cut short, or needs more than this build knows."""
+
+    code = "model_unusable"
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot use the model {path}: {reason}")
+
+
+class InvalidConfig(AgentdError):
+    """Every mistake of a configuration, reported at once."""
+
+    def __init__(self, source: object, problems: Sequence[str]) -> None:
+        super().__init__("\n".join([f"{len(problems)} problem(s) in {source}:", *(f"  {line}" for line in problems)]))
+        self.problems = list(problems)
+
+
+class StateDirLocked(AgentdError):
+    def __init__(self, path: object, pid: str) -> None:
+        super().__init__(f"another agentd (pid {pid}) already uses the state directory {path}")
+
+
+class StateTooNew(AgentdError):
+    def __init__(self, path: object, unknown: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} was written by a newer agentd (it has {', '.join(unknown)}); it was not touched. "
+            f"Install that version, or point state.dir elsewhere"
+        )
+
+
+class PassRefused(AgentdError):
+    """A pass that did not start, because something it needs is not there. `shortfall` is in bytes, 0 if not memory."""
+
+    status = 409
+    type = "conflict_error"
+    code = "pass_refused"
+
+    def __init__(self, reason: str, shortfall: int = 0) -> None:
+        super().__init__(reason)
+        self.shortfall = shortfall
+
+
+class PassFailed(AgentdError):
+    code = "pass_failed"
+
+
+class RevisionCorrupt(AgentdError):
+    code = "revision_corrupt"
+
+    def __init__(self, revision: int | str, reason: str) -> None:
+        super().__init__(f"revision {revision} cannot be used: {reason}")
+
+
+class TrainerFailed(PassFailed):
+    code = "trainer_failed"

@@ -1,0 +1,134 @@
+"""The database: one connection, owned by one thread, used by every other through transactions on that thread."""
+
+import asyncio
+import errno
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlite_utils import Database
+
+from agentd.errors import InvalidRequest, StateTooNew, StorageFailed, StorageFull
+from agentd.store.migrations import migrations, unknown_migrations
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SHM_REGION = 32 * 2**10  # bytes by which SQLite grows the shared-memory file of a write-ahead log
+
+
+class Store:
+    """The state of one daemon in SQLite: write-ahead log, synced at every commit (an acknowledged write survives a
+    power cut), foreign keys enforced.
+
+    More than one connection that writes is what the WAL-reset bug of SQLite before 3.51.3 needs to corrupt a
+    database, hence one connection in one thread. Work is done in the order it was handed in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the database at `path` (mode 0600, in a directory that exists) and migrates it.
+
+        Raises StateTooNew, having changed nothing, if a newer agentd wrote it; StorageFailed if it is damaged or cannot
+        be opened; StorageFull if there is no room.
+        """
+        self.path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        try:
+            self._db = self._thread.submit(self._open).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def submit(self, fn: Callable[Concatenate[Database, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queues `fn(db, *args, **kwargs)` as one transaction: all of it is stored when it returns, or nothing.
+
+        The future raises StorageFull, StorageFailed, or what `fn` raised.
+        """
+        try:
+            return self._thread.submit(self._transaction, lambda db: fn(db, *args, **kwargs))
+        except RuntimeError:
+            raise StorageFailed(f"{self.path} is closed") from None
+
+    def do(self, fn: Callable[Concatenate[Database, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`submit`, and waits for the result. For plain threads; it would block an event loop."""
+        return self.submit(fn, *args, **kwargs).result()
+
+    async def call(self, fn: Callable[Concatenate[Database, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`submit`, and awaits the result. If the caller is cancelled, work that has begun is still completed."""
+        return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+
+    def close(self) -> None:
+        """Does the work that is queued, then closes the database. May be called again."""
+        try:
+            self._thread.submit(self._db.close)
+        except RuntimeError:  # closed before
+            return
+        self._thread.shutdown()
+
+    def _transaction(self, work: Callable[[Database], T]) -> T:
+        with _storage_errors(self.path), self._db.atomic():
+            return work(self._db)
+
+    def _open(self) -> Database:
+        with _storage_errors(self.path):
+            # A rollback journal is only there if the very first opening was cut short, before the switch to WAL.
+            if self.path.exists() and not self.path.with_name(self.path.name + "-journal").exists():
+                _refuse_newer(self.path)
+            else:
+                self.path.touch(mode=0o600)
+            self.path.chmod(0o600)
+            connection = sqlite3.connect(self.path)
+            try:
+                db = Database(connection, execute_plugins=False)
+                _check(db)
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    db.execute(f"PRAGMA {pragma}")
+                migrations.apply(db)
+            except BaseException:
+                connection.close()
+                raise
+            return db
+
+
+def _refuse_newer(path: Path) -> None:
+    """Looks through a read-only connection: closing a writing one would move the log into the database file."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        if names := unknown_migrations(Database(connection, execute_plugins=False)):
+            raise StateTooNew(path, names)
+
+
+def _check(db: Database) -> None:
+    """Reads every page. Raises sqlite3.DatabaseError at the first that is damaged."""
+    (problem,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if problem != "ok":
+        raise sqlite3.DatabaseError(problem)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the file system report into agentd's errors; bugs in statements stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+        raise kind(f"{path}: {error.strerror}") from error
+    except sqlite3.OperationalError as error:
+        # Python 3.10 does not tell the result code (SQLITE_FULL), only its text; and growing the shared-memory file on
+        # a full disk is reported as an I/O error.
+        full = "is full" in str(error) or ("I/O" in str(error) and shutil.disk_usage(path.parent).free < _SHM_REGION)
+        kind = StorageFull if full else StorageFailed
+        raise kind(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a constraint, a wrong parameter
+            raise
+        raise StorageFailed(
+            f"{path} is damaged ({error}); put a backup in its place, or move it and its -wal file away to start afresh"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"not valid Unicode: a text holds the lone surrogate {error.object[error.start]!r}"
+        ) from error

@@ -1,0 +1,50 @@
+"""Events: what happened and why, for the administrator to read afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd import ids
+from agentd.store.row import Row, select, to_json, where
+
+
+@dataclass(frozen=True)
+class Event(Row):
+    table = "events"
+
+    id: int
+    at: str
+    kind: str
+    message: str
+    pass_id: int | None
+    revision: int | None
+    data: dict[str, Any]
+
+
+def add(
+    db: Database,
+    kind: str,
+    message: str,
+    pass_id: int | None = None,
+    revision: int | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Event:
+    cursor = db.execute(
+        "INSERT INTO events (at, kind, message, pass_id, revision, data) VALUES (?, ?, ?, ?, ?, ?)",
+        [ids.now(), kind, message, pass_id, revision, to_json(dict(data or {}))],
+    )
+    return select(db, Event, "WHERE id = ?", [cursor.lastrowid])[0]
+
+
+def latest(db: Database, limit: int, after_id: int = 0, pass_id: int | None = None) -> list[Event]:
+    """The newest `limit` events; with `after_id`, the first `limit` that followed it, so that a reader misses none.
+
+    Oldest first either way, as a log reads. With `pass_id`, only those of that pass.
+    """
+    order = "ASC" if after_id else "DESC"
+    clause, parameters = where(pass_id=pass_id)
+    clause = f"{clause} AND id > ?" if clause else "WHERE id > ?"
+    found = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id, limit])
+    return sorted(found, key=lambda event: event.id)

@@ -1,0 +1,103 @@
+"""Revisions of the model, and which of them was made to serve when. Revision 0 is the base model and always there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd import ids
+from agentd.errors import NotFound
+from agentd.store.row import Row, insert, select
+
+
+@dataclass(frozen=True)
+class Revision(Row):
+    """`summary` is {task: {"before", "after", "n"}}: the task's metric on holdout, against the parent."""
+
+    table = "revisions"
+
+    id: int
+    parent: int | None
+    pass_id: int | None
+    created_at: str
+    state: str
+    reason: str | None
+    method: str | None
+    blocks: int | None
+    manifest_sha256: str | None
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Activation(Row):
+    """From `at` on, `revision` should serve instead of `previous`."""
+
+    table = "activations"
+
+    id: int
+    at: str
+    revision: int
+    previous: int
+    reason: str
+
+
+def next_id(db: Database) -> int:
+    """One more than any revision has had, those that passes planned and never finished included."""
+    used = "SELECT id FROM revisions UNION ALL SELECT revision FROM passes"
+    return int(db.execute(f"SELECT max(id) + 1 FROM ({used})").fetchone()[0])
+
+
+def add(db: Database, revision: Revision) -> None:
+    insert(db, revision)
+
+
+def get(db: Database, id: int) -> Revision:
+    """Raises NotFound."""
+    if found := select(db, Revision, "WHERE id = ?", [id]):
+        return found[0]
+    raise NotFound("revision", id)
+
+
+def all(db: Database) -> list[Revision]:
+    """Oldest first, the base included."""
+    return select(db, Revision, "ORDER BY id")
+
+
+def set_state(db: Database, id: int, state: str, reason: str | None = None) -> None:
+    """Raises NotFound."""
+    if db.execute("UPDATE revisions SET state = ?, reason = ? WHERE id = ?", [state, reason, id]).rowcount == 0:
+        raise NotFound("revision", id)
+
+
+def committed(db: Database) -> int:
+    """The revision that should serve: the last one activated, or the base."""
+    last = history(db, 1)
+    return last[0].revision if last else 0
+
+
+def activate(db: Database, revision: int, reason: str) -> Activation:
+    """Notes that `revision` should serve from now on, after a restart too. Raises NotFound."""
+    get(db, revision)
+    db.execute(
+        "INSERT INTO activations (at, revision, previous, reason) VALUES (?, ?, ?, ?)",
+        [ids.now(), revision, committed(db), reason],
+    )
+    return history(db, 1)[0]
+
+
+def history(db: Database, limit: int) -> list[Activation]:
+    """Newest first."""
+    return select(db, Activation, "ORDER BY id DESC LIMIT ?", [limit])
+
+
+def children(db: Database, id: int) -> list[int]:
+    """The revisions made from this one."""
+    return [child for (child,) in db.execute("SELECT id FROM revisions WHERE parent = ? ORDER BY id", [id])]
+
+
+def lineage(db: Database, id: int) -> list[int]:
+    """The revision, its parent, and so on to the base. Raises NotFound."""
+    line = [get(db, id)]
+    while (parent := line[-1].parent) is not None:
+        line.append(get(db, parent))
+    return [revision.id for revision in line]

@@ -1,0 +1,87 @@
+"""The trainer's process: arguments, priorities, signals, and events as JSON lines on stdout (the log is on stderr).
+
+Exit status: 0 after "done", 3 for a model whose blocks cannot be built here, 1 for anything else.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from agentd.trainer.lean import FULL_IMPORTS, slim
+
+UNSUPPORTED = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="agentd.trainer", description="Trains a range of blocks on tapped inputs.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("spec", nargs="?", type=Path, help="the pass to train, a JSON file")
+    what.add_argument("--probe", type=Path, metavar="MODEL", help="print whether blocks of this GGUF can be trained")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    _yield_to_others()
+
+    from agentd.errors import AgentdError
+    from agentd.trainer.spec import read_spec
+
+    try:
+        if options.probe:
+            _import_lean()
+            from agentd.trainer.probe import probe
+
+            emit(probe(options.probe))
+            return 0
+        spec = read_spec(options.spec)
+        _import_lean()
+        import torch
+
+        from agentd.trainer.loop import train
+
+        torch.set_num_threads(spec.train.threads)
+        torch.set_num_interop_threads(1)
+        train(spec, emit)
+    except BrokenPipeError:
+        # Nobody reads the events any more, so nobody waits for the result.
+        os._exit(1)
+    except AgentdError as error:
+        emit({"event": "error", "message": str(error)})
+        return UNSUPPORTED if type(error).__name__ == "Unsupported" else 1
+    except Exception as error:
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        raise
+    return 0
+
+
+def emit(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def _yield_to_others() -> None:
+    """Last in line for the processor, first in line for the out-of-memory killer."""
+    with contextlib.suppress(OSError):
+        os.nice(19)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _import_lean() -> None:
+    """Imports transformers without what is not needed; starts again with all of it if that is no longer possible."""
+    try:
+        slim()
+        from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
+    except Exception as error:
+        if os.environ.get(FULL_IMPORTS):
+            raise
+        print(f"lean imports failed ({type(error).__name__}: {error}); starting again with full ones", file=sys.stderr)
+        os.environ[FULL_IMPORTS] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "agentd.trainer", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

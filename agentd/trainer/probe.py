@@ -1,0 +1,54 @@
+"""Whether a model's blocks can be trained here, from its metadata alone: no weights are read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from agentd.trainer.blocks import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
+from agentd.trainer.gguf_file import GGUFFile
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block.
+
+    Raises ModelUnusable for a file that is no model.
+    """
+    file = GGUFFile(path)
+    header = file.header
+    reason, parameters = None, 0
+    try:
+        parameters = _rank_1_parameters(file)
+    except Unsupported as error:
+        reason = error.reason
+    return {
+        "supported": reason is None,
+        "reason": reason,
+        "architecture": header.architecture,
+        "blocks": header.block_count,
+        "hidden_size": header.embedding_length,
+        "trainable_per_block": {"rank_1": parameters},
+    }
+
+
+def _rank_1_parameters(file: GGUFFile) -> int:
+    config, values = read_config(file)
+    model, last = skeleton(file, config), int(config.num_hidden_layers) - 1
+    layers = layers_of(file, model.base_model, last + 1)
+    for i in range(last):
+        layers[i] = PassedOn(layers[i], i)
+    processor, names = tensor_names(file, model, values)
+    total = 0
+    for tensor in file.tensors:
+        if not (tensor.startswith(f"blk.{last}.") and tensor.endswith(".weight") and tensor in names):
+            continue
+        stored = np.broadcast_to(np.float32(0), file.shape(tensor))
+        made = processor.process(
+            weights=stored, name=tensor, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
+        )
+        if made.weights is stored and isinstance(model.get_submodule(names[tensor].rpartition(".")[0]), nn.Linear):
+            total += sum(file.shape(tensor))
+    if not total:
+        raise Unsupported(file.path, "none of its matrices can be trained")
+    return total

@@ -1,0 +1,115 @@
+"""The tap: hidden states that the engine wrote to a file, row by row, read where they are needed.
+
+A row is the input of the first trained block for one token: `n_embd` float32. The rows of the prefix that all
+sequences share are there once.
+"""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agentd.trainer.spec import Example, InvalidSpec, Rows
+
+_KEEP = 8 << 20  # bytes of the mapping that may stay in memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples' sequences, padded on the right to the longest.
+
+    examples  in the order of their sequences
+    first     per example, the row in `inputs` of its first sequence
+    lengths   of the sequences, without the prefix
+    """
+
+    examples: list[Example]
+    first: list[int]
+    lengths: list[int]
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+
+class Tap:
+    """Raises InvalidSpec if the file is missing or holds less than the examples need."""
+
+    def __init__(self, path: Path, n_embd: int, prefix: Rows) -> None:
+        self.prefix_rows = prefix
+        row = 4 * n_embd
+        try:
+            size = path.stat().st_size
+            if size == 0 or size % row:
+                raise InvalidSpec([f"tap.path: {path} has {size} bytes, which is not a number of rows of {row} bytes"])
+            self.rows = np.memmap(path, mode="r", dtype=np.float32).reshape(-1, n_embd)
+        except OSError as error:
+            raise InvalidSpec([f"tap.path: {path}: {error.strerror or error}"]) from None
+        self._touched = 0
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises InvalidSpec if a sequence lies outside the file."""
+        spans = [("prefix", self.prefix_rows)]
+        spans += [(f"example {example.id!r}", rows) for example in examples for rows in example.sequences]
+        for what, rows in spans:
+            if rows.offset + rows.n > len(self.rows):
+                raise InvalidSpec(
+                    [
+                        f"tap.path: the tap is cut short: {what} needs rows up to {rows.offset + rows.n}, "
+                        f"and there are {len(self.rows)}"
+                    ]
+                )
+
+    def prefix(self) -> torch.Tensor:
+        """(1, prefix, n_embd)."""
+        return self._read(self.prefix_rows)[None]
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """(sequences, width, n_embd), without the prefix, zero where a sequence has ended."""
+        sequences = [rows for example in batch.examples for rows in example.sequences]
+        out = torch.zeros(len(sequences), batch.width, self.rows.shape[1])
+        for i, rows in enumerate(sequences):
+            out[i, : rows.n] = self._read(rows)
+        if self._touched > _KEEP:
+            # Pages of the mapping count as this process's memory; they come back from the page cache.
+            mapping: Any = self.rows._mmap  # type: ignore[attr-defined]
+            mapping.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return out
+
+    def _read(self, rows: Rows) -> torch.Tensor:
+        self._touched += rows.n * self.rows.shape[1] * 4
+        return torch.from_numpy(np.array(self.rows[rows.offset : rows.offset + rows.n]))
+
+
+def batches(examples: Sequence[Example], prefix: int, tokens: int, shared: bool) -> list[Batch]:
+    """Micro-batches of similar length, each of at most `tokens` tokens with padding and prefix (or one example).
+
+    shared  the prefix is computed once for all sequences, not once for each
+    """
+    out: list[Batch] = []
+    part: list[Example] = []
+    for example in sorted(examples, key=lambda example: max(rows.n for rows in example.sequences)):
+        if part and _tokens([*part, example], prefix, shared) > tokens:
+            out.append(_batch(part))
+            part = []
+        part.append(example)
+    return [*out, _batch(part)] if part else out
+
+
+def _tokens(part: list[Example], prefix: int, shared: bool) -> int:
+    sequences = [rows.n for example in part for rows in example.sequences]
+    return len(sequences) * max(sequences) + prefix * (1 if shared else len(sequences))
+
+
+def _batch(part: list[Example]) -> Batch:
+    first: list[int] = []
+    lengths: list[int] = []
+    for example in part:
+        first.append(len(lengths))
+        lengths += [rows.n for rows in example.sequences]
+    return Batch(part, first, lengths)

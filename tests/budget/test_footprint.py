@@ -1,0 +1,127 @@
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agentd.budget.footprint import Architecture, Workload, engine_terms, total, trainer_terms
+from agentd.budget.probe import pss
+from agentd.gguf_header import read_header
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def arch(model_path: Path) -> Architecture:
+    return Architecture.from_header(read_header(model_path))
+
+
+def test_shapes_of_the_default_model(arch: Architecture) -> None:
+    assert (arch.n_layer, arch.n_embd, arch.n_head, arch.n_head_kv, arch.head_dim) == (30, 576, 9, 3, 64)
+    assert (arch.n_ff, arch.n_vocab, arch.tied, arch.head_bytes) == (1536, 49152, True, 0)
+    # v, o, gate, up, down of 576 -> 192, 576 -> 576 and 576 <-> 1536; q and k are permuted in this file
+    assert arch.lora_width == (768 + 1152 + 3 * 2112,) * 30
+    attention, feed_forward, norms = 576 * (576 + 2 * 192 + 576), 3 * 576 * 1536, 2 * 576
+    assert arch.block_parameters == (attention + feed_forward + norms,) * 30
+    # Q4_1: 20 bytes for 32 weights; norms in float32; the embedding in Q8_0: 34 for 32
+    assert arch.block_bytes[0] == (attention + feed_forward) * 20 // 32 + norms * 4
+    assert arch.embedding_bytes == 576 * 49152 * 34 // 32
+    assert arch.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
+
+
+def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
+    small = Workload(seq_len=40, tokens=10_000, examples=300)
+    sizes = [total(trainer_terms(arch, small, k)) for k in (1, 30)]
+    assert sizes[1] - sizes[0] > 4 * 29 * arch.block_parameters[0]
+    by_name = {term.name: term for term in trainer_terms(arch, small, 4)}
+    assert by_name["block weights"].bytes == 4 * 4 * arch.block_parameters[0]
+    assert by_name["head"].bytes == 2 * 49152 * 576
+    assert by_name["LoRA and AdamW"].bytes == 6 * 4 * 8 * 4 * arch.lora_width[0]
+    plain, checkpointed = (
+        total(trainer_terms(arch, Workload(40, 10_000, 300, micro_tokens=1000, checkpoint=checkpoint), 8))
+        for checkpoint in (False, True)
+    )
+    assert checkpointed < plain
+    context = {term.name: term.bytes for term in engine_terms(arch, Workload(40, 1, 1, context=512))}
+    assert context["background KV cache"] == 512 * arch.kv_bytes_per_token
+
+
+def example(i: int, first: int, n: int, prefix: int) -> dict[str, object]:
+    choices = [[[0, prefix + n - 1, 100]], [[0, prefix + n - 1, 200]]]
+    return {
+        "id": str(i), "dev": i >= 16, "sequences": [{"offset": first, "n": n}],
+        "choices": choices, "correct": i % 2, "target": choices[i % 2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_trainer_stays_within_its_prediction(arch: Architecture, k: int, model_path: Path, tmp_path: Path) -> None:
+    """Measured peak <= prediction <= 1.25 x measured, for the real trainer on one batch of 16."""
+    generator = random.Random(k)
+    prefix, lengths = 30, [generator.randint(20, 60) for _ in range(20)]
+    starts = [prefix + sum(lengths[:i]) for i in range(len(lengths))]
+    rows = np.random.default_rng(0).standard_normal((prefix + sum(lengths), arch.n_embd), dtype=np.float32)
+    rows.tofile(tmp_path / "tap")
+    spec = {
+        "model": str(model_path), "first_block": arch.n_layer - k, "end_block": arch.n_layer,
+        "tap": {"path": str(tmp_path / "tap"), "n_embd": arch.n_embd}, "prefix": {"offset": 0, "n": prefix},
+        "examples": [example(i, starts[i], n, prefix) for i, n in enumerate(lengths)],
+        "train": {"max_epochs": 1, "threads": 1}, "output": str(tmp_path / "adapter.gguf"),
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "agentd.trainer", str(tmp_path / "spec.json")]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+        def watch() -> None:
+            nonlocal peak
+            while process.poll() is None:
+                peak = max(peak, pss(process.pid) or 0)
+                time.sleep(0.02)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        assert process.stdout is not None
+        events = [json.loads(line) for line in process.stdout]
+        watcher.join()
+    assert events[-1]["event"] == "done", events[-1]
+    workload = Workload(max(lengths), sum(lengths), len(lengths), prefix=prefix, scored=1)
+    predicted = total(trainer_terms(arch, workload, k))
+    assert peak <= predicted <= 1.25 * peak, f"measured {peak / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
+
+
+BACKGROUND = """
+import os, sys
+from pathlib import Path
+from agentd.budget.probe import pss
+from agentd.engine.llamacpp.engine import LlamaCppEngine
+from agentd.engine.protocol import Generate
+
+engine = LlamaCppEngine(Path(sys.argv[1]), context=2048, slots=2, threads=2)
+engine.submit(Generate("warm", {"prompt": "Once upon a time " * 60}, max_tokens=4))
+while engine.busy:
+    engine.step()
+before = peak = pss(os.getpid())
+background = engine.background(lambda: False)
+task = "Is this review positive or negative? The plot is thin, number {}, and the actors try hard to save it."
+examples = [background.encode({"prompt": task.format(i)}, [" positive", " negative"], " positive") for i in range(24)]
+background.use("0")
+tap = background.tap(examples, 29, Path(sys.argv[2]))
+for part in (background.score(examples), tap, background.loss(examples, 0.1, 1, 0.1)):
+    for _ in part:
+        peak = max(peak, pss(os.getpid()))
+print(peak - before, max(len(s) for e in examples for s in e.sequences))
+"""
+
+
+def test_the_engine_stays_within_its_prediction(arch: Architecture, model_path: Path, tmp_path: Path) -> None:
+    """What background work adds to a serving engine. Of the sum of both processes it is the small part."""
+    command = [sys.executable, "-c", BACKGROUND, str(model_path), str(tmp_path / "tap")]
+    added, longest = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    predicted = total(engine_terms(arch, Workload(longest, 24 * longest, 24)))
+    assert added <= predicted <= 1.4 * added, f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"

@@ -1,0 +1,73 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from agentd import __version__, config
+
+
+def agentd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agentd", *arguments]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AGENTD_")}
+    return subprocess.run(
+        command, env={**inherited, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_version() -> None:
+    for arguments in (("version",), ("--version",)):
+        assert agentd(*arguments).stdout == f"agentd {__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    shown = agentd("--help").stdout
+    for command in ("run", "config", "fetch-model", "version", "--config"):
+        assert command in shown
+
+
+def test_config_prints_what_is_in_effect(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {context: 512}")
+    for arguments in (("--config", str(path), "config"), ("config", "--config", str(path))):
+        tree = yaml.safe_load(agentd(*arguments, AGENTD_ADAPT_RANK="4").stdout)
+        assert (tree["model"]["context"], tree["adapt"]["rank"]) == (512, 4)
+    assert yaml.safe_load(agentd("config", AGENTD_CONFIG=str(path)).stdout)["model"]["context"] == 512
+
+
+def test_config_reference_lists_every_key() -> None:
+    shown = agentd("config", "--reference").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == [name for name, _, _ in config.reference()]
+
+
+def test_mistakes_in_the_settings_end_every_command_with_78(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("model: {context: 1}\ncolour: red")
+    for command in ("run", "config", "fetch-model"):
+        result = agentd("--config", str(path), command)
+        assert result.returncode == 78
+        assert result.stdout == ""
+        assert f"2 problem(s) in {path}" in result.stderr
+        assert "model.context: 1 is not between" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert agentd("--config", str(path)).returncode == 78  # without a command: run
+
+
+def test_fetch_model_checks_the_configured_file(tmp_path: Path, model_path: Path) -> None:
+    result = agentd("fetch-model", AGENTD_MODEL_PATH=str(model_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{model_path}\n")
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(model_path.read_bytes()[:1_000_000])
+    result = agentd("fetch-model", AGENTD_MODEL_PATH=str(damaged))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"agentd: cannot use the model {damaged}: it is cut short")
+
+
+def test_the_daemon_side_does_not_load_the_heavy_libraries() -> None:
+    program = "import sys, agentd.__main__, agentd.models; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in result.stdout.split()}
+    assert "agentd" in loaded
+    assert not loaded & {"torch", "numpy", "llama_cpp", "transformers", "huggingface_hub", "gguf"}

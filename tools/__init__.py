@@ -1,0 +1,1 @@
+"""Demonstration, benchmarks and helpers around agentd. Not installed with it."""
