@@ -289,6 +289,11 @@ def _tasks(tree: Any, problems: list[str]) -> dict[str, Task]:
             if key not in Task.__annotations__
         ]
         choices = body.get("choices") or []
+        if isinstance(choices, list) and any(isinstance(choice, bool) for choice in choices):
+            problems.append(
+                f"{where}.choices: YAML reads a bare yes, no, on, off, true or false as a truth value; quote it"
+            )
+            choices = []
         if (
             not isinstance(choices, list)
             or len({str(c) for c in choices}) != len(choices)

@@ -50,9 +50,9 @@ def test_every_key_of_the_shipped_configuration_is_commented() -> None:
 
 def test_the_example_declares_its_task() -> None:
     task = config.load(CONFIGS / "reviews.yaml", {}).tasks["reviews"]
-    assert task.choices == ("positive", "negative")
+    assert task.choices == ("yes", "no")
     assert task.metric == "accuracy"
-    assert task.prompt == ("Is this movie review positive or negative? Answer with one word.\n\nReview: {text}")
+    assert task.prompt == ("Did the reviewer like this movie? Answer yes or no.\n\n{text}")
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
@@ -176,7 +176,8 @@ def test_sockets_lie_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("{choices: [yes]}", "two or more"),
+        ("{choices: [a]}", "two or more"),
+        ("{choices: [yes, no]}", "quote it"),
         ("{choices: [a, a]}", "two or more"),
         ("{choices: a}", "two or more"),
         ("{metric: accuracy}", "needs choices"),

@@ -154,7 +154,7 @@ class Adaptation:
         progress = self._progress
         assert progress is not None
         async with MemoryWatch(self.pids) as memory:
-            guard = asyncio.create_task(self._guard_floor(memory))
+            guard = asyncio.create_task(self._guard_floor(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:
                 await self._attempt(progress, options, seed, memory)
@@ -233,9 +233,10 @@ class Adaptation:
             self._probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
         return await asyncio.to_thread(plan, self._config, self._model, data, options, self._probed), data
 
-    async def _guard_floor(self, memory: MemoryWatch) -> None:
+    async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
         """Stops the pass when the rest of the device needs the memory."""
         while True:
+            progress.memory_bytes = memory.now_added
             if memory.low is not None and memory.low < self._config.memory.floor:
                 self._stop_reason = (
                     f"free memory fell to {memory.low} bytes, under memory.floor ({self._config.memory.floor})"
@@ -265,7 +266,13 @@ class Adaptation:
         previous = await self._store.call(revisions.committed)
         try:
             milliseconds = await self._engine.swap(revision)
-            await self._event("swapped", f"revision {revision} on trial, {milliseconds:.2f} ms", progress.id, revision)
+            await self._event(
+                "swapped",
+                f"revision {revision} on trial, {milliseconds:.2f} ms",
+                progress.id,
+                revision,
+                swap_ms=round(milliseconds, 3),
+            )
             progress.begin("trial", message=f"revision {revision} serves on trial")
             self._trial = Trial(self._engine, self._config.adapt.trial)
             problem = await self._trial.run()
@@ -352,9 +359,11 @@ class Adaptation:
         with contextlib.suppress(Conflict):
             await self.start(trigger, {})
 
-    async def _event(self, kind: str, message: str, number: int | None = None, revision: int | None = None) -> None:
+    async def _event(
+        self, kind: str, message: str, number: int | None = None, revision: int | None = None, **data: Any
+    ) -> None:
         logger.info("%s: %s", kind, message)
-        await self._store.call(events.add, kind, message, pass_id=number or None, revision=revision)
+        await self._store.call(events.add, kind, message, pass_id=number or None, revision=revision, data=data)
 
 
 class RolledBack(Exception):

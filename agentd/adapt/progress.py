@@ -84,6 +84,7 @@ class MemoryWatch:
         self.peaks: dict[str, int] = {}
         self.before: dict[str, int] = {}
         self.total = 0
+        self.now_added = 0
         self.low: int | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -111,5 +112,6 @@ class MemoryWatch:
             for name, size in sizes.items():
                 self.peaks[name] = max(size, self.peaks.get(name, 0))
             self.total = max(self.total, sum(sizes.values()))
+            self.now_added = max(0, sum(sizes.values()) - sum(self.before.values()))
             self.low = await asyncio.to_thread(lambda: probe.read().available)
             await asyncio.sleep(self._interval)

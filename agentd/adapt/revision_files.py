@@ -6,6 +6,7 @@ revisions/<n>/control.gguf    control vector, likewise
 revisions/<n>/ledger          the zeroth-order steps that made the control vector from the parent's
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentd.errors import RevisionCorrupt, StorageFull
+from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
 
@@ -28,7 +29,7 @@ class RevisionFiles:
         return self._root / str(revision)
 
     def write(self, revision: int, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> str:
-        """Copies `files` in and returns the manifest's sha256. Raises StorageFull; then nothing is left."""
+        """Copies `files` in and returns the manifest's sha256. Raises StorageFull or StorageFailed, leaving nothing."""
         target, temporary = self.directory(revision), self._root / f".{revision}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -46,7 +47,8 @@ class RevisionFiles:
             _sync(self._root)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise StorageFull(f"revision {revision}: {error.strerror or error}") from None
+            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+            raise kind(f"revision {revision}: {error.strerror or error}") from None
         return hashlib.sha256(text).hexdigest()
 
     def manifest(self, revision: int) -> dict[str, Any] | None:

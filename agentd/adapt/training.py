@@ -104,5 +104,10 @@ class Training:
 
 def _environment() -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+    quiet = {
+        "AGENTD_DAEMON_PID": str(os.getpid()),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_ARENA_MAX": "2",
+    }
     return {**inherited, **quiet}

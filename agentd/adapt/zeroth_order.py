@@ -69,7 +69,7 @@ async def run(
             oracle,
             steps=steps,
             epsilon=EPSILON,
-            first_seed=seed << 20,
+            first_seed=(seed << 20) % (1 << 64),  # a pass takes far fewer than 2^20 seeds; the ledger keeps 64 bits
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=_PATIENCE,
             trajectory=trajectory,

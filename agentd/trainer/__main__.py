@@ -5,6 +5,7 @@ Exit status: 0 after "done", 3 for a model whose blocks cannot be built here, 1 
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _yield_to_others()
+    _die_with_parent()
 
     from agentd.errors import AgentdError
     from agentd.trainer.spec import read_spec
@@ -68,6 +70,16 @@ def _yield_to_others() -> None:
         os.nice(19)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _die_with_parent() -> None:
+    """A daemon that is killed may have stopped this process (SIGSTOP); nobody would ever let it go on or end it."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    parent = os.environ.get("AGENTD_DAEMON_PID")
+    if parent is not None and os.getppid() != int(parent):
+        os._exit(1)  # it died before the line above
 
 
 def _import_lean() -> None:

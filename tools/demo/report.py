@@ -1,0 +1,118 @@
+"""What the demo measured: a table a person reads, figures a program reads, and whether the promises were kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.demo.traffic import Traffic
+
+MB = 1e6
+PHASES = ("plan", "tap", "train", "zo", "gate", "stage", "swap", "trial")
+
+
+class Report:
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.figures[name]
+
+    def note(self, name: str, value: Any) -> None:
+        self.figures[name] = value
+
+    def add_pass(self, row: Mapping[str, Any], happened: Sequence[Mapping[str, Any]]) -> None:
+        names = ("method", "blocks", "n_train", "n_holdout", "phases", "peaks", "peak_bytes", "predicted_bytes", "gate")
+        self.figures["pass"] = {name: row[name] for name in names}
+        swapped = [event["data"]["swap_ms"] for event in happened if "swap_ms" in (event.get("data") or {})]
+        self.figures.setdefault("swap_ms", {}).update({"pass": swapped[0]} if swapped else {})
+
+    def add_swap(self, name: str, answer: Mapping[str, Any]) -> None:
+        self.figures.setdefault("swap_ms", {})[name] = answer["swap_ms"]
+
+    def add_traffic(self, idle: Traffic, busy: Traffic, contradictions: list[str]) -> None:
+        self.figures["traffic"] = {
+            "idle": {"served": len(idle.answers), "failed": len(idle.failures), "ttft_ms": idle.ttft},
+            "adapting": {"served": len(busy.answers), "failed": len(busy.failures), "ttft_ms": busy.ttft},
+            "ttft_ratio": busy.ttft / idle.ttft,
+            "failures": idle.failures + busy.failures,
+            "contradictions": contradictions,
+        }
+
+    def print_pass(self, console: Console) -> None:
+        row = self["pass"]
+        phases, peaks = row["phases"], row["peaks"]
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        table.add_row("method", f"{row['method']}, k = {row['blocks']}, {row['n_train']} examples")
+        table.add_row("time", "  ".join(f"{name} {phases[name]:.1f} s" for name in PHASES if name in phases))
+        processes = "  ".join(
+            f"{name} {peaks[name] / MB:.0f} MB" for name in ("daemon", "engine", "trainer") if name in peaks
+        )
+        if peaks:
+            table.add_row("peak memory", f"{processes}  together {peaks['total'] / MB:.0f} MB")
+            table.add_row(
+                "beyond serving",
+                f"{row['peak_bytes'] / MB:.0f} MB; {(row['predicted_bytes'] or 0) / MB:.0f} MB predicted",
+            )
+        if row["gate"]:
+            table.add_row("gate", f"{row['gate']['reason']} ({row['n_holdout']} held back)")
+        console.print(table)
+
+    def print(self, console: Console) -> None:
+        figures, traffic = self.figures, self["traffic"]
+        table = Table(title="\nWhat was measured", title_justify="left", title_style="bold")
+        for column in ("", "before", "after", "ratio"):
+            table.add_column(column, justify="left" if not column else "right")
+        gain = figures["accuracy_after"] - figures["accuracy_before"]
+        table.add_row(
+            "served accuracy, held-out reviews",
+            f"{figures['accuracy_before']:.1%}",
+            f"[bold green]{figures['accuracy_after']:.1%}[/]",
+            f"{100 * gain:+.1f} points",
+        )
+        idle, adapting = traffic["idle"], traffic["adapting"]
+        table.add_row(
+            "time to first token, idle and adapting",
+            f"{idle['ttft_ms']:.0f} ms",
+            f"{adapting['ttft_ms']:.0f} ms",
+            f"{traffic['ttft_ratio']:.2f} x",
+        )
+        table.add_row(
+            "requests of other clients, failed",
+            f"{idle['served']}, {idle['failed']}",
+            f"{adapting['served']}, {adapting['failed']}",
+            "",
+        )
+        console.print(table)
+        swaps = ", ".join(f"{name} {value:.2f} ms" for name, value in figures["swap_ms"].items())
+        console.print(f"swap: {swaps}")
+        console.print(
+            f"after the rollback {figures['rollback_differences']} answers differ from the old ones, after rolling "
+            f"forward {figures['forward_differences']} from the new ones; {figures['answers_changed_by_the_revision']} "
+            "differ between the two revisions"
+        )
+        console.print(f"answers that contradict the revision they name: {len(traffic['contradictions'])}")
+        for problem in (traffic["failures"] + traffic["contradictions"])[:5]:
+            console.print(f"  {problem}", markup=False)
+        console.print(f"the whole demo took {figures['seconds']:.0f} s")
+
+    def promises_kept(self, console: Console) -> bool:
+        """Whether this run shows what agentd promises; says which promise it does not."""
+        figures, traffic = self.figures, self["traffic"]
+        promises = {
+            "accuracy of at most 62 % before": figures["accuracy_before"] <= 0.62,
+            "accuracy of at least 80 % after": figures["accuracy_after"] >= 0.80,
+            "no request failed": not traffic["failures"],
+            "no answer from another revision than the one it names": not traffic["contradictions"],
+            "time to first token within 1.3 x of the idle daemon's": traffic["ttft_ratio"] <= 1.3,
+            "every swap within 20 ms": max(figures["swap_ms"].values()) <= 20,
+            "the rollback brought back every answer": figures["rollback_differences"] == 0,
+            "so did rolling forward": figures["forward_differences"] == 0,
+            "all processes together within 900 MB": figures["pass"]["peaks"]["total"] <= 900e6,
+            "daemon within 120 MB": figures["pass"]["peaks"]["daemon"] <= 120e6,
+        }
+        figures["promises"] = promises
+        for text, kept in promises.items():
+            console.print(f"  [{'green' if kept else 'red'}]{'✓' if kept else '✗'}[/] {text}")
+        return all(promises.values())
