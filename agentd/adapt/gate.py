@@ -90,9 +90,9 @@ def judge(
         if not finite:
             continue
         if old.accuracy is not None and new.accuracy is not None:
-            # One example more or less is no regression that a test could see.
-            allowed = max(gate.max_regression, 1 / len(old.hits))
-            lost = old.accuracy - new.accuracy
+            # Counted in examples: one more or less is no regression that a test could see.
+            allowed = max(gate.max_regression * len(old.hits), 1.0)
+            lost = float(sum(old.hits) - sum(new.hits))
             facts["p_accuracy"] = mcnemar(old.hits, new.hits)
         else:
             allowed, lost = gate.max_regression * abs(old.loss), new.loss - old.loss

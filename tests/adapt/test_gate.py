@@ -1,0 +1,95 @@
+import math
+import random
+
+import pytest
+
+from agentd.adapt.gate import Outcome, judge
+from agentd.config import Gate
+
+N = 120
+
+
+def outcome(accuracy: float, loss: float, seed: int = 0, n: int = N) -> Outcome:
+    """`n` made-up results around `loss`; the first ones are hits."""
+    noise = random.Random(seed)
+    return Outcome([loss + noise.gauss(0, 0.3) for _ in range(n)], [i < accuracy * n for i in range(n)])
+
+
+def text(loss: float, seed: int = 0, n: int = N) -> Outcome:
+    return Outcome(outcome(0, loss, seed, n).losses, [])
+
+
+def test_a_clear_gain_is_taken_and_told() -> None:
+    before, after = {"t": outcome(0.55, 0.9, 1)}, {"t": outcome(0.85, 0.4, 2)}
+    verdict = judge(before, after, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
+    assert verdict.accepted
+    assert "0.550 → 0.850" in verdict.reason
+    assert verdict.tasks["t"]["p_accuracy"] < 0.001
+    assert verdict.as_json()["drift"] == 0.1
+
+
+def test_the_same_model_again_is_no_gain() -> None:
+    same = {"t": outcome(0.55, 0.9)}
+    verdict = judge(same, same, adapted={"t"}, drift=0.0, gate=Gate(), seed=0)
+    assert not verdict.accepted
+    assert "no task improved" in verdict.reason
+
+
+def test_noise_passes_no_more_often_than_alpha_says() -> None:
+    """Candidates that are as good as what serves: at a level of 5 % about one in twenty may slip through."""
+    gate, rng, taken = Gate(alpha=0.05, max_regression=1.0), random.Random(3), 0
+    for trial in range(300):
+        base = [rng.random() for _ in range(60)]
+        before = Outcome([x + rng.gauss(0, 0.3) for x in base], [rng.random() < 0.6 for _ in base])
+        after = Outcome([x + rng.gauss(0, 0.3) for x in base], [rng.random() < 0.6 for _ in base])
+        taken += judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.0, gate=gate, seed=trial).accepted
+    assert taken <= 25  # expected at most 15, standard deviation 3.8
+
+
+def test_a_gain_on_one_task_does_not_buy_a_loss_on_another() -> None:
+    before = {"new": outcome(0.5, 1.0, 1), "old": outcome(0.9, 0.3, 2)}
+    after = {"new": outcome(0.9, 0.3, 3), "old": outcome(0.8, 0.5, 4)}
+    verdict = judge(before, after, adapted={"new"}, drift=0.1, gate=Gate(), seed=0)
+    assert not verdict.accepted
+    assert "lost on old" in verdict.reason
+
+
+def test_one_example_is_not_a_regression() -> None:
+    """With 20 held-out examples one of them is five points, more than max_regression."""
+    old = Outcome([0.5] * 20, [True] * 15 + [False] * 5)
+    new = Outcome([0.5] * 20, [True] * 14 + [False] * 6)
+    before, after = {"a": outcome(0.5, 1.0, 1), "b": old}, {"a": outcome(0.9, 0.3, 2), "b": new}
+    assert judge(before, after, adapted={"a"}, drift=0.1, gate=Gate(), seed=0).accepted
+
+
+def test_better_losses_with_worse_answers_are_not_taken() -> None:
+    before, after = {"t": outcome(0.60, 1.5, 1)}, {"t": outcome(0.59, 0.5, 2)}
+    assert not judge(before, after, adapted={"t"}, drift=0.1, gate=Gate(), seed=0).accepted
+
+
+def test_free_text_is_judged_by_its_loss() -> None:
+    better = judge({"t": text(2.0, 1)}, {"t": text(1.5, 2)}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
+    worse = judge({"t": text(2.0, 1)}, {"t": text(2.5, 2)}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
+    assert better.accepted
+    assert better.tasks["t"]["before"]["accuracy"] is None
+    assert "lost on t" in worse.reason
+
+
+def test_drift_beyond_the_cap_is_refused() -> None:
+    before, after = {"t": outcome(0.5, 1.0, 1)}, {"t": outcome(0.9, 0.3, 2)}
+    verdict = judge(before, after, adapted={"t"}, drift=0.51, gate=Gate(max_drift=0.5), seed=0)
+    assert not verdict.accepted
+    assert "0.510 nats" in verdict.reason
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "drift"])
+def test_what_is_not_finite_is_refused(bad: float, where: str) -> None:
+    after = outcome(0.9, 0.3, 2)
+    if where == "loss":
+        after.losses[7] = bad
+    drift = bad if where == "drift" else 0.1
+    verdict = judge({"t": outcome(0.5, 1.0, 1)}, {"t": after}, adapted={"t"}, drift=drift, gate=Gate(), seed=0)
+    assert not verdict.accepted
+    assert "not finite" in verdict.reason
+    assert verdict.drift is None
