@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentd.adapt import adapter_file, gate, zeroth_order
 from agentd.adapt import dataset as datasets
-from agentd.adapt import gate, zeroth_order
 from agentd.adapt.dataset import Dataset, Member
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
 NLL_WEIGHT = 0.1
+_SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, at the most this often
+_DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
 
 class Rejected(Exception):
@@ -140,10 +142,28 @@ class AdaptationPass:
             await self._flush_steps()
         self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
         self._new[ADAPTER] = output
+        await self._shorten(output)
+
+    async def _shorten(self, adapter: Path) -> None:
+        """Scales an adapter down until the model stays near the base on neutral text.
+
+        A candidate that forgets too much would be rejected by the gate, and its examples' lesson lost with it. The
+        drift is all that is looked at: holdout judges one candidate, once.
+        """
+        limit = _DRIFT_ROOM * self._config.adapt.gate.max_drift
+        scale = 1.0
+        for _ in range(_SHORTENINGS):
+            await self._stage_candidate()
+            drift = await self._drift()
+            if drift <= limit:
+                break
+            await asyncio.to_thread(adapter_file.scale, adapter, _SHORTEN)
+            scale *= _SHORTEN
+            await self._event("shortened", f"drift {drift:.3f} nats per token; the adapter is scaled to {scale:.2f}")
 
     async def _train_trunk(self, data: Dataset) -> None:
         """Zeroth-order steps on the control vector, with the new adapter in place."""
-        await self._stage_candidate()
+        await self._stage_candidate()  # MeZO starts from the parent's adapters
         await self._engine.call("use", weights=CANDIDATE)
         self._progress.begin("zo", self._setting.zo_steps, "SPSA on the control vectors")
         try:
@@ -174,11 +194,11 @@ class AdaptationPass:
         self._progress.message = "holdout: the candidate"
         after = await self._outcomes(holdout, CANDIDATE, len(holdout))
         self._progress.message = "drift on neutral text"
-        drift = await self._engine.call("drift", texts=neutral_texts(), reference="0", candidate=CANDIDATE)
+        drift = await self._drift()
         adapted = {member.example.task for member in data.of("train")}
         verdict = await asyncio.to_thread(
             lambda: gate.judge(
-                before, after, adapted=adapted, drift=float(drift), gate=self._config.adapt.gate, seed=self._seed
+                before, after, adapted=adapted, drift=drift, gate=self._config.adapt.gate, seed=self._seed
             )
         )
         accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
@@ -234,6 +254,10 @@ class AdaptationPass:
 
         scores = await self._engine.call("score", examples=[member.number for member in holdout], on_progress=count)
         return gate.outcomes(holdout, self._tokens, scores, NLL_WEIGHT)
+
+    async def _drift(self) -> float:
+        """KL(base ‖ candidate) on neutral text, in nats per token."""
+        return float(await self._engine.call("drift", texts=neutral_texts(), reference="0", candidate=CANDIDATE))
 
     async def _stage_candidate(self) -> None:
         adapter, control = await asyncio.to_thread(self._files.weights, self._parent)

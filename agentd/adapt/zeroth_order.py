@@ -14,6 +14,7 @@ EPSILON = 0.1  # in units of the hidden state; measured to be in the flat part (
 BATCH = 16
 _MAX_DEV = 48
 _PATIENCE = 3
+_PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; one for every eight steps in between
 
 
 class EngineOracle:
@@ -72,6 +73,7 @@ async def run(
             first_seed=(seed << 20) % (1 << 64),  # a pass takes far fewer than 2^20 seeds; the ledger keeps 64 bits
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=_PATIENCE,
+            probes=max(_PROBES[0], min(_PROBES[1], steps // 8)),
             trajectory=trajectory,
         )
         for result in results:
