@@ -15,7 +15,7 @@ _ALPHA = 2.0  # LoRA alpha in units of the rank
 _TEMPLATE_TOKENS = 24  # what a chat template adds to a message
 _CHARACTERS_PER_TOKEN = 3.0  # pessimistic for English; the footprint should not be underestimated
 _PATIENCE = 4  # evaluations, of which an epoch has two
-ZO_STEPS = {"mezo": 200, "elasticzo": 16, "suffix-bp": 0}
+ZO_STEPS = {"mezo": 200, "elasticzo": 8, "suffix-bp": 0}
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class Setting:
 def recipe(blocks: int) -> tuple[float, int]:
     """(learning rate, epochs at the most) for k trained blocks: the more there are, the smaller the steps.
 
-    From SmolLM2-135M on training data alone (dev split): k = 1, 4 and 8 were tried with 1e-3, 2e-3 and 5e-3.
+    From SmolLM2-135M on 480 training reviews, judged on 420 other training reviews: at k = 2, 8 epochs at 2e-3 reached
+    88 %, 6 epochs 86 %, 6 at 1e-3 84 %, 6 at 3e-3 86 %; 5e-3 drifted by more than a nat per token on neutral text.
     """
     if blocks <= 2:
-        return 2e-3, 6
+        return 2e-3, 8
     return (2e-3, 4) if blocks <= 6 else (1e-3, 3)
 
 

@@ -25,6 +25,7 @@ class Training:
         self._activity, self._log = activity, log
         self._process: asyncio.subprocess.Process | None = None
         self._stopped = False
+        self._started = False
 
     @property
     def pid(self) -> int | None:
@@ -53,6 +54,7 @@ class Training:
         return found
 
     async def _spawn(self, arguments: list[str], on_event: Callable[[dict[str, Any]], None]) -> int:
+        self._started = self._stopped = False
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -69,8 +71,15 @@ class Training:
             with self._activity.listen(self._give_way):
                 assert self._process.stdout is not None
                 async for line in self._process.stdout:
+                    if not self._started:
+                        # Before its first line it has not yet seen to it that it dies with the daemon: a process
+                        # stopped then would stay for ever if the daemon was killed.
+                        self._started = True
+                        self._give_way(self._activity.active > 0)
                     with contextlib.suppress(ValueError):
-                        on_event(json.loads(line))
+                        event = json.loads(line)
+                        if event.get("event") != "started":
+                            on_event(event)
                 return await self._process.wait()
         finally:
             if self._process.returncode is None:
@@ -78,7 +87,7 @@ class Training:
                 await self._process.wait()
 
     def _give_way(self, busy: bool) -> None:
-        if busy and not self._stopped:
+        if busy and self._started and not self._stopped:
             self._signal(signal.SIGSTOP)
             self._stopped = True
         elif not busy:

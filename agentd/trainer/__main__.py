@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _yield_to_others()
     _die_with_parent()
+    if options.spec:
+        emit({"event": "started"})  # from now on it may be stopped
 
     from agentd.errors import AgentdError
     from agentd.trainer.spec import read_spec

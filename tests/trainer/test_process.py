@@ -25,7 +25,7 @@ def test_a_pass_from_start_to_adapter_and_on_from_there(
 ) -> None:
     run = run_trainer(make_spec(1, tap))
     assert run.status == 0, run.log
-    assert [event["event"] for event in run.events[:2]] == ["ready", "dev"]
+    assert [event["event"] for event in run.events[:3]] == ["started", "ready", "dev"]
     steps, devs, done = run.kind("step"), run.kind("dev"), run.events[-1]
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     assert {event["steps"] for event in steps} == {4}

@@ -19,14 +19,14 @@ from tools.demo.process import CONFIG, DemoDaemon, DemoFailed, reviews
 from tools.demo.report import Report
 from tools.demo.traffic import LENGTH, QUESTIONS, Traffic, contradictions
 
-IDLE_SECONDS = 22.0  # one burst and ten single requests
+IDLE_SECONDS = 19.0  # one burst and nine single requests, the same mix as in any twenty seconds
 SPOKEN = 32  # corrections given answer by answer; the others come in bulk
 SAME = 60  # held-out reviews whose answers are compared after the rollback, besides the free texts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
-    parser.add_argument("--train", type=int, default=640, metavar="N", help="reviews given as feedback (default: 640)")
+    parser.add_argument("--train", type=int, default=560, metavar="N", help="reviews given as feedback (default: 560)")
     parser.add_argument("--held-out", type=int, default=300, metavar="N", help="reviews asked about (default: 300)")
     parser.add_argument("--method", default="auto", help="auto, mezo, suffix-bp or elasticzo (default: auto)")
     parser.add_argument("--blocks", default="auto", help="last blocks trained by backpropagation (default: auto)")
@@ -34,17 +34,21 @@ def main() -> int:
         "--state", type=Path, metavar="DIR", help="keep the state here (default: a temporary directory)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw what was printed, as SVG")
     options = parser.parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=options.picture is not None, width=100 if options.picture else None)
     with DemoDaemon(options.state, trial_seconds=5) as daemon:
         try:
             report = asyncio.run(Demo(daemon, console, options).run())
         except (DemoFailed, CtlError) as error:
             console.print(f"[red]{error}[/red]", markup=True)
             return 1
+    kept = report.promises_kept(console)
     if options.json:
         options.json.write_text(json.dumps(report.figures, indent=2) + "\n")
-    return 0 if report.promises_kept(console) else 1
+    if options.picture:
+        console.save_svg(str(options.picture), title="make demo")
+    return 0 if kept else 1
 
 
 class Demo:
