@@ -15,7 +15,7 @@ _ALPHA = 2.0  # LoRA alpha in units of the rank
 _TEMPLATE_TOKENS = 24  # what a chat template adds to a message
 _CHARACTERS_PER_TOKEN = 3.0  # pessimistic for English; the footprint should not be underestimated
 _PATIENCE = 4  # evaluations, of which an epoch has two
-ZO_STEPS = {"mezo": 200, "elasticzo": 8, "suffix-bp": 0}
+ZO_STEPS = {"mezo": 200, "elasticzo": 10, "suffix-bp": 0}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from agentd.learn.spsa import StepResult, Trajectory, minimise
 
 EPSILON = 0.1  # in units of the hidden state; measured to be in the flat part (reference: zeroth-order)
 BATCH = 16
-_MAX_DEV = 48
+_SHORT, _SHORT_BATCH = 32, 8  # a run of so few steps after backpropagation: half a batch, so that it stays short
+_MAX_DEV = 32
 _PATIENCE = 3
 _PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; one for every eight steps in between
 
@@ -20,13 +21,16 @@ _PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; on
 class EngineOracle:
     """The engine's loss as `learn.spsa` wants it: blocking, called from a worker thread."""
 
-    def __init__(self, engine: Supervisor, train: Sequence[int], nll_weight: float, seed: int) -> None:
+    def __init__(
+        self, engine: Supervisor, train: Sequence[int], nll_weight: float, seed: int, batch: int = BATCH
+    ) -> None:
         self._engine, self._train, self._weight, self._seed = engine, list(train), nll_weight, seed
+        self._batch = batch
         self._loop = asyncio.get_running_loop()
 
     def batch(self, number: int) -> list[int]:
         """The examples of mini-batch `number`: epochs in a shuffled order, the same for the same seed."""
-        size = min(BATCH, len(self._train))
+        size = min(self._batch, len(self._train))
         per_epoch = max(1, len(self._train) // size)
         epoch, place = divmod(number, per_epoch)
         order = random.Random(f"{self._seed}/{epoch}").sample(self._train, len(self._train))
@@ -59,7 +63,7 @@ async def run(
 ) -> Trajectory:
     """Takes `steps` steps from the staged `weights`, whose adapters the session must be using, and leaves the
     session at the best point seen on `dev`: exactly the weights plus the replayed trajectory."""
-    oracle = EngineOracle(engine, train, nll_weight, seed)
+    oracle = EngineOracle(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
     trajectory = Trajectory()
     judged = list(dev)[:_MAX_DEV]
     loop = asyncio.get_running_loop()

@@ -34,6 +34,8 @@ class Traffic:
 
     agent: Agent
     answers: list[tuple[str, Answer]] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)  # milliseconds to the first token, of single requests
+    crowded: list[float] = field(default_factory=list)  # and of those that came ten at once
     failures: list[str] = field(default_factory=list)
 
     async def __aenter__(self) -> "Traffic":
@@ -47,16 +49,18 @@ class Traffic:
         await self._task
 
     @property
-    def ttft(self) -> float:
-        """Median milliseconds to the first token."""
-        return statistics.median(answer.ttft for _, answer in self.answers)
+    def ttft(self) -> dict[str, float]:
+        """Median milliseconds to the first token, by kind: over both together the median would lie in the gap."""
+        return {"single": statistics.median(self.alone), "burst": statistics.median(self.crowded)}
 
     async def _run(self) -> None:
         running: set[asyncio.Task[None]] = set()
         start, number = time.monotonic(), count()
         for tick in count():
             n = BURST if tick * EVERY % BURST_EVERY == 0 else 1
-            running |= {asyncio.create_task(self._one(QUESTIONS[next(number) % len(QUESTIONS)])) for _ in range(n)}
+            running |= {
+                asyncio.create_task(self._one(QUESTIONS[next(number) % len(QUESTIONS)], n > 1)) for _ in range(n)
+            }
             pause = start + (tick + 1) * EVERY - time.monotonic()
             try:
                 await asyncio.wait_for(self._stopping.wait(), max(0.0, pause))
@@ -65,9 +69,11 @@ class Traffic:
                 running = {task for task in running if not task.done()}
         await asyncio.gather(*running)
 
-    async def _one(self, question: str) -> None:
+    async def _one(self, question: str, crowded: bool) -> None:
         try:
-            self.answers.append((question, await self.agent.ask(question, max_tokens=LENGTH)))
+            answer = await self.agent.ask(question, max_tokens=LENGTH)
+            self.answers.append((question, answer))
+            (self.crowded if crowded else self.alone).append(answer.ttft)
         except openai.OpenAIError as error:
             self.failures.append(f"{question}: {error}")
 
