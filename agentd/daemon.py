@@ -22,7 +22,7 @@ from agentd.api.services import Services
 from agentd.config import Config, Task
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, RevisionCorrupt, StateDirLocked, StorageFailed
+from agentd.errors import AgentdError, CannotListen, RevisionCorrupt, StateDirLocked, StorageFailed
 from agentd.ids import now
 from agentd.store import inferences, revisions, tasks
 from agentd.store.database import Store
@@ -34,8 +34,11 @@ _PRUNE_EVERY = 3600.0  # seconds between looks at what retention lets go
 
 def main(config: Config) -> int:
     """Runs the daemon until SIGTERM or SIGINT. Returns the process's exit status."""
+    level = logging.getLevelName(os.environ.get("AGENTD_LOG", "INFO").upper())
     logging.basicConfig(
-        level=os.environ.get("AGENTD_LOG", "INFO"), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=level if isinstance(level, int) else logging.INFO,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     try:
@@ -50,14 +53,16 @@ async def run(config: Config) -> int:
     notifier = systemd.Notifier()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
+        notifier.status("checking the model and the state")
         services, servers = await build(config, stack)
+        # Until here there is nothing to take down, and fetching a model can take long: a signal just ends the process.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
         serving = asyncio.gather(*(server.run_until_stopped() for server in servers))
+        ready = asyncio.create_task(bring_up(services, stack))
         try:
             notifier.status("loading the model")
-            ready = asyncio.create_task(bring_up(services, stack))
             await _first(ready, stopping)
             if ready.done():
                 ready.result()
@@ -66,18 +71,18 @@ async def run(config: Config) -> int:
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
                 await stopping.wait()
-            ready.cancel()
         finally:
             notifier.stopping()
             for server in servers:
                 server.stop()
+            ready.cancel()  # if it still loads the model, it takes the engine down again
+            await asyncio.wait({ready})
             await serving
     return 0
 
 
 async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[Server]]:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
-    api, admin = listening(config, stack)
     model = await asyncio.to_thread(lambda: models.check(models.resolve(config.model.path)))
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
@@ -102,6 +107,7 @@ async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[S
     )
     adaptation = Adaptation(config, store, supervisor, activity, files, model.path)
     services = Services(config, store, supervisor, activity, adaptation, model)
+    api, admin = listening(config, stack)
     servers = [
         Server(application(services, with_admin=False), api),
         Server(application(services, with_admin=True), admin),
@@ -126,14 +132,24 @@ async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
 
 
 def listening(config: Config, stack: AsyncExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The sockets of the API and of the admin API: inherited from systemd, or our own, removed at the end."""
-    if inherited := systemd.listen_fds():
-        admin_socket = inherited.pop("admin", None)
-        return list(inherited.values()), [admin_socket] if admin_socket else []
-    api, admin = unix_socket(config.api_socket, 0o660), unix_socket(config.admin_socket, 0o600)
-    for path in (config.api_socket, config.admin_socket):
+    """The sockets of the API and of the admin API: inherited from systemd, or our own, removed at the end.
+
+    Raises CannotListen.
+    """
+    try:
+        inherited = systemd.listen_fds()
+    except ValueError as error:
+        raise CannotListen("what systemd passed", str(error)) from None
+
+    def own(path: Path, mode: int) -> list[socket.socket]:
+        made = unix_socket(path, mode)
         stack.callback(path.unlink, missing_ok=True)
-    return [api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], [admin]
+        return [made]
+
+    given = inherited.pop("admin", None)
+    api = list(inherited.values()) or own(config.api_socket, 0o660)
+    admin = [given] if given else own(config.admin_socket, 0o600)
+    return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
 
 
 def engine_settings(config: Config, model: Path) -> dict[str, object]:

@@ -49,8 +49,26 @@ class BodyTooLarge(InvalidRequest):
     status = 413
     code = "body_too_large"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the request body is larger than {limit} bytes (serve.max_body)")
+    def __init__(self, limit: int, key: str) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes ({key}); send less at a time, or raise {key}")
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing more of the request body came for {seconds:g} s; send it again")
+
+
+class FromWebPage(InvalidRequest):
+    """A browser sends `Origin` with every POST of a page: without a check, any web site could teach the model."""
+
+    status = 403
+    code = "forbidden_origin"
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"requests of web pages are not served (Origin: {origin})", param="Origin")
 
 
 class NotFound(InvalidRequest):
@@ -59,6 +77,15 @@ class NotFound(InvalidRequest):
 
     def __init__(self, noun: str, identifier: object) -> None:
         super().__init__(f"there is no {noun} {str(identifier)!r}")
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__("model", name)
+        self.args = (f"there is no model {name!r} here; send {known!r} (GET /v1/models), or leave it out",)
+        self.param = "model"
 
 
 class Conflict(InvalidRequest):
@@ -120,9 +147,14 @@ class StorageFull(AgentdError):
         super().__init__(f"nothing was stored: {detail}; free some space under state.dir and send it again")
 
 
-class StorageFailed(StorageFull):
-    status = 500
+class StorageFailed(AgentdError):
+    """The database or a file of the state cannot be read or written, for another reason than a full disk."""
+
+    type = "storage_error"
     code = "storage_failed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the state cannot be read or written: {detail}")
 
 
 class ModelUnusable(AgentdError):
@@ -144,7 +176,14 @@ class InvalidConfig(AgentdError):
 
 class StateDirLocked(AgentdError):
     def __init__(self, path: object, pid: str) -> None:
-        super().__init__(f"another agentd (pid {pid}) already uses the state directory {path}")
+        super().__init__(
+            f"another agentd (pid {pid}) already uses the state directory {path}; stop it, or set another state.dir"
+        )
+
+
+class CannotListen(AgentdError):
+    def __init__(self, address: object, reason: str) -> None:
+        super().__init__(f"cannot listen on {address}: {reason}")
 
 
 class StateTooNew(AgentdError):

@@ -26,6 +26,8 @@ from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
 
+_EARLIER = 50  # past passes that a plan looks at
+
 
 class Adaptation:
     def __init__(
@@ -179,7 +181,8 @@ class Adaptation:
             finally:
                 guard.cancel()
         progress.finish(outcome, reason)
-        peaks = {**memory.peaks, "total": memory.total, "before": sum(memory.before.values())}
+        before = {f"{name}_before": size for name, size in memory.before.items()}
+        peaks = {**memory.peaks, **before, "total": memory.total}
         with contextlib.suppress(AgentdError):
             await self._store.call(
                 lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
@@ -231,7 +234,9 @@ class Adaptation:
         if self._probed is None:
             self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
-        return await asyncio.to_thread(plan, self._config, self._model, data, options, self._probed), data
+        earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
+        setting = await asyncio.to_thread(plan, self._config, self._model, data, options, self._probed, earlier)
+        return setting, data
 
     async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
         """Stops the pass when the rest of the device needs the memory."""

@@ -47,9 +47,6 @@ class Dataset:
                 line = {"input": member.example.input, "choices": member.choices, "target": member.example.target}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def n_characters(self) -> list[int]:
-        return [len(json.dumps(member.example.input, ensure_ascii=False)) for member in self.members]
-
 
 def select(db: Database, *, limit: int, seed: int, gate: Gate) -> Dataset:
     """Takes what a pass learns from, and what judges it.

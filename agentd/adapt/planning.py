@@ -1,21 +1,21 @@
 """From the configuration, the request and the memory there is now to what a pass will do."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentd.adapt.dataset import Dataset
-from agentd.budget import planner, probe
+from agentd.budget import history, planner, probe
+from agentd.budget.expectation import ZO_STEPS
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.planner import Choice
 from agentd.config import Config
 from agentd.gguf_header import read_header
 
 _ALPHA = 2.0  # LoRA alpha in units of the rank
-_TEMPLATE_TOKENS = 24  # what a chat template adds to a message
-_CHARACTERS_PER_TOKEN = 3.0  # pessimistic for English; the footprint should not be underestimated
 _PATIENCE = 4  # evaluations, of which an epoch has two
-ZO_STEPS = {"mezo": 200, "elasticzo": 10, "suffix-bp": 0}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Setting:
             "seed": seed,
             "threads": threads,
             "nll_weight": nll_weight,
+            "micro_tokens": self.choice.plan.micro_tokens,
+            "checkpoint": self.choice.plan.checkpoint,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -57,13 +59,22 @@ def recipe(blocks: int) -> tuple[float, int]:
     return (2e-3, 4) if blocks <= 6 else (1e-3, 3)
 
 
-def plan(config: Config, model: Path, data: Dataset, options: dict[str, Any], probed: dict[str, Any]) -> Setting:
-    """The best setting that fits. `options` override the configuration. Raises PassRefused with the shortfall."""
+def plan(
+    config: Config,
+    model: Path,
+    data: Dataset,
+    options: dict[str, Any],
+    probed: dict[str, Any],
+    earlier: Sequence[Mapping[str, Any]] = (),
+) -> Setting:
+    """The best setting that fits. `options` override the configuration, `earlier` are the rows of past passes, the
+    newest first. Raises PassRefused with the shortfall."""
     architecture = Architecture.from_header(read_header(model))
-    rank = config.adapt.rank
-    lengths = [int(n / _CHARACTERS_PER_TOKEN) + _TEMPLATE_TOKENS for n in data.n_characters()]
-    workload = Workload(
-        seq_len=max(lengths), tokens=sum(lengths), examples=len(lengths), rank=rank, context=config.model.context
+    workload = Workload.estimated(
+        [json.dumps(member.example.input, ensure_ascii=False) for member in data.members],
+        [member.example.target for member in data.members],
+        rank=config.adapt.rank,
+        context=config.model.context,
     )
     choice = planner.choose(
         architecture,
@@ -75,8 +86,10 @@ def plan(config: Config, model: Path, data: Dataset, options: dict[str, Any], pr
         blocks=options.get("blocks", config.adapt.blocks),
         bp=bool(probed["supported"]),
         no_bp_reason=str(probed.get("reason")),
+        calibration=history.calibration(earlier),
+        history=history.outcomes(earlier),
     )
     steps = options.get("zo_steps", config.adapt.zo_steps)
     if steps == "auto":
         steps = ZO_STEPS[choice.plan.method]
-    return Setting(choice.plan.method, choice.plan.blocks, int(steps), rank, choice)
+    return Setting(choice.plan.method, choice.plan.blocks, int(steps), config.adapt.rank, choice)

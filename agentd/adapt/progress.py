@@ -100,7 +100,7 @@ class MemoryWatch:
     @property
     def added(self) -> int:
         """Bytes the pass took at its peak beyond what was there before it."""
-        return sum(max(0, peak - self.before.get(name, 0)) for name, peak in self.peaks.items() if name != "daemon")
+        return sum(max(0, peak - self.before.get(name, 0)) for name, peak in self.peaks.items())
 
     def read(self) -> dict[str, int]:
         sizes = {name: probe.pss(pid) for name, pid in self._pids().items() if pid is not None}

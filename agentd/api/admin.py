@@ -1,17 +1,21 @@
 """The admin API: what happened, what is happening, and steps back. Served on the admin socket only."""
 
+import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd import __version__
-from agentd.api.requests import number, only, parse
-from agentd.api.schemas import AdaptBody, Body, RollbackBody
+from agentd.api.requests import identifier, number, only, parse
+from agentd.api.schemas import KINDS, AdaptBody, Body, RollbackBody
 from agentd.api.services import Services, services
 from agentd.budget import probe
-from agentd.errors import InvalidRequest, NotFound
+from agentd.engine.protocol import ModelInfo
+from agentd.errors import InvalidRequest, RevisionCorrupt
 from agentd.store import events, examples, feedback, inferences, passes, revisions, tasks
 
 
@@ -24,31 +28,25 @@ async def status(request: Request) -> Response:
     s = services(request)
     only(request)
     counts = await s.store.call(examples.count)
-    info = s.supervisor.info
     return JSONResponse(
         {
             "version": __version__,
             "pid": s.adaptation.daemon_pid,
             "uptime_seconds": round(time.monotonic() - s.started, 1),
-            "model": {
-                **(info.as_json() if info else {}),
-                "name": s.model_name,
-                "path": str(s.model.path),
-                "sha256": s.model.sha256,
-            },
-            "state": "serving" if s.supervisor.ready else "loading",
+            "model": _model(s),
+            "state": _state(s),
             "problem": s.supervisor.problem,
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),
             "pass": s.adaptation.progress_json(running_only=True),
-            "requests": {"served": s.activity.served, "failed": s.activity.failed, **await _load(s)},
+            "requests": {"served": s.activity.served, "failed": s.activity.failed, **_load(s)},
             "engine_restarts": s.supervisor.restarts,
             "feedback": {"total": await s.store.call(feedback.count)},
             "examples": counts,
             "memory": {
                 "available_bytes": probe.read().available,
                 "reserve_bytes": s.config.memory.reserve,
-                "processes": s.adaptation.processes(),
+                "processes": await asyncio.to_thread(s.adaptation.processes),
             },
             "next_trigger": {
                 "new_examples": await s.store.call(examples.count_new),
@@ -62,7 +60,25 @@ async def status(request: Request) -> Response:
     )
 
 
-async def _load(s: Services) -> dict[str, int]:
+def _state(s: Services) -> str:
+    if s.supervisor.ready:
+        return "serving"
+    return "degraded" if s.supervisor.restarts else "loading"
+
+
+def _model(s: Services) -> dict[str, Any]:
+    """Facts of the model; until it is loaded, those that its file's header does not tell are None."""
+    known = {
+        **dict.fromkeys(field.name for field in fields(ModelInfo)),
+        "architecture": s.model.header.architecture,
+        "size_bytes": s.model.size,
+    }
+    if s.supervisor.info:
+        known = s.supervisor.info.as_json()
+    return {**known, "name": s.model_name, "path": str(s.model.path), "sha256": s.model.sha256}
+
+
+def _load(s: Services) -> dict[str, int]:
     active = s.activity.active
     return {"active": min(active, s.config.serve.slots), "waiting": max(0, active - s.config.serve.slots)}
 
@@ -82,9 +98,15 @@ async def list_revisions(request: Request) -> Response:
 
 async def show_revision(request: Request) -> Response:
     s = services(request)
-    row = await s.store.call(revisions.get, request.path_params["revision"])
+    only(request)
+    row = await s.store.call(revisions.get, identifier(request, "revision"))
     lineage = await s.store.call(revisions.lineage, row.id)
-    return JSONResponse({**_revision(s, row), "manifest": s.adaptation.files.manifest(row.id), "lineage": lineage})
+    manifest, problem = None, None
+    try:
+        manifest = s.adaptation.files.manifest(row.id)
+    except RevisionCorrupt as error:  # or removed, as those that were never tried out are
+        problem = str(error)
+    return JSONResponse({**_revision(s, row), "manifest": manifest, "problem": problem, "lineage": lineage})
 
 
 def _revision(s: Services, row: Any) -> dict[str, Any]:
@@ -97,10 +119,11 @@ async def list_passes(request: Request) -> Response:
 
 
 async def show_pass(request: Request) -> Response:
-    s, number_ = services(request), request.path_params["pass_id"]
-    row = await s.store.call(passes.get, number_)
-    happened = await s.store.call(events.latest, 1000, pass_id=number_)
-    steps = await s.store.call(passes.steps, number_)
+    s = services(request)
+    only(request)
+    row = await s.store.call(passes.get, identifier(request, "pass"))
+    happened = await s.store.call(events.latest, 1000, pass_id=row.id)
+    steps = await s.store.call(passes.steps, row.id)
     return JSONResponse({"pass": row.as_json(), "steps": steps, "events": [event.as_json() for event in happened]})
 
 
@@ -138,15 +161,18 @@ async def pause(request: Request) -> Response:
 async def list_feedback(request: Request) -> Response:
     s, query = services(request), request.query_params
     page = _page(request, "kind", "task")
-    rows = await s.store.call(feedback.list_, **page, kind=query.get("kind"), task=query.get("task"))
-    return JSONResponse({"feedback": [row.as_json() for row in rows], "total": await s.store.call(feedback.count)})
+    _one_of(request, "kind", KINDS)
+    kind, task = query.get("kind"), query.get("task")
+    rows = await s.store.call(feedback.list_, **page, kind=kind, task=task)
+    total = await s.store.call(feedback.count, kind=kind, task=task)
+    return JSONResponse({"feedback": [row.as_json() for row in rows], "total": total})
 
 
 async def list_examples(request: Request) -> Response:
     s, query = services(request), request.query_params
     page = _page(request, "task", "split", "state")
-    if query.get("split") not in (None, "train", "holdout"):
-        raise InvalidRequest("split is train or holdout", param="split")
+    _one_of(request, "split", ("train", "holdout"))
+    _one_of(request, "state", ("new", "used", "stale", "excluded"))
     rows = await s.store.call(
         examples.list_, **page, task=query.get("task"), split=query.get("split"), state=query.get("state")
     )
@@ -154,9 +180,11 @@ async def list_examples(request: Request) -> Response:
 
 
 async def list_tasks(request: Request) -> Response:
+    s = services(request)
     only(request)
-    rows = await services(request).store.call(tasks.all)
-    return JSONResponse({"tasks": [row.as_json() for row in rows]})
+    rows, counts = await s.store.call(tasks.all), await s.store.call(examples.count)
+    none = {"train": {"new": 0, "used": 0}, "holdout": 0}
+    return JSONResponse({"tasks": [{**row.as_json(), "examples": counts.get(row.name, none)} for row in rows]})
 
 
 async def list_inferences(request: Request) -> Response:
@@ -165,6 +193,7 @@ async def list_inferences(request: Request) -> Response:
 
 
 async def show_inference(request: Request) -> Response:
+    only(request)
     row = await services(request).store.call(inferences.get, request.path_params["inference"])
     return JSONResponse(row.as_json())
 
@@ -176,5 +205,8 @@ async def list_events(request: Request) -> Response:
     return JSONResponse({"events": [row.as_json() for row in rows]})
 
 
-async def unknown(request: Request) -> Response:
-    raise NotFound("resource", request.url.path)
+def _one_of(request: Request, name: str, known: Sequence[str]) -> None:
+    """Refuses a filter that would never match anything."""
+    value = request.query_params.get(name)
+    if value is not None and value not in known:
+        raise InvalidRequest(f"{name} is one of {', '.join(known)}, not {value!r}", param=name)

@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from agentd.api import admin, completions, feedback, meta
+from agentd.api import admin, budget, completions, feedback, meta
 from agentd.api.requests import on_error
 from agentd.api.services import Services
 from agentd.errors import AgentdError
@@ -34,9 +34,9 @@ ADMIN: list[BaseRoute] = [
     _get("/admin/status", admin.status),
     _get("/admin/history", admin.history),
     _get("/admin/revisions", admin.list_revisions),
-    _get("/admin/revisions/{revision:int}", admin.show_revision),
+    _get("/admin/revisions/{id}", admin.show_revision),
     _get("/admin/passes", admin.list_passes),
-    _get("/admin/passes/{pass_id:int}", admin.show_pass),
+    _get("/admin/passes/{id}", admin.show_pass),
     _get("/admin/progress", admin.progress),
     _post("/admin/adapt", admin.adapt),
     _post("/admin/cancel", admin.cancel),
@@ -49,6 +49,7 @@ ADMIN: list[BaseRoute] = [
     _get("/admin/inferences", admin.list_inferences),
     _get("/admin/inferences/{inference}", admin.show_inference),
     _get("/admin/events", admin.list_events),
+    _get("/admin/budget", budget.budget),
 ]
 
 
@@ -56,4 +57,5 @@ def application(services: Services, *, with_admin: bool) -> Starlette:
     handlers = dict.fromkeys((AgentdError, HTTPException, ClientDisconnect, Exception), on_error)
     app = Starlette(routes=API + (ADMIN if with_admin else []), exception_handlers=handlers)
     app.state.services = services
+    app.router.redirect_slashes = False  # /v1/feedback/ is an unknown path, not a detour
     return app

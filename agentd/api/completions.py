@@ -8,27 +8,33 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable
+from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Send
 
-from agentd.api.requests import error_body, parse
+from agentd.api.requests import error_body, only, parse
 from agentd.api.schemas import ChatCompletion, Completion, TextCompletion
 from agentd.api.services import Services, services
 from agentd.engine.protocol import Generate, Piece, Sampling
-from agentd.errors import AgentdError, InvalidRequest
+from agentd.errors import AgentdError, InvalidRequest, UnknownModel
 from agentd.ids import now, uuid7
 from agentd.store import inferences, tasks
 from agentd.store.inferences import Inference
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds a client of a stream may let it stand before it counts as gone
 
 
 async def chat_completions(request: Request) -> Response:
     s = services(request)
+    only(request)
     body = await parse(request, ChatCompletion, s.config.serve.max_body)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -45,6 +51,7 @@ async def chat_completions(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     s = services(request)
+    only(request)
     body = await parse(request, TextCompletion, s.config.serve.max_body)
     answer = Answer(
         s, body, input={"prompt": body.prompt}, logprobs=body.logprobs, max_tokens=body.max_tokens, kind="completion"
@@ -65,6 +72,8 @@ class Answer:
         max_tokens: int | None,
         kind: str,
     ) -> None:
+        if body.model not in (None, "default", s.model_name):
+            raise UnknownModel(body.model, s.model_name)
         self._services, self.body, self._input, self._kind = s, body, input, kind
         self._logprobs, self._max_tokens = logprobs, max_tokens or s.config.serve.max_tokens
         self.id = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid7()
@@ -91,11 +100,11 @@ class Answer:
                         self.finish = piece.finish
                         await self.record()
                     yield piece
+        except AgentdError:
+            self._record_part("error")
+            raise
         finally:
-            if self._ttft is not None and self._recorded is None:
-                # The client left in the middle; what it saw may still get feedback.
-                self._recorded = True
-                self._services.store.submit(inferences.record, self._inference("cancelled"))
+            self._record_part("cancelled")
 
     async def record(self) -> None:
         """Stores the inference. A full disk must not keep the device from answering, so the answer says so instead."""
@@ -105,6 +114,19 @@ class Answer:
         except AgentdError as error:
             logger.error("inference %s was not recorded: %s", self.id, error)
             self._recorded = False
+
+    def _record_part(self, finish: str) -> None:
+        """Stores an answer that broke off: what the client saw of it may still get feedback."""
+        if self._ttft is None or self._recorded is not None:
+            return
+        self._recorded = True
+
+        def look(future: "Future[None]") -> None:
+            if error := future.exception():
+                logger.error("inference %s was not recorded: %s", self.id, error)
+
+        with contextlib.suppress(AgentdError):  # the store is closed already
+            self._services.store.submit(inferences.record, self._inference(finish)).add_done_callback(look)
 
     def whole(self) -> dict[str, Any]:
         choice: dict[str, Any] = {
@@ -245,37 +267,65 @@ async def _respond(request: Request, answer: Answer) -> Response:
     if not answer.body.stream:
         return await _whole(request, answer)
     pieces = answer.pieces()
-    first = await pieces.__anext__()  # errors up to here still get a status of their own
-    return StreamingResponse(
-        _events(answer, first, pieces), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    try:
+        first = await _unless_left(request, anext(pieces))  # errors up to here still get a status of their own
+    except ClientDisconnect:
+        await pieces.aclose()
+        raise
+    return EventStream(_events(answer, first, pieces))
 
 
 async def _whole(request: Request, answer: Answer) -> Response:
     async def collect() -> None:
-        async for _ in answer.pieces():
-            pass
+        async with aclosing(answer.pieces()) as pieces:
+            async for _ in pieces:
+                pass
 
-    work, left = asyncio.create_task(collect()), asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=499)  # nobody reads it
-        await work
-    finally:
-        for task in (work, left):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+    await _unless_left(request, collect())
     return JSONResponse(answer.whole())
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is given up when the client goes away: a slot is not for those who do not wait.
+
+    Raises ClientDisconnect.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.wait({working, leaving})
 
 
-async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncIterator[bytes]:
+class EventStream(StreamingResponse):
+    """Server-sent events; `events` is closed, and with it the request, as soon as nobody reads them."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async def patiently(message: Message) -> None:
+            await asyncio.wait_for(send(message), PATIENCE)
+
+        async with aclosing(self._events):
+            try:
+                await super().stream_response(patiently)
+            except asyncio.TimeoutError:
+                logger.warning("a client did not read its stream for %g s; it is given up", PATIENCE)
+
+
+async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
     """Server-sent events: chunks, and at the end [DONE]; an error in the middle is an event too."""
     try:
         yield _event(answer.chunk(first, first=True))

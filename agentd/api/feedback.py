@@ -1,14 +1,16 @@
 """POST /v1/feedback and /v1/examples: what the model is to learn from."""
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api.requests import only, parse, read, validate
-from agentd.api.schemas import ExampleLine, FeedbackBody
+from agentd.api.schemas import MAX_NAME, ExampleLine, FeedbackBody
 from agentd.api.services import services
-from agentd.errors import AgentdError, InvalidLine, InvalidRequest
+from agentd.errors import InvalidLine, InvalidRequest
 from agentd.store import examples, feedback, tasks
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
@@ -20,6 +22,9 @@ async def add_feedback(request: Request) -> Response:
     s = services(request)
     only(request)
     body = await parse(request, FeedbackBody, s.config.serve.max_body)
+    key = body.idempotency_key or request.headers.get("idempotency-key")
+    if key is not None and len(key) > MAX_NAME:
+        raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_NAME} characters", param="idempotency_key")
     given = NewFeedback(
         inference_id=body.inference_id,
         kind=body.kind,
@@ -28,7 +33,7 @@ async def add_feedback(request: Request) -> Response:
         choices=body.choices,
         source=body.source,
         tags=body.tags,
-        idempotency_key=body.idempotency_key or request.headers.get("idempotency-key"),
+        idempotency_key=key,
     )
     row, created = await s.store.call(feedback.add, given)
     answer = {"id": row.id, "created": created, "example_id": row.example_id, "task": row.task}
@@ -39,29 +44,30 @@ async def add_examples(request: Request) -> Response:
     """A JSONL body, stored whole or not at all."""
     s = services(request)
     only(request)
+    body = await read(request, s.config.serve.max_import, "serve.max_import")
     known = {task.name: task for task in await s.store.call(tasks.all)}
-    new: list[NewExample] = []
-    counts: dict[str, int] = {}
-    for number, line in enumerate((await read(request, s.config.serve.max_import)).split(b"\n"), 1):
+    # in a thread: a long body takes seconds, in which the others want their tokens
+    new = await asyncio.to_thread(_parse_lines, body, known)
+    if not new:
+        raise InvalidRequest("the body holds no examples; send one JSON object a line")
+    stored = await s.store.call(examples.add_many, new)
+    return JSONResponse({**stored, "tasks": Counter(example.task for example in new)})
+
+
+def _parse_lines(body: bytes, known: dict[str, Task]) -> list[NewExample]:
+    """The examples of a JSONL body, with the numbers of their lines. Raises InvalidLine for the first wrong one."""
+    new = []
+    for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            example = _example(validate(line, ExampleLine), known)
-        except AgentdError as error:
+            new.append(_example(validate(line, ExampleLine), known, number))
+        except InvalidRequest as error:
             raise InvalidLine(number, str(error)) from None
-        new.append(example)
-        counts[example.task] = counts.get(example.task, 0) + 1
-    if not new:
-        raise InvalidRequest("the body holds no examples; send one JSON object a line")
-    stored = await s.store.call(_store, new)
-    return JSONResponse({**stored, "tasks": counts})
+    return new
 
 
-def _store(db: Any, new: list[NewExample]) -> dict[str, int]:
-    return examples.add_many(db, new)
-
-
-def _example(line: ExampleLine, known: dict[str, Task]) -> NewExample:
+def _example(line: ExampleLine, known: dict[str, Task], number: int) -> NewExample:
     task = known.get(line.task)
     if line.text is not None:
         if task is None or not task.prompt:
@@ -73,4 +79,4 @@ def _example(line: ExampleLine, known: dict[str, Task]) -> NewExample:
     else:
         input = {"prompt": line.prompt}
     kind, target = ("label", line.label) if line.label is not None else ("demonstration", line.completion)
-    return NewExample(task=line.task, kind=kind, input=input, target=target or "", source_inference_id=None)
+    return NewExample(task=line.task, kind=kind, input=input, target=target or "", line=number)

@@ -6,19 +6,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agentd import __version__
+from agentd.api.requests import only
 from agentd.api.services import Services, services
-from agentd.errors import NotFound
+from agentd.errors import UnknownModel
 from agentd.store import revisions
 
 
 async def models(request: Request) -> Response:
+    only(request)
     return JSONResponse({"object": "list", "data": [await _model(services(request))]})
 
 
 async def model(request: Request) -> Response:
     s = services(request)
+    only(request)
     if request.path_params["model"] != s.model_name:
-        raise NotFound("model", request.path_params["model"])
+        raise UnknownModel(request.path_params["model"], s.model_name)
     return JSONResponse(await _model(s))
 
 
@@ -28,7 +31,7 @@ async def _model(s: Services) -> dict[str, object]:
     return {
         "id": s.model_name,
         "object": "model",
-        "created": int(s.model.path.stat().st_mtime),
+        "created": s.model_created,
         "owned_by": "agentd",
         "agentd": {"revision": serving, "parent": row.parent, "base_sha256": s.model.sha256},
     }

@@ -1,7 +1,9 @@
 """Reading request bodies within bounds, and turning every failure into the error shape that clients expect."""
 
+import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -10,24 +12,39 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api.schemas import Body, explain
-from agentd.errors import AgentdError, BodyTooLarge, InvalidRequest, NotFound
+from agentd.errors import AgentdError, BodyTooLarge, BodyTooSlow, FromWebPage, InvalidRequest, NotFound
 
 logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=Body)
 
+SILENCE = 30.0  # seconds without a byte after which an unfinished body is given up
+_DEPTH = 64  # of nested objects and lists; deeper ones would exhaust the stack of whoever walks through them
 
-async def read(request: Request, limit: int) -> bytes:
-    """The body, given up as soon as it is known to be longer than `limit` bytes."""
+
+async def read(request: Request, limit: int, key: str = "serve.max_body") -> bytes:
+    """The body, given up as soon as it is known to be longer than `limit` bytes, which `key` configures.
+
+    Raises BodyTooLarge, BodyTooSlow, FromWebPage.
+    """
+    if origin := request.headers.get("origin"):
+        raise FromWebPage(origin)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
-        raise BodyTooLarge(limit)
-    parts, size = [], 0
-    async for part in request.stream():
+        raise BodyTooLarge(limit, key)
+    parts: list[bytes] = []
+    size = 0
+    stream: AsyncIterator[bytes] = request.stream()
+    while True:
+        try:
+            part = await asyncio.wait_for(anext(stream), SILENCE)
+        except StopAsyncIteration:
+            return b"".join(parts)
+        except asyncio.TimeoutError:
+            raise BodyTooSlow(SILENCE) from None
         size += len(part)
         if size > limit:
-            raise BodyTooLarge(limit)
+            raise BodyTooLarge(limit, key)
         parts.append(part)
-    return b"".join(parts)
 
 
 async def parse(request: Request, schema: type[B], limit: int) -> B:
@@ -35,35 +52,58 @@ async def parse(request: Request, schema: type[B], limit: int) -> B:
     return validate(await read(request, limit) or b"{}", schema)
 
 
-def validate(data: bytes | str, schema: type[B]) -> B:
+def validate(data: bytes, schema: type[B]) -> B:
+    """JSON as `schema`. Raises InvalidRequest saying every field that is wrong."""
     try:
-        tree = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        text = data.decode("utf-8-sig")
+        tree = json.loads(text, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"not UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}") from None
+    except RecursionError:
+        raise InvalidRequest(f"nested more than {_DEPTH} levels deep") from None
+    except (json.JSONDecodeError, _NotJson) as error:
+        raise InvalidRequest(f"not valid JSON: {error}") from None
+    except ValueError:  # Python's guard against numbers that take quadratic time
+        raise InvalidRequest("a number has too many digits") from None
     if not isinstance(tree, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    if bad := _surrogate(data):
-        raise InvalidRequest(bad)
+        raise InvalidRequest(f"must be a JSON object, not {_kind(tree)}")
+    if text.count("{") + text.count("[") > _DEPTH and _deeper(tree, _DEPTH):
+        raise InvalidRequest(f"nested more than {_DEPTH} levels deep")
+    if "\\u" in text and not _encodable(tree):
+        raise InvalidRequest("a text holds half of a surrogate pair, which no UTF-8 text can")
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise explain(error) from None
 
 
+class _NotJson(Exception):
+    pass
+
+
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    raise _NotJson(f"{name} is not a number that JSON has")
 
 
-def _surrogate(data: bytes | str) -> str | None:
+def _kind(tree: Any) -> str:
+    names = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(tree), "null")
+
+
+def _deeper(tree: Any, levels: int) -> bool:
+    """Whether objects and lists are nested more than `levels` deep; looks no deeper."""
+    inner = list(tree.values()) if isinstance(tree, dict) else tree
+    containers = [value for value in inner if isinstance(value, dict | list)]
+    return levels == 0 or any(_deeper(value, levels - 1) for value in containers)
+
+
+def _encodable(tree: Any) -> bool:
     """Half a surrogate pair is valid JSON but no text: it could be neither tokenised nor stored."""
-    text = data if isinstance(data, str) else data.decode("utf-8", "surrogatepass")
-    if "\\u" not in text.lower():
-        return None
     try:
-        json.dumps(json.loads(text), ensure_ascii=False).encode()
+        json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return "the body holds half of a surrogate pair"
-    return None
+        return False
+    return True
 
 
 def error_body(error: AgentdError) -> dict[str, Any]:
@@ -84,13 +124,18 @@ async def on_error(request: Request, error: Exception) -> Response:
         if error.status_code == 404:
             known: AgentdError = NotFound("resource", request.url.path)
         else:
-            known = InvalidRequest(f"{error.detail}: {request.method} {request.url.path}")
+            allowed = (error.headers or {}).get("Allow")
+            hint = f"; it takes {allowed}" if allowed else ""
+            known = InvalidRequest(f"{error.detail}: {request.method} {request.url.path}{hint}")
+            known.code = "method_not_allowed" if error.status_code == 405 else known.code
         known.status = error.status_code
         return JSONResponse(error_body(known), error.status_code, headers=error.headers)
     if not isinstance(error, AgentdError):
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         error = AgentdError("internal error; the daemon's log has the details")
-    headers = {"Retry-After": "1"} if error.status == 503 else None
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    if error.status == 408:
+        headers["Connection"] = "close"  # where the next request would begin is not known
     return JSONResponse(error_body(error), error.status, headers=headers)
 
 
@@ -106,6 +151,14 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
     if not low <= value <= high:
         raise InvalidRequest(f"{name} must be between {low} and {high}", param=name)
     return value
+
+
+def identifier(request: Request, noun: str) -> int:
+    """The number at the end of the path. Raises NotFound for what cannot be one, or is none that SQLite could hold."""
+    raw: str = request.path_params["id"]
+    if raw.isascii() and raw.isdigit() and len(raw) < 19:
+        return int(raw)
+    raise NotFound(noun, raw)
 
 
 def only(request: Request, *names: str) -> None:

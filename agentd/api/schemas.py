@@ -1,6 +1,6 @@
 """What may be sent, field by field. Unknown fields are refused, never ignored."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,7 +14,12 @@ _UNSUPPORTED = frozenset(
     )
 )
 Text = Annotated[str, Field(max_length=1 << 24)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+MAX_NAME = 200  # characters
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+MAX_INTEGER = (1 << 63) - 1  # what SQLite holds
+
+Kind = Literal["label", "demonstration", "boolean", "float", "preference", "comment"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Body(BaseModel):
@@ -69,18 +74,18 @@ class Completion(Body):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 20)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repeat_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     response_format: ResponseFormat | None = None
     grammar: Text | None = None
     choices: Annotated[list[Name], Field(min_length=2, max_length=256)] | None = None
@@ -109,7 +114,7 @@ class ChatCompletion(Completion):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -125,7 +130,7 @@ class FeedbackBody(Body):
     """POST /v1/feedback. `metric` and `task` are two names for the same thing."""
 
     inference_id: Name
-    kind: Literal["label", "demonstration", "boolean", "float", "preference", "comment"]
+    kind: Kind
     value: Any
     task: Name | None = None
     metric: Name | None = None
@@ -166,7 +171,7 @@ class AdaptBody(Body):
     """POST /admin/adapt: overrides of the configuration for one pass."""
 
     method: Literal["auto", "mezo", "suffix-bp", "elasticzo"] | None = None
-    blocks: int | None = Field(None, ge=0)
+    blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
     dry_run: bool = False
 
@@ -174,8 +179,8 @@ class AdaptBody(Body):
 class RollbackBody(Body):
     """POST /admin/rollback. Without a revision: the parent of the one that serves."""
 
-    revision: int | None = Field(None, ge=0)
-    reason: str | None = None
+    revision: int | None = Field(None, ge=0, le=MAX_INTEGER)
+    reason: str | None = Field(None, max_length=1000)
 
 
 def explain(error: ValidationError) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""Listening: UNIX sockets with the right mode from the start, descriptors from systemd, or a loopback port."""
+"""Listening: UNIX sockets with the right mode from the start, or a loopback port; and HTTP/1.1 on them."""
 
 import asyncio
 import contextlib
@@ -7,35 +7,56 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agentd.errors import AgentdError
+from agentd.errors import CannotListen
+
+HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that nobody reads
+_KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than clients do, or they meet it while it closes
 
 
 def unix_socket(path: Path, mode: int) -> socket.socket:
-    """A listening socket at `path` with exactly `mode`. A stale file is replaced, a live server is not."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """A listening socket at `path` with exactly `mode`. A stale socket is replaced; a live one, or a file that is no
+    socket, is not. Raises CannotListen.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_occupied(path)
+        temporary.unlink(missing_ok=True)
+        listener.bind(str(temporary))
+        temporary.chmod(mode)
+        listener.listen(128)
+        temporary.rename(path)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(path, error.strerror or str(error)) from None
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _refuse_occupied(path: Path) -> None:
+    if path.exists() and not path.is_socket():
+        raise CannotListen(path, "a file that is no socket is there")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         try:
             probe.connect(str(path))
-        except OSError:
-            pass
-        else:
-            raise AgentdError(f"another server already listens on {path}")
-    listener = socket.socket(socket.AF_UNIX)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    listener.bind(str(temporary))
-    temporary.chmod(mode)
-    listener.listen(128)
-    temporary.rename(path)
-    return listener
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # nothing there, or a file left behind by kill -9
+        except TimeoutError:
+            pass  # somebody listens and is busy
+        raise CannotListen(path, "another server already listens there; stop it, or set another serve.socket")
 
 
 def tcp_socket(address: str) -> socket.socket:
-    """A listening socket on a loopback HOST:PORT."""
+    """A listening socket on a loopback HOST:PORT. Raises CannotListen."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     listener = socket.socket(family)
@@ -43,9 +64,43 @@ def tcp_socket(address: str) -> socket.socket:
     try:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        raise AgentdError(f"cannot listen on {address}: {error.strerror}") from None
+        listener.close()
+        raise CannotListen(address, error.strerror or str(error)) from None
     listener.listen(128)
     return listener
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 that gives up on a client who stops in the middle of a request's head, or does not even begin."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        """Starts the clock when it is the client's turn, and stops it when the application has a request to answer.
+        Between requests it is uvicorn's keep-alive that counts."""
+        answered = self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+        if self.conn.their_state is not h11.IDLE and not answered:
+            self._forget()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class Server(uvicorn.Server):
@@ -55,10 +110,13 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Protocol,
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=10,
                 h11_max_incomplete_event_size=64 * 1024,
             )
@@ -71,10 +129,6 @@ class Server(uvicorn.Server):
 
     async def run_until_stopped(self) -> None:
         await self.serve(sockets=self._sockets)
-
-    async def started_listening(self) -> None:
-        while not self.started:  # uvicorn has no event for it
-            await asyncio.sleep(0.01)
 
     def stop(self) -> None:
         self.should_exit = True

@@ -22,6 +22,10 @@ class Services:
     adaptation: Adaptation
     model: ModelFile
     started: float = field(default_factory=time.monotonic)
+    model_created: int = 0
+
+    def __post_init__(self) -> None:
+        self.model_created = int(self.model.path.stat().st_mtime)
 
     @property
     def model_name(self) -> str:

@@ -7,7 +7,9 @@ multi-head attention, one dense feed-forward network per layer, stateless SGD; n
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Transformer:
 
 
 LLAMA_2_7B = Transformer(N=2048, L=32, D=4096, H=32, V=32000)
+NAMED = {
+    "llama-2-7b": LLAMA_2_7B,
+    "llama-2-13b": Transformer(N=2048, L=40, D=5120, H=40, V=32000),
+    "gpt2-medium": Transformer(N=1024, L=24, D=1024, H=16, V=50257),
+    "smollm2-135m": Transformer(N=2048, L=30, D=576, H=9, V=49152),
+}
+"""Models of the paper, and agentd's default one, with two bytes a parameter."""
+
+SWEPT = {
+    "N": (1, 2048, 4096, 8192, 16384, 32768),
+    "L": (1, 2, 4, 8, 16, 32, 64, 100, 1000),
+    "D": (512, 1024, 2048, 4096, 8192, 16384, 32768),
+}
+"""The values of context length, depth and width that the paper's comparison goes through."""
 
 
 def parameters(m: Transformer, n_m: int | None = None, r: float | None = None) -> float:
@@ -60,3 +76,51 @@ def mezo(m: Transformer) -> float:
 def ratio(m: Transformer, *, checkpointing: bool = False) -> float:
     """M_BP / M_MeZO."""
     return backpropagation(m, checkpointing=checkpointing) / mezo(m)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a swept symbol; memory in bytes. `checkpointed` is BP with activation checkpointing."""
+
+    value: int
+    backpropagation: float
+    checkpointed: float
+    mezo: float
+
+    @property
+    def ratio(self) -> float:
+        return self.backpropagation / self.mezo
+
+    @property
+    def ratio_checkpointed(self) -> float:
+        return self.checkpointed / self.mezo
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "bp_bytes": self.backpropagation,
+            "bp_checkpointing_bytes": self.checkpointed,
+            "mezo_bytes": self.mezo,
+            "ratio": self.ratio,
+            "ratio_checkpointing": self.ratio_checkpointed,
+        }
+
+
+def sweep(m: Transformer, symbol: str, values: Iterable[int]) -> list[Point]:
+    """The memory of `m` with one of its symbols ("N", "L" or "D") at each of `values`: a panel of Fig. 3."""
+    points = []
+    for value in values:
+        changed = replace(m, **{symbol: value})
+        checkpointed = backpropagation(changed, checkpointing=True)
+        points.append(Point(value, backpropagation(changed), checkpointed, mezo(changed)))
+    return points
+
+
+def figure_3(m: Transformer, points: int = 60) -> dict[str, list[Point]]:
+    """The curves of Fig. 3 for `m`: symbol -> points on a logarithmic axis, as wide as the paper's or as m needs."""
+    ranges = {"N": (512, max(32768, 2 * m.N)), "L": (1, max(100, 2 * m.L)), "D": (min(512, m.D), max(32768, 2 * m.D))}
+    curves = {}
+    for symbol, (low, high) in ranges.items():
+        steps = (round(low * (high / low) ** (i / (points - 1))) for i in range(points))
+        curves[symbol] = sweep(m, symbol, dict.fromkeys(steps))
+    return curves

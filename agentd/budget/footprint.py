@@ -1,39 +1,47 @@
 """What this software allocates for a pass: named terms with their formulas, from a model's real shapes.
 
 Beyond what serving takes already; all sizes in bytes. The engine opens a background context over the same mapped
-weights; the trainer is a process of its own. Constants marked "measured" are those of SmolLM2-135M on x86-64 with
-llama-cpp-python 0.3.36 and torch 2.13.
+weights; the trainer is a process of its own; the daemon keeps the examples. Constants marked "measured" are those of
+SmolLM2-135M on x86-64 with llama-cpp-python 0.3.36 and torch 2.13; `runtime` and `budget.calibration` replace them by
+this machine's own. docs/memory.md derives the formulas and has the measurements, tools/bench_memory.py repeats them.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
-from agentd.gguf_header import Header
+from agentd.budget.architecture import F16, F32
+from agentd.budget.architecture import Architecture as Architecture  # what every caller needs with this module
 
-F32, F16 = 4, 2
 MIB = 1 << 20
 
 # Engine, see engine/llamacpp/background.py: context, sequences and tokens of one micro-batch.
 BACKGROUND_CONTEXT = 2048
 BACKGROUND_SEQUENCES = 64
-MICRO_BATCH = 192
+MICRO_BATCH = 128
+LONGEST = 512  # tokens of the longest example it takes
+DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for two models
 
-ENGINE_RUNTIME = 10 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, Python's lists of tokens
-TRAINER_RUNTIME = 300 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool started
+ENGINE_RUNTIME = 13 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
+SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
+DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
+TRAINER_RUNTIME = 335 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
 
-# Trainer, see trainer/loop.py, head.py and shortcuts.py. For its backward pass a token keeps multiples of D and n_ff in
-# every block; the last block runs where it is scored, and keeps little more than attention's inputs. Fitted to measured
-# peaks of k = 1 .. 8.
-_KEPT_D, _KEPT_FF = 12, 10
-_LAST_D = 12
+# Trainer, see trainer/loop.py, head.py and shortcuts.py.
+MICRO_BUDGET = 40 * MIB  # bytes a micro-batch may keep for its backward pass, about
+MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
-_TAP_WINDOW = 8 * MIB
-_PER_EXAMPLE = 4096
+_TAP_WINDOW = 16 * MIB  # measured: 8 MiB may be touched before pages are given back, and as much during one batch
+_FRAGMENTED = 0.5  # measured: glibc's heap after micro-batches of changing sizes, of what is allocated in it
 
-_PERMUTED = ("attn_q", "attn_k")  # rows permuted in llama-family files: no LoRA there
-_PERMUTED_IN = ("llama", "mistral")
+_TEMPLATE = 24  # tokens that a chat template adds to a message
+_MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
+
+# Python objects: a token in a list (pointer and int), and what surrounds an example's tokens in each process.
+_TOKEN = 40
+_EXAMPLE = {"daemon": 9000, "engine": 2500, "trainer": 6000}
+_SCORED_TERM = 400
 
 
 @dataclass(frozen=True)
@@ -55,81 +63,16 @@ def total(terms: Iterable[Term]) -> int:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A model's shapes. `block_bytes` and `block_parameters` are per block, as stored in the file.
-
-    `lora_width` is, per block, the sum of (inputs + outputs) over the matrices that get LoRA: parameters at rank 1.
-    """
-
-    name: str
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
-    n_vocab: int
-    tied: bool
-    block_bytes: tuple[int, ...]
-    block_parameters: tuple[int, ...]
-    lora_width: tuple[int, ...]
-    embedding_bytes: int
-    head_bytes: int
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(self.block_bytes) + self.embedding_bytes + self.head_bytes
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, float16 as llama.cpp keeps them."""
-        return 2 * self.n_layer * self.n_head_kv * self.head_dim * F16
-
-    @classmethod
-    def from_header(cls, header: Header) -> "Architecture":
-        """From a GGUF file's metadata and tensor table."""
-        name, tensors = header.architecture, {tensor.name: tensor for tensor in header.tensors}
-        blocks: list[list[Any]] = [[] for _ in range(header.block_count)]
-        for tensor in header.tensors:
-            prefix, _, rest = tensor.name.partition(".")
-            number = rest.partition(".")[0]
-            if prefix == "blk" and number.isdigit() and int(number) < len(blocks):
-                blocks[int(number)].append(tensor)
-        skipped = _PERMUTED if name in _PERMUTED_IN else ()
-        matrices = [
-            [t for t in block if len(t.shape) == 2 and t.name.split(".")[2] not in skipped and min(t.shape) > 1]
-            for block in blocks
-        ]
-        n_embd, n_head = header.embedding_length, header.head_count or 1
-        key_length = header.metadata.get(f"{name}.attention.key_length")
-        embedding, head = tensors.get("token_embd.weight"), tensors.get("output.weight")
-        return cls(
-            name=name,
-            n_layer=header.block_count,
-            n_embd=n_embd,
-            n_head=n_head,
-            n_head_kv=header.head_count_kv or n_head,
-            head_dim=key_length if isinstance(key_length, int) else n_embd // n_head,
-            n_ff=header.feed_forward_length or 4 * n_embd,
-            n_vocab=embedding.shape[-1] if embedding is not None else header.vocab_size or 0,
-            tied=head is None,
-            block_bytes=tuple(sum(t.size for t in block) for block in blocks),
-            block_parameters=tuple(sum(math.prod(t.shape) for t in block) for block in blocks),
-            lora_width=tuple(sum(sum(t.shape) for t in block) for block in matrices),
-            embedding_bytes=embedding.size if embedding is not None else 0,
-            head_bytes=head.size if head is not None else 0,
-        )
-
-
-@dataclass(frozen=True)
 class Workload:
     """What a pass works on. Tokens are counted without the prefix that all sequences share.
 
-    seq_len      tokens of the longest sequence
-    tokens       tokens of all sequences together
-    examples     number of examples
-    scored       scored positions per sequence: those of the choices' terms and of the target
-    micro_tokens tokens in one forward pass of the trainer, padding included; 0: the trainer's own choice
+    seq_len         tokens of the longest sequence
+    tokens          tokens of all sequences together, those of the holdout included
+    examples        number of examples, holdout included
+    scored          scored positions per sequence: those of the choices' terms and of the target
+    sequences       sequences per example: 1, or one per choice where choices have several tokens
+    holdout_tokens  those of `tokens` that only the gate sees; 0: about a fifth
+    micro_tokens    tokens in one forward pass of the trainer, padding and prefix included; 0: what `micro_tokens` says
     """
 
     seq_len: int
@@ -142,65 +85,138 @@ class Workload:
     context: int = BACKGROUND_CONTEXT
     micro_tokens: int = 0
     checkpoint: bool = False
+    sequences: int = 1
+    holdout_tokens: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence with the shared prefix."""
+        return self.prefix + self.seq_len
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def estimated(
+        cls, inputs: Sequence[str], answers: Sequence[str] = (), *, rank: int = 8, context: int = BACKGROUND_CONTEXT
+    ) -> "Workload":
+        """From the texts of the inputs and of the answers trained on, before anything is tokenised.
+
+        What sizes depend on (the longest sequence and answer) is taken high, so that the footprint is not too small;
+        `tokens`, which seconds depend on, as it is for English.
+        """
+        ends = (min(inputs), max(inputs)) if inputs else ("", "")
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
+        answer = max((int(len(text) / _MANY_TOKENS) + 1 for text in answers), default=1)
+        longest = min(LONGEST, int(max(map(len, inputs), default=0) / _MANY_TOKENS) + _TEMPLATE + answer)
+        prefix = min(longest - 1, int(shared / _FEW_TOKENS))
+        own = sum(len(text) - shared for text in inputs) + sum(map(len, answers))
+        return cls(
+            seq_len=longest - prefix,
+            tokens=int(own / _TOKENS) + len(inputs),
+            examples=len(inputs),
+            rank=rank,
+            prefix=prefix,
+            scored=answer + 1,
+            context=context,
+        )
 
 
-def engine_terms(arch: Architecture, workload: Workload, *, runtime: int | None = None) -> list[Term]:
-    """What the engine allocates for scoring, tapping and zeroth-order steps, in any method."""
+def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False) -> int:
+    """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
+
+    Small enough that the activations kept for the backward pass stay near 40 MiB, large enough to keep the matrix
+    kernels busy. The last block keeps next to nothing, because it runs where it is scored; with checkpointing one
+    block is kept at a time.
+    """
+    width = max(arch.n_ff, 4 * arch.n_embd)
+    whole = 1 if checkpoint else max(1, k - 1)
+    return max(MICRO_LEAST, min(MICRO_MOST, MICRO_BUDGET // (F32 * 5 * width * whole)))
+
+
+def serving_terms(arch: Architecture, *, kv_tokens: int) -> list[Term]:
+    """What the daemon and the engine take while they serve and nothing is learned. `kv_tokens` are those in use: the
+    KV cache of a slot takes memory as it fills."""
+    return [
+        Term("runtime", DAEMON_RUNTIME, "measured", "daemon"),
+        Term("runtime", SERVING_RUNTIME, "measured"),
+        Term("mapped weights", arch.weight_bytes, "size of the tensors in the file"),
+        Term("KV cache", kv_tokens * arch.kv_bytes_per_token, "tokens in use x 2 L x n_head_kv x head_dim x 2 B"),
+    ]
+
+
+def daemon_terms(workload: Workload) -> list[Term]:
+    """What the daemon keeps of a pass's examples."""
+    return [_examples(workload, "daemon")]
+
+
+def engine_terms(arch: Architecture, workload: Workload, k: int = 0, *, runtime: int | None = None) -> list[Term]:
+    """What the engine allocates for scoring, tapping and zeroth-order steps beside serving, in any method."""
     context = min(workload.context, BACKGROUND_CONTEXT)
-    sequences = max(1, min(BACKGROUND_SEQUENCES, MICRO_BATCH // max(1, workload.seq_len)))
-    rows = min(MICRO_BATCH, max(workload.scored, sequences * workload.scored))
+    tokens = max(MICRO_BATCH, min(workload.longest, LONGEST))
+    sequences = max(workload.sequences, min(BACKGROUND_SEQUENCES - 1, MICRO_BATCH // max(1, workload.seq_len)))
+    rows = min(tokens, sequences * workload.scored)
+    in_graph = max(rows, DRIFT_ROWS)
     # A token's tensors in llama.cpp's graph: residual, norm, q, attention output, the feed-forward's three.
     per_token = F32 * (6 * arch.n_embd + 2 * arch.n_head * arch.head_dim + 3 * arch.n_ff)
-    return [
+    terms = [
         Term("runtime", ENGINE_RUNTIME if runtime is None else runtime, "measured"),
         Term(
             "background KV cache",
-            context * arch.kv_bytes_per_token,
-            "context x 2 L x n_head_kv x head_dim x 2 B",
+            min(context, workload.longest + 3 * tokens) * arch.kv_bytes_per_token,
+            "(longest example + 3 micro-batches) x 2 L x n_head_kv x head_dim x 2 B; cells never used take nothing",
             reduce="lower model.context",
         ),
         Term(
             "logits",
-            (max(BACKGROUND_SEQUENCES, rows) + 2 * rows + 4) * arch.n_vocab * F32,
-            "(64 or rows, kept by llama.cpp + 2 rows, in its graph and as log-probabilities + 4) x V x 4 B",
+            (max(BACKGROUND_SEQUENCES, in_graph) + max(rows, 2 * DRIFT_ROWS)) * arch.n_vocab * F32,
+            "(64 or scored rows, kept by llama.cpp + scored rows or 80 as log-probabilities) x V x 4 B",
             reduce="shorter answers (scored positions) take less",
         ),
         Term(
-            "activations",
-            MICRO_BATCH * per_token,
-            "192 tokens x (6 D + 2 H head_dim + 3 n_ff) x 4 B",
+            "compute buffer",
+            max(tokens * per_token, in_graph * arch.n_vocab * F32),
+            "larger of: tokens (128 or the longest example's) x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows x V x 4 B",
+            reduce="shorter examples and answers take less",
         ),
         Term(
             "control vectors",
             6 * (arch.n_layer - 1) * arch.n_embd * F32,
             "6 (vector, direction, sum; serving and candidate) x (L - 1) x D x 4 B",
         ),
+        _examples(workload, "engine"),
     ]
+    if k:
+        lora = workload.rank * sum(arch.lora_width[-k:])
+        terms.append(Term("candidate's LoRA", 2 * F32 * lora, "2 x rank x sum(inputs + outputs) x 4 B"))
+    return terms
 
 
 def trainer_terms(arch: Architecture, workload: Workload, k: int, *, runtime: int | None = None) -> list[Term]:
     """What the trainer process allocates when it trains the last `k` blocks (1 <= k <= L)."""
-    tokens = trainer_tokens(arch, workload, k)
-    kept = min(k, 2) - 1 if workload.checkpoint else k - 1
-    per_token = F32 * (_KEPT_D * arch.n_embd + _KEPT_FF * arch.n_ff)
+    tokens, sequences = micro_batch(arch, workload, k)
+    attention = arch.n_head * arch.head_dim
+    # Keys and values are there for every head and, the shared prefix included, for every sequence.
+    keys_values = 2 * attention * sequences * workload.longest
+    whole = tokens * (4 * arch.n_embd + 2 * attention + 4 * arch.n_ff) + keys_values
+    last = tokens * (2 * arch.n_embd + 2 * attention) + keys_values
+    backward = tokens * (5 * arch.n_embd + 4 * arch.n_ff)
     lora = workload.rank * sum(arch.lora_width[-k:])
-    rows = min(tokens, workload.scored * max(1, tokens // max(1, workload.seq_len)))
-    terms = [
+    rows = min(tokens, workload.scored * sequences)
+    if workload.checkpoint:
+        kept, formula = (
+            whole + k * tokens * arch.n_embd,
+            "(one block's: rows x (4 D + 2 H d + 4 n_ff) + kv; k x rows x D)",
+        )
+    else:
+        kept, formula = (k - 1) * whole, "(k - 1) x (rows x (4 D + 2 H d + 4 n_ff) + kv)"
+    activations = F32 * (kept + last + backward)
+    fixed = F32 * sum(arch.block_parameters[-k:])
+    return [
         Term("runtime", TRAINER_RUNTIME if runtime is None else runtime, "measured", "trainer"),
-        Term(
-            "block weights",
-            F32 * sum(arch.block_parameters[-k:]),
-            "parameters of the last k blocks x 4 B",
-            "trainer",
-            "lower adapt.blocks",
-        ),
+        Term("block weights", fixed, "parameters of the last k blocks x 4 B", "trainer", "lower adapt.blocks"),
         Term("head", F16 * arch.n_vocab * arch.n_embd, "V x D x 2 B", "trainer"),
-        Term(
-            "head, dequantised slice",
-            3 * F32 * _HEAD_SLICE * arch.n_embd,
-            "3 x 4096 vocabulary rows x D x 4 B",
-            "trainer",
-        ),
+        Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "4096 vocabulary rows x D x 4 B", "trainer"),
         Term(
             "logits slice",
             3 * F32 * _HEAD_SLICE * rows,
@@ -217,29 +233,52 @@ def trainer_terms(arch: Architecture, workload: Workload, k: int, *, runtime: in
         ),
         Term(
             "activations",
-            kept * tokens * per_token,
-            f"(k - 1; 1 with checkpointing) x tokens of a micro-batch x ({_KEPT_D} D + {_KEPT_FF} n_ff) x 4 B",
+            F32 * kept,
+            f"{formula} x 4 B; rows = tokens of a micro-batch, kv = 2 H d x sequences x longest",
             "trainer",
             "lower adapt.blocks, or shorten the examples",
         ),
         Term(
             "activations of the last block",
-            tokens * F32 * _LAST_D * arch.n_embd,
-            f"tokens of a micro-batch x {_LAST_D} D x 4 B",
+            F32 * last,
+            "(rows x (2 D + 2 H d) + kv) x 4 B",
             "trainer",
             "shorten the examples",
         ),
-        Term("tap", min(_TAP_WINDOW, F32 * workload.tokens * arch.n_embd), "at most 8 MiB stay mapped", "trainer"),
-        Term("examples", _PER_EXAMPLE * workload.examples, "4 kB each as Python objects", "trainer"),
+        Term(
+            "gradients of activations",
+            F32 * backward,
+            "rows x (5 D + 4 n_ff) x 4 B",
+            "trainer",
+            "shorten the examples",
+        ),
+        Term("tap", min(_TAP_WINDOW, F32 * workload.tokens * arch.n_embd), "at most 16 MiB stay mapped", "trainer"),
+        _examples(workload, "trainer"),
+        Term("allocator", int(_FRAGMENTED * activations), "50 % of the activations and their gradients", "trainer"),
     ]
-    slack = total(terms[1:]) // 20
-    return [*terms, Term("allocator", slack, "5 % of the terms above but the runtime", "trainer")]
 
 
-def trainer_tokens(arch: Architecture, workload: Workload, k: int) -> int:
-    """Tokens in one forward pass of the trainer: what it allows (trainer/loop.py), or all there are in a batch."""
-    width = max(arch.n_ff, 4 * arch.n_embd)
-    blocks = 1 if workload.checkpoint else max(1, k - 1)
-    allowed = workload.micro_tokens or max(128, min(4096, (64 * MIB) // (4 * 5 * width * blocks)))
-    longest = workload.prefix + workload.seq_len
-    return max(longest, min(allowed, workload.prefix + workload.batch * workload.seq_len))
+def micro_batch(arch: Architecture, workload: Workload, k: int) -> tuple[int, int]:
+    """(rows, sequences) of the trainer's largest forward pass: what it allows itself, or all there is in a batch.
+
+    The shared prefix is computed once for all sequences, with checkpointing once for each.
+    """
+    allowed = workload.micro_tokens or micro_tokens(arch, k, workload.checkpoint)
+    n = max(1, workload.seq_len)
+    own = n + workload.prefix if workload.checkpoint else n
+    shared = 0 if workload.checkpoint else workload.prefix
+    rows = max(shared + workload.sequences * own, min(allowed, shared + workload.batch * workload.sequences * own))
+    return rows, max(1, (rows - shared) // own)
+
+
+def _examples(workload: Workload, process: str) -> Term:
+    each = _EXAMPLE[process]
+    tokens = workload.tokens + workload.examples * workload.prefix
+    if process == "trainer":  # it has the tokens' hidden states, not the tokens
+        size, formula = (
+            workload.examples * (each + _SCORED_TERM * workload.scored),
+            f"{each} B + {_SCORED_TERM} B a term",
+        )
+    else:
+        size, formula = workload.examples * each + _TOKEN * tokens, f"{each} B + {_TOKEN} B a token"
+    return Term("examples", size, f"{formula}, as Python objects", process, "lower adapt.max_examples")

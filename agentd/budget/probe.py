@@ -1,7 +1,9 @@
 """How much memory there is now, and what our processes take. Swap is not memory.
 
 psutil does not see control groups: a limit anywhere on the way up to the root, of version 1 or 2, may leave less
-than /proc/meminfo says.
+than /proc/meminfo says. The memory of a GPU is not read here: asking CUDA for it takes torch and a CUDA context, which
+would cost this process more than it spends in a year. The trainer, which has both, checks its own device; on boards
+whose GPU shares the system's memory (Jetson) this reading covers it.
 """
 
 import os
@@ -35,13 +37,27 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class Sensors:
+    """The hottest sensor in °C, the battery's charge in percent and whether it is being charged or the mains are there.
+
+    None where the device has no such thing.
+    """
+
+    temperature: float | None = None
+    battery: float | None = None
+    plugged: bool | None = None
+
+
+@dataclass(frozen=True)
 class Reading:
-    """Memory at one moment, in bytes. `pressure` is the PSI "some avg10" in percent, None where the kernel has none."""
+    """Memory at one moment, in bytes. `pressure` is the PSI "some avg10" in percent: the share of the last 10 s in
+    which something waited for memory; None where the kernel does not tell."""
 
     at: str
     system_available: int
     limits: tuple[Limit, ...]
     pressure: float | None
+    sensors: Sensors = Sensors()
 
     @property
     def available(self) -> int:
@@ -65,14 +81,39 @@ def _system_available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def read(root: Path = _ROOT, system_available: Callable[[], int] = _system_available) -> Reading:
-    """Reads everything now. `root` is where proc/ and the mount points are looked for. Never raises OSError."""
+def read_sensors() -> Sensors:
+    """Temperature and battery, where psutil knows how to ask (Linux: /sys/class/hwmon, thermal and power_supply)."""
+    temperatures: list[float] = []
+    battery: Any = None
+    # A sensor may be gone, asleep or broken; psutil then fails in several ways.
+    with suppress(AttributeError, OSError, ValueError, RuntimeError):
+        found = psutil.sensors_temperatures()
+        temperatures = [sensor.current for sensors in found.values() for sensor in sensors if sensor.current > 0]
+    with suppress(AttributeError, OSError, ValueError, RuntimeError):
+        battery = psutil.sensors_battery()
+    return Sensors(
+        max(temperatures, default=None),
+        None if battery is None else round(float(battery.percent), 1),
+        None if battery is None else battery.power_plugged,
+    )
+
+
+def read(
+    root: Path = _ROOT,
+    system_available: Callable[[], int] = _system_available,
+    sensors: Callable[[], Sensors] | None = None,
+) -> Reading:
+    """Reads everything now, the sensors if `sensors` is given (`read_sensors`; some are slow). Never raises OSError.
+
+    `root` is where proc/ and the mount points are looked for.
+    """
     groups = list(_groups(root))
     limits = tuple(limit for directory, version in groups for limit in _limits(directory, version, root))
     files = [root / "proc/pressure/memory"]
     files += [directory / "memory.pressure" for directory, version in groups[:1] if version == 2]
     pressures = [value for value in map(_pressure, files) if value is not None]
-    return Reading(ids.now(), system_available(), limits, max(pressures, default=None))
+    measured = sensors() if sensors else Sensors()
+    return Reading(ids.now(), system_available(), limits, max(pressures, default=None), measured)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, int]]:

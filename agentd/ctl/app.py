@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agentd import __version__
-from agentd.ctl import adapt, doctor, events, examples, feedback, inferences, passes, revisions, status
+from agentd.ctl import adapt, budget, doctor, events, examples, feedback, inferences, passes, revisions, status
 from agentd.ctl.errors import MEANINGS, CtlError, ExitCode
 from agentd.ctl.options import SOCKET_VARIABLE, Socket
 
@@ -40,6 +40,7 @@ app.command()(adapt.adapt)
 app.command()(adapt.cancel)
 app.command()(adapt.pause)
 app.command()(adapt.resume)
+app.command()(budget.budget)
 app.add_typer(feedback.app, name="feedback")
 app.command()(examples.examples)
 app.command()(examples.tasks)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from agentd.ctl import output
-from agentd.ctl.client import Daemon
+from agentd.ctl.client import JSON, Daemon
 from agentd.ctl.options import Json, Limit, Offset, Socket, TaskFilter
 from agentd.ctl.output import Column
 
@@ -20,10 +20,14 @@ _EXAMPLES = [
     Column("input", "input", wide=True),
 ]
 _TASKS = [
-    Column("task", "task"),
-    Column("new", "train.new", right=True),
-    Column("used", "train.used", right=True),
-    Column("holdout", "holdout", right=True),
+    Column("task", "name"),
+    Column("choices", "choices", wide=True),
+    Column("open", "open"),
+    Column("metric", "metric"),
+    Column("declared by", "source"),
+    Column("new", "examples.train.new", right=True),
+    Column("used", "examples.train.used", right=True),
+    Column("holdout", "examples.holdout", right=True),
 ]
 
 
@@ -44,9 +48,16 @@ def examples(
 
 
 def tasks(as_json: Json = False, socket: Socket = None) -> None:
-    """How many examples each task has."""
-    counts = Daemon(socket).get("/admin/status")["examples"]
+    """What there is to learn: each task's choices, and how many examples it has."""
+    answer = Daemon(socket).get("/admin/tasks")
     if as_json:
-        output.document(counts)
+        output.document(answer)
     else:
-        output.listing([{"task": task} | figures for task, figures in counts.items()], _TASKS)
+        output.listing([_choices(row) for row in answer["tasks"]], _TASKS, empty="no tasks yet")
+
+
+def _choices(row: JSON) -> JSON:
+    """On a terminal, the choices as a person writes them; a pipe gets them as they are."""
+    if not output.on_terminal():
+        return row
+    return row | {"choices": ", ".join(row["choices"]) or "(free text)"}

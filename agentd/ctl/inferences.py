@@ -73,13 +73,16 @@ def ask(
     if as_json:
         output.document(daemon.post("/v1/chat/completions", body))
         return
-    revision, identifier = None, None
+    chunk: JSON = {}
     for chunk in daemon.stream("/v1/chat/completions", body | {"stream": True}):
-        identifier = chunk.get("id", identifier)
-        revision = output.pick(chunk, "agentd.revision") if "agentd" in chunk else revision
         for choice in chunk.get("choices", []):
             piece = choice.get("delta", {}).get("content") or ""
             sys.stdout.write(output.clean(piece) if output.on_terminal() else piece)
             sys.stdout.flush()
     print()
-    output.say(f"revision {revision}, id {identifier}; correct it: `agentctl feedback add {identifier} --label …`")
+    revision, identifier = output.pick(chunk, "agentd.revision"), chunk.get("id")
+    if output.pick(chunk, "agentd.recorded") is False:
+        output.say(f"revision {revision}; not recorded, see the daemon's log: it cannot get feedback")
+        return
+    kind = "--demonstration" if task is None else "--label"
+    output.say(f"revision {revision}, id {identifier}; correct it: `agentctl feedback add {identifier} {kind} …`")

@@ -15,27 +15,28 @@ def status(as_json: Json = False, socket: Socket = None) -> None:
     if as_json:
         output.document(answer)
     elif output.on_terminal():
-        output.facts(_summary(answer))
+        output.facts(summary(answer))
     else:
         output.facts(answer)
 
 
-def _summary(answer: JSON) -> JSON:
+def summary(answer: JSON) -> JSON:
     """The status in the order and the words of a person."""
     model, memory, trigger = answer["model"], answer["memory"], answer["next_trigger"]
     running, trial = answer["pass"], answer["trial"]
     summary: JSON = {
         "state": answer["state"],
+        **({"problem": answer["problem"]} if answer.get("problem") else {}),
         "revision": answer["revision"],
-        "model": f"{model['name']} ({model['architecture']}, {model['n_layer']} blocks, "
-        f"{output.size(model['size_bytes'])}, context {model['n_ctx']})",
+        "model": _model(model),
         "up": output.duration(answer["uptime_seconds"]),
         "requests": ", ".join(f"{count} {name}" for name, count in answer["requests"].items()),
     }
     if trial:
         summary["trial"] = (
-            f"revision {trial['revision']}, {output.duration(trial['seconds_left'])} left, "
-            f"{trial['attempts_left']} attempts left"
+            f"revision {trial['revision']}, "
+            + ("" if trial["seconds_left"] is None else f"{output.duration(trial['seconds_left'])} left, ")
+            + f"{trial['attempts_left']} attempts left"
         )
     if running and not running["done"]:
         parts = [running["phase"], progress.steps(running), progress.loss(running), progress.left(running)]
@@ -57,6 +58,19 @@ def _summary(answer: JSON) -> JSON:
     else:
         summary["next pass"] = f"{trigger['new_examples']} of {trigger['min_examples']} new examples"
     return summary | {"state directory": answer["state_dir"], "socket": answer["socket"], "pid": answer["pid"]}
+
+
+def _model(model: JSON) -> str:
+    """The model in one line; what is not known before it is loaded is left out."""
+    layers, context = model.get("n_layer"), model.get("n_ctx")
+    facts = [
+        model.get("architecture"),
+        None if layers is None else f"{layers} blocks",
+        None if model.get("size_bytes") is None else output.size(model["size_bytes"]),
+        None if context is None else f"context {context}",
+    ]
+    known = ", ".join(str(fact) for fact in facts if fact is not None)
+    return f"{model['name']} ({known})" if known else str(model["name"])
 
 
 def version(as_json: Json = False, socket: Socket = None) -> None:

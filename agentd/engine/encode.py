@@ -36,6 +36,12 @@ def encode(prompt: list[int], choices: Sequence[list[int]], target: list[int], e
     return Encoded(sequences, [terms(answer) for answer in answers], correct, terms(whole))
 
 
+def n_distinct(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that an example costs when what all its sequences begin with is computed once."""
+    shared = common_prefix(sequences) if len(sequences) > 1 else 0
+    return sum(map(len, sequences)) - (len(sequences) - 1) * shared
+
+
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """Length of the longest common beginning that leaves every sequence at least one token."""
     if not sequences:

@@ -144,10 +144,11 @@ class Interrupted(Exception):
 class Background(Protocol):
     """A session of background work over the same weights, in a context of its own; freed by `close`."""
 
-    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded: ...
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
+        """Raises InvalidRequest for an example that cannot be laid out or does not fit a batch."""
 
     def use(self, weights: Weights) -> None:
-        """Computes with these staged adapters from now on."""
+        """Computes with these staged adapters from now on, and forgets updates. Raises RevisionCorrupt."""
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         """Yields the scores of the next few examples, in order."""
@@ -186,15 +187,20 @@ class Engine(Protocol):
         """Computes the next few tokens of one or more requests."""
 
     def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
-        """Loads adapters beside the serving ones. Raises RevisionCorrupt."""
+        """Loads adapters beside the serving ones, in place of any of that name. Raises RevisionCorrupt."""
 
-    def unstage(self, weights: Weights) -> None: ...
+    def unstage(self, weights: Weights) -> None:
+        """Frees adapters as soon as nothing computes with them; never the base or what new requests get."""
 
     def swap(self, weights: Weights) -> float:
-        """Requests submitted from now on get these weights, running ones finish on theirs; returns seconds."""
+        """Requests submitted from now on get these weights, running ones finish on theirs; returns seconds.
+
+        Raises RevisionCorrupt when they are not staged.
+        """
 
     def background(self, interrupted: Callable[[], bool]) -> Background: ...
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """`active` and `waiting` requests, the serving `weights`, names `staged`, and how many are `leaving`."""
 
     def close(self) -> None: ...

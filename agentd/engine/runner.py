@@ -7,6 +7,7 @@ afterwards; the others wait their turn. When the daemon goes away, so does this 
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -22,36 +23,49 @@ from agentd.errors import AgentdError
 
 logger = logging.getLogger(__name__)
 
-URGENT = {"generate", "cancel", "ping", "stage", "unstage", "swap", "stats", "abandon", "stop"}
+URGENT = {"generate", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
+SOON = {"ping", "stats"}  # answered between forward passes: who only looks must not hold up the work
 
 
 class Runner:
-    def __init__(self, engine: Engine, channel: socket.socket) -> None:
-        self._engine, self._channel = engine, channel
+    """`load` makes the engine; meanwhile the daemon's end is noticed already."""
+
+    _engine: Engine
+
+    def __init__(self, load: Callable[[], Engine], channel: socket.socket) -> None:
+        self._load, self._channel = load, channel
+        # Appended to by the reader thread, taken from by the engine thread: deques allow that without a lock.
         self._urgent: deque[dict[str, Any]] = deque()
+        self._soon: deque[dict[str, Any]] = deque()
         self._later: deque[dict[str, Any]] = deque()
         self._wake = threading.Event()
         self._session: Session | None = None
         self._running: tuple[dict[str, Any], Iterator[Any]] | None = None
         self._stopping = False
 
-    def run(self) -> None:
-        """Works until told to stop."""
+    def run(self) -> int:
+        """Works until told to stop. Returns the process's exit status."""
         threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self._engine = self._load()
+        except Exception as error:
+            self._fail({"id": 0, "op": "load"}, error)
+            return 1
         self._send({"id": 0, "result": self._engine.info.as_json()})
         while not self._stopping:
             self._wake.clear()
-            while self._urgent:
-                self._urgently(self._urgent.popleft())
+            for queue in (self._urgent, self._soon):
+                while queue:
+                    self._answer(queue.popleft())
             if self._engine.busy:
                 self._send_pieces(self._engine.step())
             elif self._running or self._later:
                 self._work()
-            elif not self._urgent:
+            else:
                 self._wake.wait()
-        if self._session:
-            self._session.close()
+        self._close_session()
         self._engine.close()
+        return 0
 
     def interrupted(self) -> bool:
         """Whether background work has to give way."""
@@ -60,14 +74,18 @@ class Runner:
     # --- commands
 
     def _read(self) -> None:
-        with self._channel.makefile("rb") as lines:
-            for line in lines:
-                command = json.loads(line)
-                (self._urgent if command["op"] in URGENT else self._later).append(command)
-                self._wake.set()
+        try:
+            with self._channel.makefile("rb") as lines:
+                for line in lines:
+                    command = json.loads(line)
+                    op = command["op"]
+                    (self._urgent if op in URGENT else self._soon if op in SOON else self._later).append(command)
+                    self._wake.set()
+        except Exception:
+            logger.exception("the daemon's channel broke")
         os._exit(0)  # the daemon is gone; nothing here is worth finishing
 
-    def _urgently(self, command: dict[str, Any]) -> None:
+    def _answer(self, command: dict[str, Any]) -> None:
         try:
             handler: Callable[[dict[str, Any]], Any] = getattr(self, "_on_" + command["op"])
             result = handler(command)
@@ -164,21 +182,19 @@ class Runner:
         self._send({"id": command["id"], "error": wire.describe(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._channel.sendall(wire.pack(message))
+        try:
+            self._channel.sendall(wire.pack(message))
+        except OSError:
+            os._exit(0)  # the daemon is gone
 
 
 def main() -> int:
     """`python -m agentd.engine.runner FD SETTINGS`: talks over the inherited descriptor FD."""
     logging.basicConfig(level=os.environ.get("AGENTD_LOG", "WARNING"), format="engine: %(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what follows
     channel = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
-    try:
-        engine = make_engine(settings)
-    except Exception as error:
-        channel.sendall(wire.pack({"id": 0, "error": wire.describe(error)}))
-        return 1
-    Runner(engine, channel).run()
-    return 0
+    return Runner(lambda: make_engine(settings), channel).run()
 
 
 def make_engine(settings: dict[str, Any]) -> Engine:

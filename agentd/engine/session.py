@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd.engine.protocol import Background, Encoded, TapIndex
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, InvalidRequest
 
 Steps = Generator[Any, None, Any]
 
@@ -25,9 +25,12 @@ class Session:
 
         An example that cannot be used is written as {"error": reason}; it keeps its number and is never asked for.
         """
-        lines = Path(source).read_text().splitlines()
         self._examples = []
-        with Path(target).open("w") as out:
+        # Lines end with \n alone: a text may hold any of the other line separators that splitlines() knows.
+        with (
+            Path(source).open(encoding="utf-8", newline="\n") as lines,
+            Path(target).open("w", encoding="utf-8") as out,
+        ):
             for number, line in enumerate(lines):
                 example = json.loads(line)
                 try:
@@ -47,8 +50,7 @@ class Session:
 
     def score(self, examples: Sequence[int]) -> Steps:
         """[{"choices": [log-likelihood...], "target": [log-likelihood...]}] in the order asked for."""
-        chosen = [self._examples[i] for i in examples]
-        by_length, back = _sorted(chosen)
+        by_length, back = _sorted(self._chosen(examples))
         scores: list[dict[str, Any]] = []
         for some in self._background.score(by_length):
             scores += [asdict(score) for score in some]
@@ -57,8 +59,7 @@ class Session:
 
     def tap(self, examples: Sequence[int], block: int, path: str) -> Steps:
         """Writes the tap file and returns its index, sequences in the order asked for."""
-        chosen = [self._examples[i] for i in examples]
-        by_length, back = _sorted(chosen)
+        by_length, back = _sorted(self._chosen(examples))
         index: TapIndex | None = None
         for step in self._background.tap(by_length, block, Path(path)):
             if isinstance(step, TapIndex):
@@ -70,7 +71,7 @@ class Session:
         return {"n_embd": index.n_embd, "prefix_rows": index.prefix_rows, "sequences": sequences}
 
     def loss(self, examples: Sequence[int], nll_weight: float, seed: int, scale: float) -> Steps:
-        chosen, _ = _sorted([self._examples[i] for i in examples])
+        chosen, _ = _sorted(self._chosen(examples))
         loss = None
         for value in self._background.loss(chosen, nll_weight, seed, scale):
             loss = value
@@ -94,6 +95,14 @@ class Session:
 
     def close(self) -> None:
         self._background.close()
+
+    def _chosen(self, numbers: Sequence[int]) -> list[Encoded]:
+        for number in numbers:
+            if not 0 <= number < len(self._examples):
+                raise InvalidRequest(f"the session has no example {number}")
+            if not self._examples[number].sequences:
+                raise InvalidRequest(f"example {number} could not be encoded")
+        return [self._examples[number] for number in numbers]
 
 
 def _sorted(examples: list[Encoded]) -> tuple[list[Encoded], list[int]]:

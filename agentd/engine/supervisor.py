@@ -92,15 +92,17 @@ class Supervisor:
             for attempt in range(3):
                 begun = False
                 await self._wait_until_up()
-                assert self._client is not None
-                pieces = self._client.generate(request)
+                client = self._client
+                assert client is not None
+                pieces = client.generate(request)
                 try:
                     async for piece in pieces:
                         begun = True
                         yield piece
                     return
                 except EngineDied:
-                    self._up.clear()
+                    if self._client is client:  # a slow reader may hear of it when the next one is long up
+                        self._up.clear()
                     if begun or attempt == 2:
                         raise
                 finally:
@@ -113,14 +115,17 @@ class Supervisor:
     async def swap(self, revision: int) -> float:
         """Stages a revision's files and lets every new request be answered by it. Returns the swap's milliseconds."""
         async with self._swapping:
-            previous = self.revision
-            await self._stage(revision)
-            seconds = await self._command("swap", weights=str(revision))
-            self.revision = revision
-            if previous not in (0, revision):
-                with contextlib.suppress(AgentdError):
-                    await self._command("unstage", weights=str(previous))
-            return 1e3 * float(seconds)
+            return await self._swap(revision)
+
+    async def _swap(self, revision: int) -> float:
+        previous = self.revision
+        await self._stage(revision)
+        seconds = await self._command("swap", weights=str(revision))
+        self.revision = revision
+        if previous not in (0, revision):
+            with contextlib.suppress(AgentdError):
+                await self._command("unstage", weights=str(previous))
+        return 1e3 * float(seconds)
 
     async def _stage(self, revision: int) -> None:
         if revision:
@@ -152,12 +157,13 @@ class Supervisor:
 
     async def _restore(self) -> None:
         """Puts the revision that should serve into a fresh engine, or the best one that can be used."""
-        while True:
-            try:
-                await self.swap(self.revision)
-                return
-            except RevisionCorrupt as error:
-                self.revision = await self._fallback(error, self.revision)
+        async with self._swapping:  # another revision may be on its way in; the last one counts
+            while True:
+                try:
+                    await self._swap(self.revision)
+                    return
+                except RevisionCorrupt as error:
+                    self.revision = await self._fallback(error, self.revision)
 
     async def _watch(self) -> None:
         failures = 0
@@ -174,9 +180,11 @@ class Supervisor:
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 try:
                     await self._launch()
-                except AgentdError as error:
-                    self.problem = str(error)
-                    logger.error("the engine does not start: %s", error)
+                except Exception as error:  # whatever it was, without this loop nothing would be served again
+                    self.problem = str(error) or type(error).__name__
+                    logger.error(
+                        "the engine does not start: %s", self.problem, exc_info=not isinstance(error, AgentdError)
+                    )
                     failures += 1
 
 

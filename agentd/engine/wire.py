@@ -14,7 +14,8 @@ LIMIT = 1 << 28  # bytes of one message
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    # A lone surrogate in a request must reach whoever refuses it; json.loads takes it back from bytes like these.
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def describe(error: BaseException) -> dict[str, Any]:

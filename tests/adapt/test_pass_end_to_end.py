@@ -13,12 +13,12 @@ from typing import Any
 import gguf
 import psutil
 import pytest
+from daemon_process import DaemonProcess, eventually
 
 from agentd.adapt.revision_files import RevisionFiles
 from agentd.store import revisions, trials
 from agentd.store.database import Store
 from agentd.store.revisions import Revision
-from tests.daemon_process import DaemonProcess, eventually
 
 pytestmark = pytest.mark.slow
 

@@ -1,8 +1,21 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from agentd.budget.equations import LLAMA_2_7B, Transformer, activations, backpropagation, mezo, parameters, ratio
+from agentd.budget.equations import (
+    LLAMA_2_7B,
+    NAMED,
+    SWEPT,
+    Transformer,
+    activations,
+    backpropagation,
+    figure_3,
+    mezo,
+    parameters,
+    ratio,
+    sweep,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +72,38 @@ def test_parameters_of_known_feed_forward_networks() -> None:
     # GPT-2: two matrices of 4 D; Llama 2: three of 11008, which is 2.6875 D
     assert parameters(LLAMA_2_7B) == parameters(LLAMA_2_7B, 2, 4 * 4096)
     assert parameters(LLAMA_2_7B, 3, 11008) == pytest.approx(6.738e9, rel=1e-3)
+
+
+def test_what_the_papers_text_quotes() -> None:
+    """Its rounding is coarser than the equations: it reads its figures."""
+    deep, narrow, wide = ({"L": 100}, {"D": 512}, {"D": 32768})
+    plain = [ratio(replace(LLAMA_2_7B, **change)) for change in (deep, narrow, wide)]
+    checkpointed = [ratio(replace(LLAMA_2_7B, **change), checkpointing=True) for change in (deep, narrow)]
+    assert plain == [pytest.approx(4.23, rel=5e-3), pytest.approx(24, rel=1e-2), pytest.approx(2, abs=0.11)]
+    assert checkpointed == [pytest.approx(2.17, rel=1e-2), pytest.approx(5, abs=0.5)]
+    assert ratio(replace(LLAMA_2_7B, L=10**9)) == pytest.approx(4.38, abs=6e-3)
+    long = replace(LLAMA_2_7B, N=16384)
+    assert (round(ratio(long)), round(ratio(long, checkpointing=True))) == (25, 5)
+
+
+def test_sweeps_are_the_equations_at_each_value() -> None:
+    for symbol, values in SWEPT.items():
+        points = sweep(LLAMA_2_7B, symbol, values)
+        assert [point.value for point in points] == list(values)
+        for point in points:
+            changed = replace(LLAMA_2_7B, **{symbol: point.value})
+            assert point.ratio == ratio(changed)
+            assert point.ratio_checkpointed == ratio(changed, checkpointing=True)
+            assert point.as_json()["mezo_bytes"] == mezo(changed)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_figure_3_covers_the_model_itself(name: str) -> None:
+    curves = figure_3(NAMED[name])
+    assert list(curves) == ["N", "L", "D"]
+    for symbol, points in curves.items():
+        values = [point.value for point in points]
+        assert values == sorted(set(values))
+        assert values[0] <= getattr(NAMED[name], symbol) <= values[-1]
+        # Longer contexts and deeper models need more memory; so do wider ones.
+        assert all(before.mezo < after.mezo for before, after in pairwise(points))

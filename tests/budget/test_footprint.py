@@ -4,12 +4,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agentd.budget.footprint import Architecture, Workload, engine_terms, total, trainer_terms
+from agentd.budget.footprint import (
+    Architecture,
+    Workload,
+    daemon_terms,
+    engine_terms,
+    micro_batch,
+    micro_tokens,
+    total,
+    trainer_terms,
+)
 from agentd.budget.probe import pss
 from agentd.gguf_header import read_header
 
@@ -47,8 +57,52 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
         for checkpoint in (False, True)
     )
     assert checkpointed < plain
-    context = {term.name: term.bytes for term in engine_terms(arch, Workload(40, 1, 1, context=512))}
-    assert context["background KV cache"] == 512 * arch.kv_bytes_per_token
+    for length, context, cells in ((40, 2048, 40 + 3 * 128), (40, 256, 256), (500, 2048, 500 + 3 * 500)):
+        terms = {term.name: term.bytes for term in engine_terms(arch, Workload(length, 1, 1, context=context))}
+        assert terms["background KV cache"] == cells * arch.kv_bytes_per_token
+    assert total(engine_terms(arch, replace(small, scored=30))) > total(engine_terms(arch, small))
+    assert total(daemon_terms(replace(small, examples=600))) > total(daemon_terms(small))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 30])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_micro_batches_are_those_of_the_trainer(arch: Architecture, k: int, checkpoint: bool) -> None:
+    """The formula of trainer/loop.py: 40 MiB of activations, for k - 1 whole blocks."""
+    whole = 1 if checkpoint else max(1, k - 1)
+    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (40 << 20) // (4 * 5 * 2304 * whole)))
+
+
+def test_the_largest_micro_batch(arch: Architecture) -> None:
+    work = Workload(seq_len=40, tokens=10_000, examples=300, prefix=38)
+    assert micro_batch(arch, work, 1) == (400, 9)  # (400 - 38) / 40
+    assert micro_batch(arch, replace(work, batch=2), 1) == (118, 2)
+    assert micro_batch(arch, replace(work, seq_len=470), 8) == (508, 1)  # longer than allowed: one at a time
+    assert micro_batch(arch, replace(work, checkpoint=True), 8) == (400, 5)  # the prefix anew for each
+    assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 8) == (338, 3)
+
+
+def test_a_workload_estimated_from_texts() -> None:
+    texts = [f"Did the reviewer like it? Review {i:03}: " + "word " * (20 + i % 7) for i in range(100)]
+    work = Workload.estimated(texts, ["positive", "negative"] * 50)
+    assert work.examples == 100
+    assert 40 < work.longest < 100
+    assert 0 < work.prefix < 10
+    assert 20 * 100 < work.tokens < 60 * 100
+    assert work.scored == 4
+    assert Workload.estimated(["x" * 10_000]).longest == 512
+    assert Workload.estimated([]).examples == 0
+
+
+def test_a_model_that_is_not_here(arch: Architecture) -> None:
+    """From its shapes alone the default model is described as by its file, but for the quantised embedding."""
+    same = Architecture.dense(
+        "llama", n_layer=30, n_embd=576, n_head=9, n_head_kv=3, n_ff=1536, n_vocab=49152, tied=True, bits=5
+    )
+    assert same.block_parameters == arch.block_parameters
+    assert same.kv_bytes_per_token == arch.kv_bytes_per_token
+    assert sum(same.block_bytes) == pytest.approx(sum(arch.block_bytes), rel=0.01)
+    large = Architecture.dense("llama", n_layer=32, n_embd=4096, n_head=32, n_head_kv=32, n_ff=11008, n_vocab=32000)
+    assert sum(large.block_parameters) + 2 * 32000 * 4096 == pytest.approx(6.738e9, rel=1e-3)
 
 
 def example(i: int, first: int, n: int, prefix: int) -> dict[str, object]:
@@ -112,7 +166,8 @@ task = "Is this review positive or negative? The plot is thin, number {}, and th
 examples = [background.encode({"prompt": task.format(i)}, [" positive", " negative"], " positive") for i in range(24)]
 background.use("0")
 tap = background.tap(examples, 29, Path(sys.argv[2]))
-for part in (background.score(examples), tap, background.loss(examples, 0.1, 1, 0.1)):
+drift = background.drift([task * 3] * 3, "0", "0")
+for part in (background.score(examples), tap, background.loss(examples, 0.1, 1, 0.1), drift):
     for _ in part:
         peak = max(peak, pss(os.getpid()))
 print(peak - before, max(len(s) for e in examples for s in e.sequences))
@@ -124,4 +179,4 @@ def test_the_engine_stays_within_its_prediction(arch: Architecture, model_path: 
     command = [sys.executable, "-c", BACKGROUND, str(model_path), str(tmp_path / "tap")]
     added, longest = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     predicted = total(engine_terms(arch, Workload(longest, 24 * longest, 24)))
-    assert added <= predicted <= 1.4 * added, f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
+    assert added <= predicted <= 1.25 * added, f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"

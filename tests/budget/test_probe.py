@@ -2,13 +2,15 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from agentd.budget.probe import pss, pss_tree, read
+from agentd.budget.probe import Sensors, pss, pss_tree, read, read_sensors
 
 MIB = 2**20
 
@@ -124,6 +126,52 @@ def test_pressure_of_the_system_and_of_the_own_group(tmp_path: Path) -> None:
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     reading = read(tmp_path, lambda: 5)
     assert (reading.available, reading.limits, reading.pressure, reading.bound_by) == (5, (), None, "system")
+
+
+def test_swap_is_not_memory(tmp_path: Path) -> None:
+    """A group may swap as much as it likes: what counts is its limit on memory itself."""
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/a",
+            "proc/self/mountinfo": V2_MOUNT,
+            "sys/fs/cgroup/a/memory.max": 100 * MIB,
+            "sys/fs/cgroup/a/memory.current": 90 * MIB,
+            "sys/fs/cgroup/a/memory.swap.max": 8192 * MIB,
+            "sys/fs/cgroup/a/memory.swap.current": 0,
+        },
+    )
+    assert read(tmp_path, lambda: 4096 * MIB).available == 10 * MIB
+
+
+Sensor = namedtuple("Sensor", "current")
+Battery = namedtuple("Battery", "percent power_plugged")
+
+
+def test_the_hottest_sensor_and_the_battery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hardware that is not there: psutil's own answers on a board with both."""
+    found = {"cpu_thermal": [Sensor(51.5), Sensor(48.0)], "gpu_thermal": [Sensor(-256.0)]}
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: found)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: Battery(76.04, False))
+    assert read_sensors() == Sensors(51.5, 76.0, False)
+    tree = read(tmp_path, lambda: 5, read_sensors).as_json()
+    assert tree["sensors"] == {"temperature": 51.5, "battery": 76.0, "plugged": False}
+    assert read(tmp_path, lambda: 5).sensors == Sensors(None, None, None)
+
+
+def test_a_device_without_sensors_or_with_broken_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise FileNotFoundError("/sys/class/power_supply/battery/uevent")
+
+    monkeypatch.setattr(psutil, "sensors_temperatures", dict)
+    monkeypatch.setattr(psutil, "sensors_battery", broken)
+    assert read_sensors() == Sensors(None, None, None)
+
+
+def test_the_sensors_of_this_machine_can_be_asked() -> None:
+    sensors = read_sensors()
+    assert sensors.temperature is None or 0 < sensors.temperature < 150
+    assert sensors.battery is None or 0 <= sensors.battery <= 100
 
 
 @pytest.fixture

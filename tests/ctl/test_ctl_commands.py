@@ -41,6 +41,7 @@ LISTS = {
     ("pass", "7"): "GET /admin/passes/7",
     ("feedback", "list"): "GET /admin/feedback",
     ("examples",): "GET /admin/examples",
+    ("tasks",): "GET /admin/tasks",
     ("inferences",): "GET /admin/inferences",
     ("log",): "GET /admin/inferences",
     ("events",): "GET /admin/events",
@@ -245,7 +246,7 @@ def test_socket_option_goes_before_or_after_the_command(daemon: ScriptedDaemon) 
     elsewhere = "/nonexistent/admin.sock"
     for arguments in (["--socket", str(daemon.socket), "tasks"], ["tasks", "--socket", str(daemon.socket)]):
         result = daemon.run(*arguments, AGENTD_ADMIN_SOCKET=elsewhere)
-        assert result.stdout == "sentiment\t12\t500\t120\n"
+        assert result.stdout == 'sentiment\t["positive", "negative"]\tfalse\taccuracy\tconfig\t12\t500\t120\n'
 
 
 def test_default_socket_is_the_first_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.encode import encode
-from agentd.engine.llamacpp.context import Adapters, Context, Floats
+from agentd.engine.encode import encode, n_distinct
+from agentd.engine.llamacpp.adapters import Adapters, Floats, Staged, write_control_vector
+from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.forward import Forward, kl_divergence
-from agentd.engine.llamacpp.library import ggml, last_words
+from agentd.engine.llamacpp.tap import Tap
 from agentd.engine.llamacpp.vocabulary import Vocabulary
-from agentd.engine.protocol import Encoded, Scores, TapIndex, Weights
-from agentd.errors import EngineUnavailable, InvalidRequest
+from agentd.engine.protocol import BASE, Encoded, Scores, TapIndex, Weights
+from agentd.errors import InvalidRequest
 from agentd.learn.objectives import objective
 from agentd.learn.rng import rademacher
 
 # Large enough to keep the matrix kernels busy, small enough that repeating one after an interruption costs little.
-MICRO_BATCH = 192
+MICRO_BATCH = 128
 _N_SEQ = 64
 
 
@@ -28,14 +27,16 @@ class Background:
         self,
         model: Any,
         vocabulary: Vocabulary,
-        adapters: Callable[[Weights], Adapters],
+        staged: Staged,
         *,
         n_ctx: int,
         threads: int,
         interrupted: Callable[[], bool],
+        closed: Callable[["Background"], None],
     ) -> None:
-        self._model, self._vocabulary, self._adapters = model, vocabulary, adapters
-        self._tap = _Tap()
+        self._vocabulary, self._staged, self._closed = vocabulary, staged, closed
+        self._tap = Tap()
+        mappings = anonymous_mappings()
         self._context = Context(
             model,
             n_ctx=n_ctx,
@@ -46,31 +47,51 @@ class Background:
             flash=True,
             on_tensor=self._tap.callback,
         )
+        release_zero_pages(mappings)
         self._context.abort_when(interrupted)
         self._context.after_decode = self._tap.settle
         self._forward = Forward(self._context, MICRO_BATCH)
-        self._control = np.zeros((self._context.n_layer - 1, self._context.n_embd), dtype=np.float32)
+        self._weights, self._adapters = BASE, staged[BASE]
+        # The control vector as it stands after updates, and the one the context computes with; None is all zero.
+        self._control: Floats | None = None
+        self._steered: Floats | None = None
         self.limit = min(n_ctx, self._context.width)
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
         prompt = self._vocabulary.prompt(input)
+        if not prompt:
+            raise InvalidRequest("the prompt is empty")
+        if choices and target not in choices:
+            raise InvalidRequest(f"the answer {target!r} is not one of the choices")
         answers = {text: self._vocabulary.answer(input, prompt, text) for text in (*choices, target)}
         encoded = encode(prompt, [answers[choice] for choice in choices], answers[target], self._vocabulary.end)
-        if encoded.n_tokens > self.limit:
-            raise InvalidRequest(f"{encoded.n_tokens} tokens are more than the {self.limit} of a background batch")
+        if (n := n_distinct(encoded.sequences)) > self.limit:
+            raise InvalidRequest(f"{n} tokens are more than the {self.limit} of a background batch")
+        if len(encoded.sequences) > self._forward.n_sequences:
+            raise InvalidRequest(
+                f"{len(encoded.sequences)} different answers are more than the {self._forward.n_sequences} "
+                f"of a background batch"
+            )
         return encoded
 
     def use(self, weights: Weights) -> None:
-        adapters = self._adapters(weights)
+        adapters = self._staged[weights]
         self._context.use(adapters)
-        self._control = np.zeros_like(self._control) if adapters.control is None else adapters.control.copy()
+        self._weights, self._adapters = weights, adapters
+        self._control = self._steered = adapters.control
         self._forward.reset()
+        self._staged.sweep()
+
+    def uses(self, adapters: Adapters) -> bool:
+        return self._adapters is adapters
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
+        self._steer(self._control)
         for batch in self._forward.run(examples):
             yield [] if batch is None else self._forward.scores(batch)
 
     def tap(self, examples: Sequence[Encoded], block: int, path: Path) -> Iterator[int | TapIndex]:
+        self._steer(self._control)
         self._forward.reset()  # the prefix is wanted too, so it must be computed under the tap
         self._tap.watch(block)
         n_embd = self._context.n_embd
@@ -101,8 +122,9 @@ class Background:
         yield TapIndex(n_embd, len(self._forward.prefix), index)
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
-        self._context.steer(self._control + np.float32(scale) * self._direction(seed) if scale else self._control)
-        self._forward.reset()
+        if not examples:
+            raise InvalidRequest("a loss needs examples")
+        self._steer(self._moved(seed, scale) if scale else self._control)
         losses: list[float] = []
         for batch in self._forward.run(examples):
             if batch is not None:
@@ -114,120 +136,56 @@ class Background:
         yield float(np.mean(losses))
 
     def update(self, seed: int, coefficient: float) -> None:
-        self._control = self._control + np.float32(coefficient) * self._direction(seed)
-
-    def _direction(self, seed: int) -> Floats:
-        """z(seed): a block of signs per layer, so that any layer's can be made alone."""
-        return np.stack([rademacher(seed, layer + 1, self._context.n_embd) for layer in range(len(self._control))])
+        self._control = self._moved(seed, coefficient)
 
     def write_control(self, path: Path) -> None:
-        write_control_vector(path, self._control)
+        write_control_vector(path, self._control_or_zero())
+
+    def _steer(self, control: Floats | None) -> None:
+        """Computes with this control vector; what the cache holds was computed with another one."""
+        if control is not self._steered:
+            self._context.steer(control)
+            self._steered = control
+            self._forward.reset()
+
+    def _moved(self, seed: int, coefficient: float) -> Floats:
+        """The control vector + coefficient · z(seed), in float32, so that a replay gives the same bits."""
+        control = self._control_or_zero()
+        # A block of signs per layer, so that any layer's can be made alone.
+        z = np.stack([rademacher(seed, layer + 1, self._context.n_embd) for layer in range(len(control))])
+        return control + np.float32(coefficient) * z
+
+    def _control_or_zero(self) -> Floats:
+        if self._control is not None:
+            return self._control
+        return np.zeros((self._context.n_layer - 1, self._context.n_embd), dtype=np.float32)
 
     def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
         total, n = 0.0, 0
+        before = self._weights
         for text in texts:
-            tokens = self._vocabulary.tokenize(text, begin=True)[: MICRO_BATCH - 1]
+            tokens = self._vocabulary.tokenize(text, begin=True)[:MICRO_BATCH]
+            if len(tokens) < 2:
+                continue
             terms = [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)]
             example = Encoded([tokens[:-1]], [], 0, terms)
-            kept: list[list[Floats]] = []
-            for weights in (reference, candidate):
-                self.use(weights)
-                for batch in self._forward.run([example]):
-                    if batch is None:
-                        yield None
-                    else:
-                        kept.append([row.copy() for row in self._forward.distributions(batch)])
-            for p, q in zip(*kept, strict=True):
-                total, n = total + kl_divergence(p, q), n + 1
-            yield None
+            kept: list[Floats] = []
+            self.use(reference)
+            for batch in self._forward.run([example]):
+                if batch is not None:
+                    kept = list(self._forward.distributions(batch))
+                yield None
+            self.use(candidate)
+            for batch in self._forward.run([example]):
+                if batch is not None:
+                    for p, q in zip(kept, self._forward.distributions(batch), strict=True):
+                        total, n = total + kl_divergence(p, q), n + 1
+                yield None
+        self.use(before)
+        if not n:
+            raise InvalidRequest("drift needs texts of at least two tokens")
         yield total / n if np.isfinite(total) else float("inf")
 
     def close(self) -> None:
         self._context.close()
-
-
-class _Tap:
-    """Collects the input of one block during normal decodes, through llama.cpp's evaluation callback."""
-
-    def __init__(self) -> None:
-        self._names: frozenset[bytes] = frozenset()
-        self._parts: list[Floats] = []
-        self._pending: list[Floats] = []  # of the decode that is running
-        library = ggml()
-
-        def on_tensor(tensor: int, ask: bool, user_data: Any) -> bool:
-            if not self._names or library.ggml_get_name(tensor) not in self._names:
-                return not ask
-            if not ask:
-                part = np.empty(library.ggml_nelements(tensor), np.float32)
-                library.ggml_backend_tensor_get(tensor, part.ctypes.data, 0, part.nbytes)
-                self._pending.append(part)
-            return True
-
-        self.callback = lc.ggml_backend_sched_eval_callback(on_tensor)
-
-    def watch(self, block: int | None) -> None:
-        """Block i's input is the output of block i - 1; block 0's is the embedding, named by architecture."""
-        self._parts, self._pending = [], []
-        if block is None:
-            self._names = frozenset()
-        else:
-            self._names = frozenset({f"l_out-{block - 1}".encode()} if block else {b"inp_embd", b"embd"})
-
-    def rows(self, n: int, n_embd: int, skip_last: int = 0) -> Floats:
-        """The last `n` rows (n, n_embd) collected, before the `skip_last` newest ones."""
-        if not self._parts:
-            raise EngineUnavailable("this architecture's graph does not name its block outputs; BP cannot be used")
-        rows = np.concatenate([part.reshape(-1, n_embd) for part in self._parts])
-        stop = len(rows) - skip_last
-        if stop < n:
-            raise EngineUnavailable(f"the tap collected {stop} rows where {n} were computed")
-        return rows[stop - n : stop]
-
-    def settle(self, complete: bool) -> None:
-        """Keeps what a decode produced, or drops it where the decode was interrupted and will be repeated."""
-        if complete:
-            self._parts += self._pending
-        self._pending = []
-
-    def clear(self) -> None:
-        self._parts = []
-
-
-def write_control_vector(path: Path, control: Floats) -> None:
-    """Writes (n_layer - 1, n_embd) as llama.cpp's own control vector format: tensors direction.1, direction.2, …"""
-    writer = gguf.GGUFWriter(path, "controlvector")
-    writer.add_string("controlvector.model_hint", "agentd")
-    writer.add_uint32("controlvector.layer_count", len(control))
-    for layer, row in enumerate(control):
-        writer.add_tensor(f"direction.{layer + 1}", np.ascontiguousarray(row, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def read_control_vector(path: Path, n_layer: int, n_embd: int) -> Floats:
-    """Reads a control vector; layers the file does not name are zero. Raises ValueError."""
-    control = np.zeros((n_layer - 1, n_embd), dtype=np.float32)
-    for tensor in gguf.GGUFReader(path).tensors:
-        prefix, _, number = tensor.name.partition(".")
-        if (
-            prefix != "direction"
-            or not number.isdigit()
-            or not 1 <= int(number) < n_layer
-            or tensor.data.size != n_embd
-        ):
-            raise ValueError(f"unexpected tensor {tensor.name} of {tensor.data.size} values")
-        control[int(number) - 1] = tensor.data
-    if not np.isfinite(control).all():
-        raise ValueError("it holds values that are not finite")
-    return control
-
-
-def load_lora(model: Any, path: Path) -> Any:
-    """An adapter handle on the model. Raises ValueError."""
-    handle = lc.llama_adapter_lora_init(model, str(path).encode())
-    if not handle:
-        raise ValueError(last_words())
-    return handle
+        self._closed(self)

@@ -2,27 +2,17 @@
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp as lc
 import numpy as np
-import numpy.typing as npt
 
+from agentd.engine.llamacpp.adapters import Adapters, Floats
 from agentd.engine.llamacpp.library import last_words
 from agentd.engine.protocol import Interrupted
 from agentd.errors import EngineUnavailable
-
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What makes a revision: a LoRA handle and a control vector (n_layer - 1, n_embd) for layers 1.., or None."""
-
-    lora: Any = None
-    control: Floats | None = None
 
 
 class Context:
@@ -76,6 +66,8 @@ class Context:
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
     ) -> None:
         """Runs one batch. `wanted` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
+        if len(tokens) > self.width:  # C would write past the end of the batch
+            raise EngineUnavailable(f"a batch of {len(tokens)} tokens does not fit {self.width}")
         batch = self._batch
         for row, (token, position, owners) in enumerate(zip(tokens, positions, sequences, strict=True)):
             batch.token[row], batch.pos[row], batch.n_seq_id[row], batch.logits[row] = (
@@ -120,14 +112,19 @@ class Context:
             self.steer(adapters.control)
         self._adapters = adapters
 
+    def release(self, adapters: Adapters) -> None:
+        """Stops using a LoRA that is going to be freed: llama.cpp would go on with its memory."""
+        if adapters.lora and self._adapters.lora is adapters.lora:
+            self.use(Adapters())
+
     def steer(self, control: Floats | None) -> None:
         """Sets the control vector (n_layer - 1, n_embd), added to the outputs of layers 1 .. n_layer - 1."""
         if control is None:
             lc.llama_set_adapter_cvec(self._context, None, 0, self.n_embd, 0, 0)
-            return
-        flat = np.ascontiguousarray(control, dtype=np.float32).ravel()
-        pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        lc.llama_set_adapter_cvec(self._context, pointer, flat.size, self.n_embd, 1, self.n_layer - 1)
+        else:
+            flat = np.ascontiguousarray(control, dtype=np.float32).ravel()
+            pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            lc.llama_set_adapter_cvec(self._context, pointer, flat.size, self.n_embd, 1, self.n_layer - 1)
         # The next use() must not take this for what it set itself.
         self._adapters = Adapters(self._adapters.lora, control)
 
@@ -154,19 +151,26 @@ def release_zero_pages(before: frozenset[tuple[int, int]]) -> int:
 
     A new KV cache is written full of zeros, which makes every page of it resident. A private anonymous page of zeros
     reads the same after MADV_DONTNEED, but costs nothing until it is written. Only mappings that are not in `before`
-    are looked at, and only while no other thread writes.
+    are looked at. Python's other threads must not write between the look and the call: the interpreter is held.
     """
     page, released, step = os.sysconf("SC_PAGESIZE"), 0, 1 << 20
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.PyDLL(None)  # unlike CDLL it does not let go of the interpreter
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for start, end in anonymous_mappings() - before:
-        if end - start < 16 * step:  # leaves thread stacks alone, which others write
-            continue
-        data = np.ctypeslib.as_array((ctypes.c_uint8 * (end - start)).from_address(start))
-        for offset in range(0, end - start, step):
-            size = min(step, end - start - offset) // page * page
-            if size and not data[offset : offset + size].any() and libc.madvise(start + offset, size, 4) == 0:
-                released += size
+    libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    dont_need, interval = 4, sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        for start, end in anonymous_mappings() - before:
+            if end - start < 16 * step:  # leaves thread stacks alone, which others write
+                continue
+            for at in range(start, end, step):
+                size = min(step, end - at) // page * page
+                # All bytes are equal to their successors, and the first one is zero.
+                zero = size and not ctypes.c_uint8.from_address(at).value and not libc.memcmp(at, at + 1, size - 1)
+                if zero and libc.madvise(at, size, dont_need) == 0:
+                    released += size
+    finally:
+        sys.setswitchinterval(interval)
     return released
 
 

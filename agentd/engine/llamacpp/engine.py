@@ -7,13 +7,13 @@ from typing import Any
 
 import llama_cpp as lc
 
-from agentd.engine.llamacpp.background import Background, load_lora, read_control_vector
-from agentd.engine.llamacpp.context import Adapters, Context, anonymous_mappings, release_zero_pages
+from agentd.engine.llamacpp.adapters import Adapters, Staged, load
+from agentd.engine.llamacpp.background import Background
+from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.library import load_model, metadata
 from agentd.engine.llamacpp.serving import CHUNK, Serving
 from agentd.engine.llamacpp.vocabulary import Vocabulary
-from agentd.engine.protocol import Generate, ModelInfo, Piece, Weights
-from agentd.errors import RevisionCorrupt
+from agentd.engine.protocol import BASE, Generate, ModelInfo, Piece, Weights
 
 _BACKGROUND_CONTEXT = 2048  # tokens: the shared prefix and one micro-batch, whatever the serving context is
 
@@ -35,7 +35,9 @@ class LlamaCppEngine:
         )
         per_slot = min(per_slot, self._context.n_ctx // slots)
         self.released_bytes = release_zero_pages(mappings)
-        self._serving = Serving(self._context, self.vocabulary, per_slot)
+        self._staged = Staged(self._in_use)
+        self._serving = Serving(self._context, self.vocabulary, per_slot, self._staged)
+        self._backgrounds: list[Background] = []
         self.info = ModelInfo(
             name=metadata(self._model, "general.name") or path.stem,
             architecture=metadata(self._model, "general.architecture") or "unknown",
@@ -63,46 +65,48 @@ class LlamaCppEngine:
         return self._serving.step()
 
     def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
-        if weights in self._serving.staged and self._serving.in_use(weights):
-            return  # revisions are immutable: what is loaded under this name is the same
-        try:
-            vector = None if control is None else read_control_vector(control, self.info.n_layer, self.info.n_embd)
-            lora = None if adapter is None else load_lora(self._model, adapter)
-        except Exception as error:  # a corrupt GGUF makes the reader fail in many ways
-            raise RevisionCorrupt(weights, f"{type(error).__name__}: {error}") from None
-        self.unstage(weights)
-        self._serving.stage(weights, Adapters(lora, vector))
+        self._staged.put(weights, load(self._model, weights, adapter, control))
 
     def unstage(self, weights: Weights) -> None:
-        if not self._serving.in_use(weights):
-            self._free(self._serving.unstage(weights))
+        if weights not in (BASE, self._serving.weights):
+            self._staged.remove(weights)
 
     def swap(self, weights: Weights) -> float:
-        if weights not in self._serving.staged:
-            raise RevisionCorrupt(weights, "it was not staged")
         start = time.perf_counter()
         self._serving.swap(weights)
+        self._staged.sweep()
         return time.perf_counter() - start
 
     def background(self, interrupted: Callable[[], bool]) -> Background:
-        return Background(
+        background = Background(
             self._model,
             self.vocabulary,
-            self._serving.adapters,
+            self._staged,
             n_ctx=min(_BACKGROUND_CONTEXT, self.info.n_ctx),
             threads=self._threads,
             interrupted=interrupted,
+            closed=self._closed,
         )
+        self._backgrounds.append(background)
+        return background
 
     def stats(self) -> dict[str, Any]:
-        return {**self._serving.counts(), "weights": self._serving.weights, "staged": self._serving.staged}
+        staged = {"staged": self._staged.names, "leaving": self._staged.leaving}
+        return {**self._serving.counts(), "weights": self._serving.weights, **staged}
 
     def close(self) -> None:
+        for background in list(self._backgrounds):
+            background.close()
+        self._serving.close()
         self._context.close()
-        for weights in self._serving.staged:
-            self._free(self._serving.unstage(weights))
-        lc.llama_model_free(self._model)
+        lc.llama_model_free(self._model)  # and with it what is staged
 
-    def _free(self, adapters: Adapters | None) -> None:
-        if adapters is not None and adapters.lora:
-            lc.llama_adapter_lora_free(adapters.lora)
+    def _closed(self, background: Background) -> None:
+        self._backgrounds.remove(background)
+        self._staged.sweep()
+
+    def _in_use(self, adapters: Adapters) -> bool:
+        if self._serving.uses(adapters) or any(background.uses(adapters) for background in self._backgrounds):
+            return True
+        self._context.release(adapters)
+        return False

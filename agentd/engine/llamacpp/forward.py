@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agentd.engine.encode import common_prefix
-from agentd.engine.llamacpp.context import Context, Floats
+from agentd.engine.encode import common_prefix, n_distinct
+from agentd.engine.llamacpp.adapters import Floats
+from agentd.engine.llamacpp.context import Context
 from agentd.engine.llamacpp.sampling import log_probabilities
 from agentd.engine.protocol import Encoded, Interrupted, Scores, Term
 
@@ -30,6 +31,7 @@ class Forward:
     def __init__(self, context: Context, width: int) -> None:
         self._context, self._width = context, min(width, context.width)
         self.prefix: list[int] = []
+        self.n_sequences = context.n_seq - 1  # that one micro-batch may have
 
     def reset(self) -> None:
         """Drops what was computed with other adapters."""
@@ -41,6 +43,8 @@ class Forward:
 
         With `wanted`, logits are there for every term of the examples; otherwise for none.
         """
+        if not examples:
+            return
         yield from self._hold_prefix(examples)
         start = 0
         while start < len(examples):
@@ -83,13 +87,17 @@ class Forward:
             yield log_probabilities(self._context.logits(row))
 
     def _hold_prefix(self, examples: Sequence[Encoded]) -> Iterator[None]:
-        """Computes what all examples begin with, unless the cache holds just that."""
+        """Computes what all examples begin with, unless the cache holds just that.
+
+        A shorter prefix left by other examples would serve as well, but then results would depend on the history:
+        rounding follows how the tokens are laid out.
+        """
         sequences = [sequence for example in examples for sequence in example.sequences]
         first_term = min(p for example in examples for terms in (*example.choices, example.target) for _, p, _ in terms)
         n = min(common_prefix(sequences), first_term)
         prefix = sequences[0][:n]
-        if self.prefix and prefix[: len(self.prefix)] == self.prefix:
-            return  # a prefix found earlier serves as well
+        if prefix == self.prefix:
+            return
         self.reset()
         done = 0
         while done < n:
@@ -103,10 +111,11 @@ class Forward:
 
     def _layout(self, examples: Sequence[Encoded], start: int) -> MicroBatch:
         batch = MicroBatch([], [], [], [], [])
+        width = min(self._width, self._context.n_ctx - len(self.prefix))
         sequence = _PREFIX + 1
         for example in examples[start:]:
             if batch.examples and (
-                len(batch.tokens) + self._new_tokens(example) > self._width
+                len(batch.tokens) + n_distinct(example.sequences) - len(self.prefix) > width
                 or sequence + len(example.sequences) > self._context.n_seq
             ):
                 break
@@ -137,10 +146,6 @@ class Forward:
             rows.append(together + own)
         return rows
 
-    def _new_tokens(self, example: Encoded) -> int:
-        shared = common_prefix(example.sequences) if len(example.sequences) > 1 else 0
-        return example.n_tokens - (len(example.sequences) - 1) * shared - len(self.prefix)
-
     def _wanted(self, batch: MicroBatch) -> set[int]:
         begin = len(self.prefix)
         return {
@@ -157,5 +162,6 @@ class Forward:
 
 def kl_divergence(reference: Floats, candidate: Floats) -> float:
     """KL(reference ‖ candidate) in nats from two vectors of log-probabilities."""
-    p = np.exp(reference, dtype=np.float64)
-    return float(np.sum(p * (reference.astype(np.float64) - candidate)))
+    with np.errstate(invalid="ignore"):  # what is not finite shows in the result
+        p = np.exp(reference, dtype=np.float64)
+        return float(np.sum(p * (reference.astype(np.float64) - candidate)))

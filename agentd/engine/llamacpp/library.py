@@ -15,10 +15,16 @@ logger = logging.getLogger(__name__)
 _recent: deque[str] = deque(maxlen=20)
 
 
+# What llama.cpp says of a decode that was given up on purpose (GGML_STATUS_ABORTED is 1, llama_decode returns 2).
+_GIVEN_UP = ("failed with error 1", "compute status: 1", "failed to decode, ret = 2")
+
+
 @lc.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes
 def _log(level: int, text: bytes, user_data: Any) -> None:
     line = text.decode("utf-8", "replace").strip()
-    if line and level >= 3:  # ggml_log_level: 3 warn, 4 error
+    if line.endswith(_GIVEN_UP):
+        return
+    if line and level in (3, 4):  # ggml_log_level: 3 warn, 4 error, 5 goes on with the line before
         _recent.append(line)
     logger.log(logging.WARNING if level == 4 else logging.DEBUG, "llama.cpp: %s", line)
 
@@ -61,6 +67,9 @@ def load_model(path: Path, gpu_layers: int | str = "auto") -> Any:
 def metadata(model: Any, key: str) -> str | None:
     """A GGUF metadata value as text, or None."""
     size = 1 << 16
-    buffer = ctypes.create_string_buffer(size)
-    n = lc.llama_model_meta_val_str(model, key.encode(), buffer, size)
-    return buffer.value.decode("utf-8", "replace") if n >= 0 else None
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = lc.llama_model_meta_val_str(model, key.encode(), buffer, size)
+        if n < size:
+            return buffer.value.decode("utf-8", "replace") if n >= 0 else None
+        size = n + 1

@@ -9,17 +9,18 @@ import llama_cpp as lc
 import numpy as np
 from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
 
-from agentd.engine.llamacpp.context import Floats
+from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.protocol import Sampling
-from agentd.errors import InvalidRequest
+from agentd.errors import AgentdError, InvalidRequest
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 JSON_GRAMMAR: str = JSON_GBNF
 
 
-def choices_grammar(choices: Sequence[str]) -> str:
-    """A grammar that allows exactly these answers, with or without a space before (raw completions begin with one)."""
-    return 'root ::= " "? (' + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices) + ")"
+def choices_grammar(choices: Sequence[str], *, space: bool) -> str:
+    """A grammar that allows exactly these answers; with `space`, one may come before, as after a raw prompt."""
+    before = '" "? ' if space else ""
+    return f"root ::= {before}(" + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices) + ")"
 
 
 class Sampler:
@@ -35,8 +36,8 @@ class Sampler:
                 raise InvalidRequest(f"cannot use this JSON schema: {error}", param="response_format") from None
         self._grammar = None
         if grammar is not None:
-            self._grammar = lc.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-            if not self._grammar:
+            self._grammar = lc.llama_sampler_init_grammar(vocab, grammar.encode("utf-8", "replace"), b"root")
+            if not (self._grammar and grammar.strip()):  # an empty one would allow everything
                 raise InvalidRequest("the grammar is not valid GBNF with a rule `root`", param="grammar")
         self._chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
         for sampler in self._samplers(sampling):
@@ -52,7 +53,8 @@ class Sampler:
             chain.append(lc.llama_sampler_init_penalties(self._n_vocab, 1 << 15, *penalties))
         if sampling.temperature == 0:
             return [*chain, lc.llama_sampler_init_greedy()]
-        seed = lc.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        # llama.cpp's default seed means "draw one", so a given seed must never become it.
+        seed = lc.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed % lc.LLAMA_DEFAULT_SEED
         return [
             *chain,
             lc.llama_sampler_init_top_k(sampling.top_k),
@@ -64,28 +66,32 @@ class Sampler:
 
     def sample(self, context: Any, row: int, logits: Floats) -> int:
         """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
-        token = int(lc.llama_sampler_sample(self._chain, context, row))
         if self._grammar is None:
-            return token
+            return int(lc.llama_sampler_sample(self._chain, context, row))
         # The grammar is slow over a whole vocabulary; mostly the free choice is allowed already.
+        token = self._choose(logits, constrained=False)
         if not self._allowed(token):
-            token = self._constrained(logits)
-        lc.llama_sampler_accept(self._grammar, token)
+            token = self._choose(logits, constrained=True)
+            if not self._allowed(token):  # llama.cpp would end the process
+                raise AgentdError("no token can follow here: the model's numbers are not finite")
+        for sampler in (self._chain, self._grammar):
+            lc.llama_sampler_accept(sampler, token)
         return token
+
+    def _choose(self, logits: Floats, *, constrained: bool) -> int:
+        candidates = np.zeros(self._n_vocab, dtype=_TOKEN_DATA)
+        candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
+        view = _view(candidates)
+        if constrained:
+            lc.llama_sampler_apply(self._grammar, ctypes.byref(view))
+        lc.llama_sampler_apply(self._chain, ctypes.byref(view))
+        return int(view.data[view.selected].id)
 
     def _allowed(self, token: int) -> bool:
         candidates = np.array([(token, 1.0, 0.0)], dtype=_TOKEN_DATA)
         view = _view(candidates)
         lc.llama_sampler_apply(self._grammar, ctypes.byref(view))
         return bool(np.isfinite(candidates["logit"][0]))
-
-    def _constrained(self, logits: Floats) -> int:
-        candidates = np.zeros(self._n_vocab, dtype=_TOKEN_DATA)
-        candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
-        view = _view(candidates)
-        lc.llama_sampler_apply(self._grammar, ctypes.byref(view))
-        lc.llama_sampler_apply(self._chain, ctypes.byref(view))
-        return int(view.data[view.selected].id)
 
     def close(self) -> None:
         lc.llama_sampler_free(self._chain)
@@ -100,5 +106,6 @@ def _view(candidates: "np.ndarray[Any, np.dtype[Any]]") -> Any:
 
 def log_probabilities(logits: Floats) -> Floats:
     """log softmax (n_vocab,)."""
-    shifted = logits - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted, dtype=np.float64).sum()), dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # what is not finite shows in the result
+        shifted = logits - logits.max()
+        return np.asarray(shifted - np.log(np.exp(shifted, dtype=np.float64).sum()), dtype=np.float32)

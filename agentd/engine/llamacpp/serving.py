@@ -6,16 +6,22 @@ to half a logit. So every slot has a KV stream of its own, prompts are cut at fi
 caller could tell (greedy or seeded) are decoded by themselves; the others share batches.
 """
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentd.engine.llamacpp.context import Adapters, Context, Floats
+from agentd.engine.llamacpp.adapters import Adapters, Floats, Staged
+from agentd.engine.llamacpp.context import Context
 from agentd.engine.llamacpp.sampling import JSON_GRAMMAR, Sampler, choices_grammar, log_probabilities
 from agentd.engine.llamacpp.text import Detokenizer
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.protocol import BASE, Generate, Piece, Weights
+from agentd.engine.wire import describe
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 _BOUNDARIES = (32, 64, 96, 128, 192, 256)  # where prompts are cut; beyond, every CHUNK tokens
@@ -35,11 +41,13 @@ def reusable(n: int) -> int:
 
 @dataclass
 class Job:
-    """A request on its way."""
+    """A request on its way; `number` counts requests."""
 
+    number: int
     request: Generate
     prompt: list[int]
     weights: Weights
+    adapters: Adapters
     sampler: Sampler
     text: Detokenizer
     reused: int = 0
@@ -48,49 +56,45 @@ class Job:
 
 @dataclass
 class Slot:
-    """One sequence of the KV cache; `tokens` is what it holds, computed with `weights`."""
+    """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`."""
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
-    weights: Weights = BASE
+    adapters: Adapters | None = None
     job: Job | None = None
 
 
 class Serving:
-    def __init__(self, context: Context, vocabulary: Vocabulary, per_slot: int) -> None:
-        self._context, self._vocabulary, self._limit = context, vocabulary, per_slot
+    def __init__(self, context: Context, vocabulary: Vocabulary, per_slot: int, staged: Staged) -> None:
+        self._context, self._vocabulary, self._limit, self._staged = context, vocabulary, per_slot, staged
         self._slots = [Slot(i) for i in range(context.n_seq)]
         self._waiting: deque[Job] = deque()
-        self._adapters: dict[Weights, Adapters] = {BASE: Adapters()}
+        self._submitted = 0
         self.weights: Weights = BASE
 
     # --- adapters
 
-    def stage(self, weights: Weights, adapters: Adapters) -> None:
-        self._adapters[weights] = adapters
-
-    def in_use(self, weights: Weights) -> bool:
-        return weights == self.weights or any(job.weights == weights for job in self._jobs())
-
-    def adapters(self, weights: Weights) -> Adapters:
-        return self._adapters[weights]
-
-    def unstage(self, weights: Weights) -> Adapters | None:
-        return self._adapters.pop(weights, None)
-
-    @property
-    def staged(self) -> list[Weights]:
-        return list(self._adapters)
+    def uses(self, adapters: Adapters) -> bool:
+        """Whether a request is to be answered with these."""
+        return any(job.adapters is adapters for job in self._jobs())
 
     def swap(self, weights: Weights) -> None:
         """New requests get `weights`. No cached prompt survives: it was computed with other adapters."""
+        adapters = self._staged[weights]
         self.weights = weights
         for slot in self._slots:
             if slot.job is None:
                 self._context.forget(slot.sequence)
                 slot.tokens = []
+        if not self.busy:
+            self._context.use(adapters)
 
     # --- requests
+
+    def close(self) -> None:
+        """Frees what the requests that are still there hold."""
+        for job in self._jobs():
+            job.sampler.close()
 
     @property
     def busy(self) -> bool:
@@ -106,11 +110,16 @@ class Serving:
         if len(prompt) >= self._limit:
             raise ContextLengthExceeded(len(prompt), self._limit)
         sampling = request.sampling
-        grammar = choices_grammar(request.choices) if request.choices else sampling.grammar
+        grammar = sampling.grammar
+        if request.choices:
+            raw = str(request.input.get("prompt", " "))
+            grammar = choices_grammar(request.choices, space=not raw[-1:].isspace())
         if grammar == "json":
             grammar = JSON_GRAMMAR
         sampler = Sampler(self._vocabulary.pointer, self._vocabulary.size, sampling, grammar)
-        self._waiting.append(Job(request, prompt, self.weights, sampler, Detokenizer(request.stop)))
+        self._submitted += 1
+        adapters, text = self._staged[self.weights], Detokenizer(request.stop)
+        self._waiting.append(Job(self._submitted, request, prompt, self.weights, adapters, sampler, text))
 
     def cancel(self, key: str) -> None:
         for job in list(self._waiting):
@@ -127,15 +136,15 @@ class Serving:
         pieces: list[Piece] = []
         prompting = [slot for slot in self._slots if slot.job and len(slot.tokens) < len(slot.job.prompt)]
         if prompting:
-            pieces += self._guard(self._prompt, [prompting[0]])
-        together: dict[Weights, list[Slot]] = {}
+            pieces += self._guard(self._prompt, [min(prompting, key=lambda slot: slot.job.number if slot.job else 0)])
+        together: dict[int, list[Slot]] = {}
         for slot in self._slots:
             if slot.job is None or not slot.job.generated:
                 continue
             if slot.job.request.sampling.reproducible:
                 pieces += self._guard(self._generate, [slot])
             else:
-                together.setdefault(slot.job.weights, []).append(slot)
+                together.setdefault(id(slot.job.adapters), []).append(slot)
         for slots in together.values():
             pieces += self._guard(self._generate, slots)
         return pieces
@@ -150,10 +159,10 @@ class Serving:
             slot = max(free, key=lambda slot: (self._overlap(slot, job), -len(slot.tokens)))
             job.reused = self._overlap(slot, job)
             self._context.forget(slot.sequence, job.reused)
-            slot.tokens, slot.weights, slot.job = slot.tokens[: job.reused], job.weights, job
+            slot.tokens, slot.adapters, slot.job = slot.tokens[: job.reused], job.adapters, job
 
     def _overlap(self, slot: Slot, job: Job) -> int:
-        if slot.weights != job.weights:
+        if slot.adapters is not job.adapters:
             return 0
         limit = min(len(slot.tokens), len(job.prompt) - 1)
         n = 0
@@ -161,17 +170,17 @@ class Serving:
             n += 1
         return reusable(n)
 
-    def _guard(self, compute: Any, slots: list[Slot]) -> list[Piece]:
+    def _guard(self, compute: Callable[[list[Slot]], list[Piece]], slots: list[Slot]) -> list[Piece]:
         """A request that cannot be computed ends with an error; the others go on."""
         try:
-            pieces: list[Piece] = compute(slots)
-            return pieces
-        except AgentdError as error:
+            return compute(slots)
+        except Exception as error:
+            if not isinstance(error, AgentdError):
+                logger.exception("a request failed")
             pieces = []
             for slot in slots:
                 if slot.job:
-                    detail = {"message": str(error), "type": error.type, "code": error.code, "status": error.status}
-                    pieces.append(Piece(slot.job.request.key, error=detail))
+                    pieces.append(Piece(slot.job.request.key, revision=int(slot.job.weights), error=describe(error)))
                     self._release(slot)
             return pieces
 
@@ -183,7 +192,7 @@ class Serving:
         stop = min(next_boundary(start), len(job.prompt))
         chunk = job.prompt[start:stop]
         complete = stop == len(job.prompt)
-        self._context.use(self._adapters[job.weights])
+        self._context.use(job.adapters)
         self._context.decode(
             chunk, range(start, stop), [(slot.sequence,)] * len(chunk), [len(chunk) - 1] if complete else []
         )
@@ -192,7 +201,7 @@ class Serving:
 
     def _generate(self, slots: list[Slot]) -> list[Piece]:
         jobs = [slot.job for slot in slots if slot.job]
-        self._context.use(self._adapters[jobs[0].weights])
+        self._context.use(jobs[0].adapters)
         tokens = [job.generated[-1] for job in jobs]
         self._context.decode(
             tokens, [len(slot.tokens) for slot in slots], [(slot.sequence,) for slot in slots], range(len(slots))
@@ -246,6 +255,7 @@ class Serving:
         if slot.job is not None:
             slot.job.sampler.close()
         slot.job = None
-        if slot.weights != self.weights:  # its cache is of no use to anybody
+        if slot.adapters is not self._staged[self.weights]:  # its cache is of no use to anybody
             self._context.forget(slot.sequence)
-            slot.tokens = []
+            slot.tokens, slot.adapters = [], None
+        self._staged.sweep()

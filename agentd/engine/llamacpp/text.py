@@ -19,6 +19,8 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What was held back, when nothing more will come."""
+        if self.stopped:
+            return ""
         text = self._release(self._held + self._decoder.decode(b"", final=True))
         text, self._held = text + self._held, ""
         return text

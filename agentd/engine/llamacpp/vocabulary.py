@@ -36,7 +36,10 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         """Tokens of `text`; `begin` adds the beginning-of-sequence token, `special` recognises control tokens."""
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("the text holds half of a surrogate pair, which is no character") from None
         begin = begin and not (special and self._bos and text.startswith(self._bos))
         size = len(data) + 8
         tokens = (lc.llama_token * size)()

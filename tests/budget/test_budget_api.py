@@ -1,0 +1,93 @@
+"""GET /admin/budget over the real store and model; no engine and no pass is needed for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from starlette.testclient import TestClient
+
+from agentd.api.app import application
+from agentd.api.services import Services
+from agentd.config import Config, Memory, State
+from agentd.gguf_header import read_header
+from agentd.models import ModelFile
+from agentd.store import examples, passes, tasks
+from agentd.store.database import Store
+from agentd.store.examples import NewExample
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "agentd.db")
+    yield store
+    store.close()
+
+
+def client(store: Store, model: Path, tmp_path: Path, **memory: Any) -> TestClient:
+    config = Config(state=State(dir=tmp_path), memory=Memory(**memory))
+    nobody = cast(Any, None)  # the engine, its requests and the passes: this handler asks none of them
+    services = Services(
+        config, store, nobody, nobody, nobody, ModelFile(model, "0" * 64, model.stat().st_size, read_header(model))
+    )
+    return TestClient(application(services, with_admin=True), raise_server_exceptions=True)
+
+
+def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, model_path: Path, tmp_path: Path) -> None:
+    answer = client(store, model_path, tmp_path).get("/admin/budget").json()
+    assert answer["budget_bytes"] == answer["available_bytes"] - answer["reserve_bytes"]
+    assert answer["reading"]["available"] == answer["available_bytes"]
+    assert answer["model"]["n_layer"] == 30
+    assert "are assumed" in answer["workload"]["note"]
+    assert len(answer["plans"]) == 13
+    chosen = answer["plans"][0]
+    assert {name: chosen[name] for name in answer["chosen"]} == answer["chosen"]
+    assert answer["why"].startswith("elasticzo with 2 blocks")
+    for plan in answer["plans"]:
+        assert plan["needed_bytes"] == sum(term["bytes"] for term in plan["terms"])
+        assert plan["fits"] is (plan["shortfall_bytes"] == 0)
+        assert all(term["formula"] for term in plan["terms"])
+
+
+def test_where_nothing_fits_it_says_what_is_missing(store: Store, model_path: Path, tmp_path: Path) -> None:
+    answer = client(store, model_path, tmp_path, limit=10**6).get("/admin/budget").json()
+    assert answer["chosen"] is None
+    assert answer["shortfall_bytes"] == min(plan["needed_bytes"] for plan in answer["plans"]) - 10**6
+    assert "memory.limit allows 1.0 MB" in answer["why"]
+    assert not any(plan["fits"] for plan in answer["plans"])
+
+
+def test_one_setting_alone(store: Store, model_path: Path, tmp_path: Path) -> None:
+    ask = client(store, model_path, tmp_path)
+    plans = ask.get("/admin/budget", params={"method": "suffix-bp", "blocks": "3"}).json()["plans"]
+    assert [(plan["method"], plan["blocks"]) for plan in plans] == [("suffix-bp", 3)]
+    assert ask.get("/admin/budget", params={"blocks": "many"}).status_code == 400
+    assert ask.get("/admin/budget", params={"block": "3"}).status_code == 400
+    assert ask.get("/admin/budget", params={"method": "sgd"}).status_code == 409
+
+
+def test_real_examples_and_earlier_passes_count(store: Store, model_path: Path, tmp_path: Path) -> None:
+    def fill(db: Any) -> None:
+        tasks.declare(db, tasks.Task("t", ["yes", "no"], False, "accuracy", None, "config", "2026-01-01T00:00:00Z"))
+        text = "A film about a lighthouse, number {}."
+        new = [NewExample("t", "label", {"prompt": text.format(i)}, "yes" if i % 2 else "no", None) for i in range(300)]
+        examples.add_many(db, new)
+        passes.create(db, "manual", 0, 0, {})
+        figures = {"adapted": True, "before": {"accuracy": 0.5}, "after": {"accuracy": 0.8}}
+        planned = {"method": "suffix-bp", "blocks": 1, "predicted": {"trainer: runtime": 500}}
+        passes.advance(db, 1, "planned", **planned)
+        passes.advance(db, 1, "tapped")
+        passes.advance(db, 1, "trained")
+        passes.advance(db, 1, "gated", gate={"tasks": {"t": figures}})
+        for state in ("staged", "trial", "committed"):
+            passes.advance(db, 1, state)
+        passes.update(db, 1, peaks={"trainer": 550}, phases={"train": 50.0})
+
+    store.do(fill)
+    answer = client(store, model_path, tmp_path).get("/admin/budget").json()
+    assert answer["workload"]["note"] is None
+    assert answer["workload"]["examples"] == 300
+    assert answer["passes"] == 1
+    assert [(f["process"], f["factor"]) for f in answer["calibration"]] == [("trainer", pytest.approx(1.122))]
+    terms = next(plan["terms"] for plan in answer["plans"] if plan["blocks"] == 4)
+    assert "calibration" in {term["name"] for term in terms if term["process"] == "trainer"}

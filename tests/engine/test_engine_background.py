@@ -1,0 +1,368 @@
+"""Scoring, tapping and perturbed losses: right, and the same bits however often serving cuts in."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from engine_samples import CHOICES, ENGINES, REVIEWS, ask, review, write_lora
+
+from agentd.engine.llamacpp.adapters import read_control_vector
+from agentd.engine.protocol import Background, Encoded, Engine, Generate, Sampling, Scores, TapIndex
+from agentd.engine.session import Session
+from agentd.errors import InvalidRequest
+from agentd.learn.objectives import objective
+from agentd.learn.rng import rademacher
+
+
+class Interruption:
+    """Asks for the processor when it is asked for the n-th time, for every n in `at`."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.at: set[int] = set()
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        if self.asked in self.at:
+            self.at.remove(self.asked)
+            return True
+        return False
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Engine]:
+    made = ENGINES[request.param](model_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def interruption() -> Interruption:
+    return Interruption()
+
+
+@pytest.fixture(scope="module")
+def opened(engine: Engine, interruption: Interruption) -> Iterator[Background]:
+    background = engine.background(interruption)
+    yield background
+    background.close()
+
+
+@pytest.fixture
+def background(opened: Background, interruption: Interruption) -> Background:
+    interruption.at = set()
+    opened.use("0")
+    return opened
+
+
+@pytest.fixture
+def examples(background: Background) -> list[Encoded]:
+    some = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
+    some.append(background.encode(review("Fine."), ["It was wonderful", "It was terrible"], "It was terrible"))
+    some.append(background.encode(review("So so."), [], "A film of two halves."))
+    return some
+
+
+def score(background: Background, examples: list[Encoded]) -> list[Scores]:
+    return [scores for some in background.score(examples) for scores in some]
+
+
+def loss(background: Background, examples: list[Encoded], seed: int = 0, scale: float = 0.0) -> float:
+    *_, value = background.loss(examples, 0.1, seed, scale)
+    assert value is not None
+    return value
+
+
+def tap(background: Background, examples: list[Encoded], block: int, path: Path) -> tuple[TapIndex, "Rows"]:
+    *_, index = background.tap(examples, block, path)
+    assert isinstance(index, TapIndex)
+    return index, np.fromfile(path, np.float32).reshape(-1, index.n_embd)
+
+
+Rows = np.typing.NDArray[np.float32]
+
+
+def interrupted(interruption: Interruption, run: Callable[[], Any]) -> tuple[Any, Any]:
+    """The result of a run, and of the same run interrupted at its beginning, in its middle and at its end."""
+    interruption.asked = 0
+    plain = run()
+    whole, interruption.asked = interruption.asked, 0
+    interruption.at = {2, whole // 5, whole // 2, whole * 9 // 10, whole}
+    again = run()
+    assert not interruption.at  # all of them happened
+    return plain, again
+
+
+def test_scores_are_the_log_probabilities_that_serving_reports(
+    engine: Engine, background: Background, examples: list[Encoded]
+) -> None:
+    for example, (text, label) in zip(examples, REVIEWS, strict=False):
+        scores = score(background, [example])[0]
+        sure = Sampling(temperature=0)
+        request = Generate(text, review(text), sampling=sure, max_tokens=8, logprobs=0, choices=(label,))
+        served = [entry["logprob"] for entry in ask(engine, request)[0].logprobs]
+        assert len(served) == len(example.choices[example.correct])
+        assert scores.choices[example.correct] == pytest.approx(sum(served), abs=0.5)
+        assert scores.target[:-1] == pytest.approx(served, abs=0.5)
+
+
+def test_scores_agree_with_a_plain_forward_pass(
+    background: Background, examples: list[Encoded], model_path: Path
+) -> None:
+    from llama_cpp import Llama
+
+    model = Llama(str(model_path), n_ctx=512, logits_all=True, verbose=False, n_threads=2)
+    try:
+        scored = score(background, examples)
+        for example, scores in zip(examples, scored, strict=True):
+            expected = []
+            for sequence in example.sequences:
+                model.reset()
+                model.eval(sequence)
+                logits = model.scores[: len(sequence)].astype(np.float64)
+                expected.append(logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)))
+                expected[-1] -= logits.max(1, keepdims=True)
+            for value, terms in zip(scores.choices, example.choices, strict=True):
+                assert value == pytest.approx(sum(expected[s][p, token] for s, p, token in terms), abs=0.3 * len(terms))
+            apart = [abs(v - expected[s][p, t]) for v, (s, p, t) in zip(scores.target, example.target, strict=True)]
+            assert max(apart) < 1  # 8-bit activations
+            assert sum(apart) / len(apart) < 0.25
+    finally:
+        model.close()
+
+
+def test_scores_do_not_depend_on_what_was_scored_before(background: Background, examples: list[Encoded]) -> None:
+    some = examples[:2]
+    fresh = score(background, some)
+    score(background, [background.encode({"prompt": "Something else. It was"}, ["good", "bad"], "bad"), *some])
+    assert score(background, some) == fresh
+
+
+def test_an_interrupted_score_is_the_same_to_the_bit(
+    background: Background, interruption: Interruption, examples: list[Encoded]
+) -> None:
+    def run() -> list[Scores]:
+        background.use("0")  # or the second run would find the prefix computed
+        return score(background, examples)
+
+    plain, again = interrupted(interruption, run)
+    assert again == plain
+
+
+def test_an_interruption_is_reported_before_the_work_is_repeated(
+    background: Background, interruption: Interruption, examples: list[Encoded]
+) -> None:
+    score(background, examples[:1])
+    interruption.asked, interruption.at = 0, {50, 150, 250}
+    assert [len(some) for some in background.score(examples[:1])] == [0, 0, 0, 1]
+
+
+def test_an_interrupted_loss_is_the_same_to_the_bit(
+    background: Background, interruption: Interruption, examples: list[Encoded]
+) -> None:
+    plain, again = interrupted(interruption, lambda: loss(background, examples, 5, 0.1))
+    assert again == plain
+
+
+@pytest.mark.parametrize("block", [1, 15, -1])
+def test_an_interrupted_tap_is_the_same_to_the_bit(
+    engine: Engine,
+    background: Background,
+    interruption: Interruption,
+    examples: list[Encoded],
+    tmp_path: Path,
+    block: int,
+) -> None:
+    block %= engine.info.n_layer
+    (index, rows), (again, same) = interrupted(interruption, lambda: tap(background, examples, block, tmp_path / "tap"))
+    assert again == index
+    assert np.array_equal(same, rows)
+    assert np.isfinite(rows).all()
+
+
+def test_the_tap_index_says_where_every_sequence_is(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    index, rows = tap(background, examples, engine.info.n_layer - 1, tmp_path / "tap")
+    assert index.n_embd == engine.info.n_embd
+    assert index.prefix_rows > 8  # the chat template and the question are shared
+    assert [len(places) for places in index.sequences] == [len(example.sequences) for example in examples]
+    expected = index.prefix_rows
+    for places, example in zip(index.sequences, examples, strict=True):
+        for (offset, n), sequence in zip(places, example.sequences, strict=True):
+            assert n == len(sequence) - index.prefix_rows
+            assert offset == expected
+            expected += n
+    assert len(rows) == expected
+    for places, example in zip(index.sequences, examples, strict=True):
+        alone, own = tap(background, [example], engine.info.n_layer - 1, tmp_path / "alone")
+        for (offset, n), (start, m) in zip(places, alone.sequences[0], strict=True):
+            mine = np.concatenate([rows[: index.prefix_rows], rows[offset : offset + n]])
+            other = np.concatenate([own[: alone.prefix_rows], own[start : start + m]])
+            cosine = (mine * other).sum(1) / np.linalg.norm(mine, axis=1) / np.linalg.norm(other, axis=1)
+            assert cosine[1:].min() > 0.99
+
+
+def test_the_input_of_the_first_block_is_the_embedding_of_each_token(
+    background: Background, examples: list[Encoded], tmp_path: Path, model_path: Path
+) -> None:
+    index, rows = tap(background, examples, 0, tmp_path / "tap")
+    stored = next(tensor for tensor in gguf.GGUFReader(model_path).tensors if tensor.name == "token_embd.weight")
+    for places, example in zip(index.sequences, examples, strict=True):
+        for (offset, n), sequence in zip(places, example.sequences, strict=True):
+            own = np.concatenate([rows[: index.prefix_rows], rows[offset : offset + n]])
+            expected = gguf.quants.dequantize(stored.data[sequence], stored.tensor_type)
+            np.testing.assert_allclose(own, expected, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_objective_of_the_scores(background: Background, examples: list[Encoded]) -> None:
+    scores = score(background, examples)
+    expected = [
+        objective([[c] for c in s.choices], e.correct, s.target, 0.1).loss
+        for s, e in zip(scores, examples, strict=True)
+    ]
+    assert loss(background, examples) == pytest.approx(sum(expected) / len(expected), rel=1e-6)
+
+
+def test_a_perturbation_leaves_no_trace(background: Background, examples: list[Encoded], tmp_path: Path) -> None:
+    plain, scores = loss(background, examples), score(background, examples)
+    moved = loss(background, examples, 9, 0.5)
+    assert moved != plain
+    assert loss(background, examples, 9, -0.5) not in (plain, moved)
+    assert score(background, examples) == scores
+    _, rows = tap(background, examples[:2], 5, tmp_path / "a")
+    loss(background, examples, 9, 0.5)
+    assert np.array_equal(tap(background, examples[:2], 5, tmp_path / "b")[1], rows)
+    assert loss(background, examples) == plain
+
+
+def test_updates_move_what_is_scored_and_replaying_them_gives_the_same_bits(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    updates = [(3, 0.25), (4, -0.125), (1 << 40, 0.3)]
+    scores = score(background, examples)
+    for seed, coefficient in updates:
+        background.update(seed, coefficient)
+    moved = score(background, examples)
+    assert moved != scores
+    background.write_control(tmp_path / "first.gguf")
+    background.use("0")
+    assert score(background, examples) == scores
+    for seed, coefficient in updates:
+        loss(background, examples[:1], seed, 0.1)  # the queries of a step leave no trace either
+        background.update(seed, coefficient)
+    background.write_control(tmp_path / "replayed.gguf")
+    assert (tmp_path / "first.gguf").read_bytes() == (tmp_path / "replayed.gguf").read_bytes()
+
+    n_layer, n_embd = engine.info.n_layer, engine.info.n_embd
+    expected = np.zeros((n_layer - 1, n_embd), np.float32)
+    for seed, coefficient in updates:
+        z = np.stack([rademacher(seed, layer + 1, n_embd) for layer in range(n_layer - 1)])
+        expected = expected + np.float32(coefficient) * z
+    assert np.array_equal(read_control_vector(tmp_path / "first.gguf", n_layer, n_embd), expected)
+
+    engine.stage("candidate", None, tmp_path / "first.gguf")
+    background.use("candidate")
+    assert score(background, examples) == moved
+    background.update(5, 1.0)
+    background.use("candidate")  # what is staged was not moved
+    assert score(background, examples) == moved
+    background.use("0")
+    engine.unstage("candidate")
+
+
+def test_a_control_vector_never_moved_is_written_as_zeros(
+    engine: Engine, background: Background, tmp_path: Path
+) -> None:
+    background.write_control(tmp_path / "zero.gguf")
+    assert not read_control_vector(tmp_path / "zero.gguf", engine.info.n_layer, engine.info.n_embd).any()
+
+
+def test_drift_is_zero_for_the_same_weights_and_grows_with_the_change(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path, model_path: Path
+) -> None:
+    texts = ["The river rises in the hills and flows south to the sea.", "x", "Bread is made from flour and water."]
+
+    def drift(candidate: str) -> float:
+        *_, value = background.drift(texts, "0", candidate)
+        assert value is not None
+        return value
+
+    engine.stage("small", write_lora(tmp_path / "s.gguf", model_path, size=0.2), None)
+    engine.stage("large", write_lora(tmp_path / "l.gguf", model_path, size=2.0), None)
+    engine.stage("broken", write_lora(tmp_path / "b.gguf", model_path, size=1e35, alpha=1e8), None)
+    background.use("small")
+    scores = score(background, examples)
+    assert drift("0") == 0
+    assert 0 < drift("small") < drift("large")
+    assert drift("broken") == math.inf
+    assert score(background, examples) == scores  # it goes on with what it used
+    background.use("broken")
+    assert not math.isfinite(loss(background, examples))
+    background.use("0")
+    for weights in ("small", "large", "broken"):
+        engine.unstage(weights)
+    assert math.isfinite(loss(background, examples))
+
+
+def test_what_does_not_fit_a_batch_is_refused(engine: Engine, background: Background) -> None:
+    with pytest.raises(InvalidRequest, match="tokens are more than"):
+        background.encode(review("word " * 2000), CHOICES, "positive")
+    with pytest.raises(InvalidRequest, match="different answers"):
+        background.encode(review("x"), [f"answer number {i}" for i in range(70)], "answer number 3")
+    with pytest.raises(InvalidRequest, match="not one of the choices"):
+        background.encode(review("x"), CHOICES, "mixed")
+    with pytest.raises(InvalidRequest, match="empty"):
+        background.encode({"prompt": ""}, CHOICES, "positive")
+    with pytest.raises(InvalidRequest, match="examples"):
+        list(background.loss([], 0.1, 0, 0.0))
+    with pytest.raises(InvalidRequest, match="two tokens"):
+        list(background.drift([""], "0", "0"))
+    assert list(background.score([])) == []
+
+
+def test_many_long_answers_share_their_prompt(background: Background) -> None:
+    """Ten answers to a prompt of a hundred tokens fit, because the prompt is computed once."""
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    answers = [f"{word} is the answer" for word in words]
+    example = background.encode(review("word " * 100), answers, answers[4])
+    assert example.n_tokens > 1000
+    scores = score(background, [example])[0]
+    assert len(scores.choices) == 10
+    assert scores.choices[4] == pytest.approx(sum(scores.target[:-1]), abs=1e-3)
+
+
+def test_a_session_reads_examples_with_any_line_separator_in_their_text(engine: Engine, tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"input": review("one\u2028two\x85three\x0cfour"), "choices": CHOICES, "target": "positive"},
+        {"input": review("word " * 2000), "choices": CHOICES, "target": "positive"},
+        {"input": review("Gorgeous."), "choices": CHOICES, "target": "positive"},
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    session = Session(engine.background(lambda: False))
+    try:
+        assert last(session.encode(str(source), str(target))) == 3
+        written = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
+        assert ["error" in tree for tree in written] == [False, True, False]
+        scores = last(session.score([2, 0]))
+        assert scores[0] == last(session.score([0, 2]))[1]
+        for wrong in ([1], [3], [-1]):
+            with pytest.raises(InvalidRequest, match="example"):
+                last(session.loss(wrong, 0.1, 0, 0.0))
+    finally:
+        session.close()
+
+
+def last(steps: Iterator[Any]) -> Any:
+    """What a session's command returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
