@@ -1,5 +1,6 @@
 """Engines to test, requests to send them, and adapters made on the spot."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 
 from agentd.engine.protocol import Engine, Generate, Piece, Sampling
 from agentd.gguf_header import read_header
+
+# As the engine process has it: threads that spin while they wait take the cores from whatever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 CONTEXT = 512
 SLOTS = 4

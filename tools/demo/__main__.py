@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw what was printed, as SVG")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the daemon is ended on the way out
     console = Console(highlight=False, record=options.picture is not None, width=100 if options.picture else None)
     with DemoDaemon(options.state, trial_seconds=5) as daemon:
         try:

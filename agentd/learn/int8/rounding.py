@@ -1,0 +1,83 @@
+"""Shifts that turn wide accumulators into mantissas and updates. Integers only; nothing here can wrap.
+
+Shifting a negative number right floors it, so rounding is by magnitude. `bit_length` and not ceil(log2): at 128 the
+latter would keep all eight bits, and 128 wraps in int8.
+"""
+
+import torch
+from torch import Tensor
+
+from agentd.learn.int8.tensor import LIMIT, Int8Tensor
+
+BITS = 7  # magnitude bits of a mantissa
+
+
+def largest(values: Tensor) -> int:
+    """max |values|, as a Python integer."""
+    low, high = torch.aminmax(values)
+    return max(int(high), -int(low))
+
+
+def shift_nearest(values: Tensor, shift: int) -> Tensor:
+    """values / 2**shift, rounded to the nearest, halves away from zero; overwrites `values`.
+
+    |values| + 2**(shift - 1) must fit the dtype (kernels.MAX_TERMS sees to it).
+    """
+    if shift <= 0:
+        return values
+    width = 8 * values.element_size() - 1
+    # For a = -m: floor((-m - 1 + half) / 2**s) = -floor((m + half) / 2**s), so adding the sign bit rounds by magnitude.
+    sign = values >> width
+    values += sign
+    values += 1 << (shift - 1)
+    values >>= shift
+    return values
+
+
+def shift_stochastic(values: Tensor, shift: int) -> Tensor:
+    """values / 2**shift, rounded up in magnitude with a probability near the fraction cut off (NITI, section 3.3).
+
+    Pseudo-stochastic: the upper half of the discarded bits is the probability and the lower half the random number, so
+    it is deterministic and needs no generator. At a shift of 1 there is no lower half, and it rounds halves up.
+    """
+    if shift <= 0:
+        return values
+    magnitude = values.abs()
+    fraction = magnitude & ((1 << shift) - 1)
+    lower = shift // 2
+    dice = fraction & ((1 << lower) - 1)
+    if shift % 2:
+        dice <<= 1
+    magnitude >>= shift
+    magnitude += (fraction >> lower) > dice
+    return magnitude * values.sign()
+
+
+def requantise(accumulator: Tensor, exponent: int, *, top: int | None = None, rectify: bool = False) -> Int8Tensor:
+    """Accumulators (integers of any width, times 2**exponent) as mantissas; overwrites `accumulator`.
+
+    The shift is the least that fits max |accumulator| (`top`, where it is known) into 7 bits. `rectify` applies a ReLU
+    on the way, which gives the same as a ReLU afterwards.
+    """
+    shift = max(0, (largest(accumulator) if top is None else top).bit_length() - BITS)
+    if rectify:
+        accumulator.clamp_(min=0)
+        if shift:
+            accumulator += 1 << (shift - 1)
+            accumulator >>= shift
+    else:
+        accumulator = shift_nearest(accumulator, shift)
+    return Int8Tensor(accumulator.clamp_(-LIMIT, LIMIT).to(torch.int8), exponent + shift)
+
+
+def reduce_gradient(gradient: Tensor, bits: int) -> Tensor:
+    """A weight gradient cut to `bits` magnitude bits by pseudo-stochastic rounding: NITI's learning rate.
+
+    Any integer `bits`: at 0 and below, the largest entry moves its weight by one with probability about 2**bits.
+    """
+    return shift_stochastic(gradient, largest(gradient).bit_length() - bits)
+
+
+def apply_update(weight: Tensor, update: Tensor) -> None:
+    """weight <- clip(weight - update), in place; `update` is wider than int8 and bounded well below its limit."""
+    weight.copy_((weight - update.clamp(-2 * LIMIT, 2 * LIMIT).to(torch.int16)).clamp_(-LIMIT, LIMIT))
