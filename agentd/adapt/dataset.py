@@ -42,7 +42,7 @@ class Dataset:
 
     def write(self, path: Path) -> None:
         """As the engine's session reads it: one {"input", "choices", "target"} a line."""
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             for member in self.members:
                 line = {"input": member.example.input, "choices": member.choices, "target": member.example.target}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -92,7 +92,7 @@ def usable(dataset: Dataset, encoded: Path) -> tuple[Dataset, dict[int, dict[str
     tokens: dict[int, dict[str, Any]] = {}
     members = []
     left_out = dict(dataset.left_out)
-    with encoded.open() as lines:
+    with encoded.open(encoding="utf-8") as lines:
         for member, line in zip(dataset.members, lines, strict=True):
             tree = json.loads(line)
             if "error" in tree:

@@ -13,7 +13,7 @@ from agentd.engine.protocol import Engine, Generate, Piece, Sampling
 from agentd.gguf_header import read_header
 
 # As the engine process has it: threads that spin while they wait take the cores from whatever else runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "500")
 
 CONTEXT = 512
 SLOTS = 4
