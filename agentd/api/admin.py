@@ -200,7 +200,7 @@ async def show_inference(request: Request) -> Response:
 
 async def list_events(request: Request) -> Response:
     only(request, "after", "limit")
-    after = number(request, "after", 0, 0, 1 << 62)
+    after = number(request, "after", 0, 0, 1 << 62) if "after" in request.query_params else None
     rows = await services(request).store.call(events.latest, number(request, "limit", 100, 1, 1000), after_id=after)
     return JSONResponse({"events": [row.as_json() for row in rows]})
 

@@ -38,13 +38,13 @@ def add(
     return select(db, Event, "WHERE id = ?", [cursor.lastrowid])[0]
 
 
-def latest(db: Database, limit: int, after_id: int = 0, pass_id: int | None = None) -> list[Event]:
+def latest(db: Database, limit: int, after_id: int | None = None, pass_id: int | None = None) -> list[Event]:
     """The newest `limit` events; with `after_id`, the first `limit` that followed it, so that a reader misses none.
 
     Oldest first either way, as a log reads. With `pass_id`, only those of that pass.
     """
-    order = "ASC" if after_id else "DESC"
+    order = "DESC" if after_id is None else "ASC"
     clause, parameters = where(pass_id=pass_id)
     clause = f"{clause} AND id > ?" if clause else "WHERE id > ?"
-    found = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id, limit])
+    found = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id or 0, limit])
     return sorted(found, key=lambda event: event.id)

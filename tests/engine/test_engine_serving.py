@@ -221,6 +221,14 @@ def test_an_answer_is_one_of_the_choices(engine: Engine, choices: tuple[str, ...
     assert ask(engine, raw("raw", question + " It was", choices=choices))[0].text.strip() in choices
 
 
+def test_a_choice_may_hold_any_character(engine: Engine) -> None:
+    odd = ('say "no"', "back\\slash", "tab\there", "bell\b\f", "ünïcode \u2028 line", "[a-z]* | root")
+    for choice in odd:
+        assert ask(engine, chat("odd", "Hello", choices=(choice, choice + "!"), max_tokens=64))[0].text.startswith(
+            choice
+        )
+
+
 def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
     with pytest.raises(ContextLengthExceeded, match=str(CONTEXT)):
         engine.submit(raw("long", "word " * CONTEXT))

@@ -29,6 +29,7 @@ def test_latest_reads_as_a_log_and_a_follower_misses_none(store: Store) -> None:
 
     assert found(3) == made[-3:]
     assert found(3, after_id=made[1]) == made[2:5]
+    assert found(3, after_id=0) == made[:3]
     assert found(3, made[9]) == []
     assert found(2, pass_id=0) == [made[6], made[8]]
     assert found(2, after_id=made[3], pass_id=0) == [made[4], made[6]]

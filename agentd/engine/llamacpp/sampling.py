@@ -1,7 +1,6 @@
 """From logits to a token: llama.cpp's own samplers, constrained by a grammar where one is asked for."""
 
 import ctypes
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,13 @@ JSON_GRAMMAR: str = JSON_GBNF
 def choices_grammar(choices: Sequence[str], *, space: bool) -> str:
     """A grammar that allows exactly these answers; with `space`, one may come before, as after a raw prompt."""
     before = '" "? ' if space else ""
-    return f"root ::= {before}(" + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices) + ")"
+    return f"root ::= {before}(" + " | ".join(f'"{"".join(map(_gbnf, choice))}"' for choice in choices) + ")"
+
+
+def _gbnf(character: str) -> str:
+    """A character of a GBNF literal, which knows fewer escapes than JSON."""
+    plain = character.isprintable() and character not in '"\\'
+    return character if plain else f"\\x{ord(character):02X}" if ord(character) < 256 else f"\\U{ord(character):08X}"
 
 
 class Sampler:
