@@ -130,7 +130,12 @@ class Bench:
         assert self.engine.info is not None
         block, path = self.engine.info.n_layer - 1, str(self.directory / "tap")
         numbers = list(range(EXAMPLES))
-        return min([await timed(self.engine.call("tap", examples=numbers, block=block, path=path)) for _ in range(3)])
+        return min(
+            [
+                await timed(self.engine.call("tap", examples=numbers, first=block, end=block + 1, path=path))
+                for _ in range(3)
+            ]
+        )
 
     async def swaps(self) -> None:
         await self.engine.call("write_control", path=str(self.directory / "control.gguf"))

@@ -202,9 +202,8 @@ async def measure(model: Path, case: Case, folder: Path) -> dict[str, Any]:
             await client.call("use", weights="0")
             numbers = list(range(len(tokens)))
             adapter: Path | None = None
-            index = await client.call(
-                "tap", examples=numbers, block=info.n_layer - max(1, case.k), path=str(folder / "tap")
-            )
+            first = info.n_layer - max(1, case.k)
+            index = await client.call("tap", examples=numbers, first=first, end=first + 1, path=str(folder / "tap"))
             if case.k:
                 adapter = folder / "adapter.gguf"
                 watch.training = Training(Activity(), folder / "trainer.log")

@@ -130,10 +130,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class TapIndex:
-    """Where a tap file has what: rows of `n_embd` float32; per example and sequence (first row, number of rows)."""
+    """Where a tap file has what: a plane of `rows` rows of `n_embd` float32 for each block, the lowest first.
+
+    prefix_rows  the first rows of a plane, which all sequences share
+    sequences    per example and sequence (first row, number of rows) of what follows the prefix, in every plane
+    """
 
     n_embd: int
     prefix_rows: int
+    rows: int
     sequences: list[list[tuple[int, int]]]
 
 
@@ -153,8 +158,8 @@ class Background(Protocol):
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         """Yields the scores of the next few examples, in order."""
 
-    def tap(self, examples: Sequence[Encoded], block: int, path: Path) -> Iterator[int | TapIndex]:
-        """Writes the input of `block` for every token to `path`. Yields the examples done, at last the index."""
+    def tap(self, examples: Sequence[Encoded], blocks: range, path: Path) -> Iterator[int | TapIndex]:
+        """Writes the inputs of `blocks` for every token to `path`. Yields the examples done, at last the index."""
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it."""

@@ -57,18 +57,18 @@ class Session:
             yield len(scores)
         return [scores[i] for i in back]
 
-    def tap(self, examples: Sequence[int], block: int, path: str) -> Steps:
-        """Writes the tap file and returns its index, sequences in the order asked for."""
+    def tap(self, examples: Sequence[int], first: int, end: int, path: str) -> Steps:
+        """Writes the inputs of blocks [first, end) and returns the index, sequences in the order asked for."""
         by_length, back = _sorted(self._chosen(examples))
         index: TapIndex | None = None
-        for step in self._background.tap(by_length, block, Path(path)):
+        for step in self._background.tap(by_length, range(first, end), Path(path)):
             if isinstance(step, TapIndex):
                 index = step
             else:
                 yield step
         assert index is not None
         sequences = [index.sequences[i] for i in back]
-        return {"n_embd": index.n_embd, "prefix_rows": index.prefix_rows, "sequences": sequences}
+        return {**asdict(index), "sequences": sequences}
 
     def loss(self, examples: Sequence[int], nll_weight: float, seed: int, scale: float) -> Steps:
         chosen, _ = _sorted(self._chosen(examples))

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _yield_to_others()
     _die_with_parent()
+    parked = _park_on_request()
     if options.spec:
         emit({"event": "started"})  # from now on it may be stopped
 
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         torch.set_num_threads(spec.train.threads)
         torch.set_num_interop_threads(1)
-        train(spec, emit)
+        train(spec, emit, ask, parked)
     except BrokenPipeError:
         # Nobody reads the events any more, so nobody waits for the result.
         os._exit(1)
@@ -59,6 +61,23 @@ def main(arguments: list[str] | None = None) -> int:
         emit({"event": "error", "message": f"{type(error).__name__}: {error}"})
         raise
     return 0
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Sends a request among the events, and waits for its answer: one JSON line on stdin."""
+    emit({"event": "ask", **request})
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(1)  # nobody is there to answer any more
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _park_on_request() -> Callable[[], bool]:
+    """After SIGUSR1 training is to stop behind its current step and to write what it has."""
+    asked: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+    return lambda: bool(asked)
 
 
 def emit(event: dict[str, Any]) -> None:

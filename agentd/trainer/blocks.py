@@ -4,60 +4,51 @@ transformers' model runs as it is, on the tapped input, with every block outside
 its input on: attention masks, rotary embeddings, layer types and sliding windows then come from transformers. Only
 the range's tensors and the final norm are dequantised; the embedding and the head never become float32 matrices.
 
+Dequantising takes a fraction of the time that multiplying does, so a range need not be in memory as a whole: one block
+at a time is made where it is needed, in memory that the next one uses again.
+
 Anything this file assumes of an architecture is checked on the model itself when it is built, with random input.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import gguf
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from agentd.errors import TrainerFailed
 from agentd.trainer.gguf_file import GGUFFile
+from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
+
+__all__ = ["Blocks", "Place", "Unsupported", "frozen"]
 
 
-class Unsupported(TrainerFailed):
-    """This model cannot be built here; it can still be trained with forward passes alone (k = 0)."""
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the file belongs: the attribute `leaf` of `module`, in the block `block` (None: the norm).
 
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"backpropagation is not available for {path}: {reason}")
-        self.reason = reason
+    owner  (module, attribute) that holds `module`
+    kept   whether the tensor's rows are in torch's order as they are in the file
+    shared whether other tensors of the file belong to the same attribute, or this one to others too
+    """
 
-
-def read_config(file: GGUFFile) -> tuple[Any, dict[str, Any]]:
-    """transformers' configuration of the model, and the raw values it was made of. Raises Unsupported."""
-    from transformers import modeling_gguf_pytorch_utils as loader
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    try:
-        with _replaced(gguf, "GGUFReader", lambda _: file.reader()):
-            values = loader.load_gguf_checkpoint(str(file.path), return_tensors=False)["config"]
-        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Unsupported(file.path, f"architecture {file.header.architecture!r}: {error}") from error
-    return config, values
-
-
-def tensor_names(file: GGUFFile, model: Any, values: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """transformers' processor of this architecture's tensors, and its name for every GGUF tensor."""
-    from transformers import modeling_gguf_pytorch_utils as loader
-
-    processor = loader.TENSOR_PROCESSORS.get(file.header.architecture, loader.TensorProcessor)(config=values)
-    try:
-        names: dict[str, str] = loader.get_gguf_hf_weights_map(model, processor)
-    except NotImplementedError as error:
-        raise Unsupported(file.path, str(error)) from error
-    return processor, names
+    tensor: str
+    block: int | None
+    module: nn.Module
+    leaf: str
+    owner: tuple[nn.Module, str]
+    kept: bool
+    shared: bool
 
 
 class Blocks:
-    """Blocks [first, end) of the model in `file`, their weights frozen, in float32.
+    """Blocks [first, end) of the model in `file`, their weights frozen.
 
-    control  per block index a vector of n_embd that is added to that block's output (llama.cpp's control vector)
+    control   per block index a vector of n_embd that is added to that block's output (llama.cpp's control vector)
+    resident  all of the range is in memory and runs; otherwise one block, the one `activate` was called for last
+    dtype     of the matrices of linear layers; everything else, inputs and outputs included, is float32
 
     After construction:
     linears  per GGUF tensor name, (owner module, attribute) of every linear layer stored as torch holds it
@@ -70,9 +61,10 @@ class Blocks:
         first: int,
         end: int,
         control: dict[int, torch.Tensor] | None = None,
-        checkpoint: bool = False,
+        resident: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.file = file
+        self.file, self.dtype, self.resident = file, dtype, resident
         self.config, values = read_config(file)
         self.n_blocks, self.n_embd = int(self.config.num_hidden_layers), int(self.config.hidden_size)
         if not 0 <= first < end <= self.n_blocks:
@@ -80,77 +72,154 @@ class Blocks:
         self.first, self.end = first, end
         self.model = skeleton(file, self.config)
         self.base: nn.Module = self.model.base_model
-        layers = layers_of(file, self.base, self.n_blocks)
-        for i in range(self.n_blocks):
-            if not first <= i < end:
-                layers[i] = PassedOn(layers[i], i)
-        self._layers = layers
-        self.linears: dict[str, tuple[nn.Module, str]] = {}
-        self.norm = self._load(values)
-        for i in range(first, end):
+        self._layers = layers_of(file, self.base, self.n_blocks)
+        self._own = {i: self._layers[i] for i in range(first, end)}
+        self._stand_ins = [PassedOn(layer, i) for i, layer in enumerate(self._layers)]
+        self._processor, self._names = tensor_names(file, self.model, values)
+        self._places = self._find_places()
+        self._space: dict[tuple[str, torch.dtype, torch.Size], torch.Tensor] = {}
+        self.linears = {
+            place.tensor: place.owner
+            for places in self._places.values()
+            for place in places
+            if place.kept and place.leaf == "weight" and isinstance(place.module, nn.Linear)
+        }
+        self.norm = self._take_norm()
+        for i, block in self._own.items():
             if control and i in control:
-                _add_to_output(layers[i], control[i])
-            if checkpoint:
-                _recompute(layers[i])
+                _add_to_output(block, control[i])
+            if dtype != torch.float32:
+                for module in block.modules():
+                    if isinstance(module, nn.Linear):
+                        module.forward = partial(_frozen_layer, module)  # type: ignore[method-assign]
         self.entry = 1.0
+        self._active: int | None = None
+        if resident:
+            self._put(range(first, end))
+            for i in range(first, end):
+                self._load(i)
+        else:
+            self.activate(end - 1)
+        self.file.forget()
         self._check_ends()
 
     @property
     def last(self) -> nn.Module:
         """The last block of the range."""
-        return self._layers[self.end - 1]
+        return self._own[self.end - 1]
 
     def set(self, linear: tuple[nn.Module, str], module: nn.Module) -> None:
         setattr(*linear, module)
 
+    def activate(self, block: int) -> None:
+        """Puts this block's weights into memory, in place of the one before; from now on it runs alone."""
+        if self.resident:
+            raise TrainerFailed("all blocks are in memory; none of them runs alone")
+        if block != self._active:
+            self._put(range(block, block + 1))
+            self._load(block)
+            self.file.forget()
+            self._active = block
+
     def run(self, inputs: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """The range's output (sequences, tokens, n_embd) for its input of the same shape, before the final norm."""
+        """What comes out (sequences, tokens, n_embd) for an input of the same shape, before the final norm."""
         scaled = inputs if self.entry == 1.0 else inputs * self.entry
         output = self.base(inputs_embeds=scaled, past_key_values=cache, use_cache=cache is not None)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
-    def _load(self, values: dict[str, Any]) -> nn.Module:
-        """Dequantises what the range needs into the skeleton, and takes the final norm out of it."""
-        processor, names = tensor_names(self.file, self.model, values)
-        wanted = {f"blk.{i}." for i in range(self.first, self.end)} | {"output_norm."}
-        loaded: dict[str, Any] = {}
+    def _put(self, blocks: range) -> None:
+        """Lets these blocks run, and passes on what the others would have done."""
+        for i, stand_in in enumerate(self._stand_ins):
+            self._layers[i] = self._own[i] if i in blocks else stand_in
+
+    def _find_places(self) -> dict[int | None, list[Place]]:
+        """Where the tensors of the range and the final norm belong, from their names and shapes: nothing is read."""
+        places: dict[int | None, list[Place]] = {i: [] for i in (*self._own, None)}
         for tensor in self.file.tensors:
-            if not tensor.startswith(tuple(wanted)):
+            block = next((i for i in self._own if tensor.startswith(f"blk.{i}.")), None)
+            if block is None and not tensor.startswith("output_norm."):
                 continue
-            weights = self.file.load(tensor).numpy()
-            made = processor.process(
-                weights=weights, name=tensor, tensor_key_mapping=names, parsed_parameters={"tensors": loaded}
-            )
-            if made.name is None or made.name not in names:
-                continue
-            name = names[made.name]
-            loaded[name] = torch.from_numpy(made.weights)
+            others: dict[str, Any] = {}
+            made = self._process(tensor, torch.zeros(1).expand(self.file.shape(tensor)), others)
+            if made is None:
+                # Several tensors of the file make one of transformers', or one makes several (experts).
+                places[block] += [self._place(tensor, block, name, None, False) for name in others]
+            else:
+                places[block].append(self._place(tensor, block, made[0], made[1], made[2]))
+        return places
+
+    def _place(self, tensor: str, block: int | None, name: str, made: torch.Tensor | None, kept: bool) -> Place:
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        expected = module._parameters.get(leaf, module._buffers.get(leaf))
+        if expected is None or (made is not None and expected.shape != made.shape):
+            shapes = [None if t is None else tuple(t.shape) for t in (made, expected)]
+            raise Unsupported(self.file.path, f"{name} has the shape {shapes[0]}, expected {shapes[1]}")
+        owner, _, attribute = path.rpartition(".")
+        # Rows that the loader reorders would need the LoRA matrices reordered too, so these stay without.
+        return Place(tensor, block, module, leaf, (self.model.get_submodule(owner), attribute), kept, made is None)
+
+    def _process(
+        self, tensor: str, weights: torch.Tensor, others: dict[str, Any]
+    ) -> tuple[str, torch.Tensor, bool] | None:
+        """transformers' name for a tensor, its weights as torch holds them, and whether they are what they were.
+
+        None if the tensor has no name of its own there; what it contributes to is put into `others`.
+        """
+        stored = weights.numpy()
+        made = self._processor.process(
+            weights=stored, name=tensor, tensor_key_mapping=self._names, parsed_parameters={"tensors": others}
+        )
+        if made.name is None or made.name not in self._names:
+            return None
+        kept = made.weights is stored
+        return self._names[made.name], weights if kept else torch.from_numpy(made.weights), kept
+
+    def _load(self, block: int | None) -> None:
+        """Dequantises a block (or the norm) into its modules."""
+        others: dict[str, Any] = {}
+        for place in self._places[block]:
+            is_matrix = place.leaf == "weight" and isinstance(place.module, nn.Linear)
+            dtype = self.dtype if is_matrix else torch.float32
+            shape = torch.Size(self.file.shape(place.tensor))
+            if place.kept:
+                weights = self.file.load(place.tensor, dtype, out=self._memory(place, "", dtype, shape))
+            else:
+                stored = self.file.load(place.tensor, out=self._memory(place, " as stored", torch.float32, shape))
+                made = self._process(place.tensor, stored, others)
+                if made is None:
+                    continue
+                weights = self._memory(place, "", dtype, made[1].shape).copy_(made[1])
+            _fill(place.module, place.leaf, weights)
+        for name, weights in others.items():
             path, _, leaf = name.rpartition(".")
-            # Rows that the loader reorders would need the LoRA matrices reordered too, so these stay without.
-            if leaf == "weight" and made.weights is weights and isinstance(self.model.get_submodule(path), nn.Linear):
-                owner, _, attribute = path.rpartition(".")
-                self.linears[tensor] = (self.model.get_submodule(owner), attribute)
-        self.file.forget()
-        for name, tensor in loaded.items():
-            path, _, leaf = name.rpartition(".")
-            module = self.model.get_submodule(path)
-            place = module._parameters if leaf in module._parameters else module._buffers
-            expected = place.get(leaf)
-            if expected is None or expected.shape != tensor.shape:
-                shape = None if expected is None else tuple(expected.shape)
-                raise Unsupported(self.file.path, f"{name} has the shape {tuple(tensor.shape)}, expected {shape}")
-            place[leaf] = nn.Parameter(tensor, requires_grad=False) if place is module._parameters else tensor
-        if "output_norm.weight" not in names:
+            _fill(self.model.get_submodule(path), leaf, weights)
+
+    def _memory(self, place: Place, use: str, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+        """Room for a tensor: of its own where all blocks stay, else the room its like of another block had."""
+        if self.resident or place.block is None:
+            return torch.empty(shape, dtype=dtype)
+        key = (place.tensor.partition(f"blk.{place.block}.")[2] + use, dtype, shape)
+        if key not in self._space:
+            self._space[key] = torch.empty(shape, dtype=dtype)
+        return self._space[key]
+
+    def _take_norm(self) -> nn.Module:
+        """Takes the final norm out of the model, whose output then is that of the range."""
+        if "output_norm.weight" not in self._names:
             raise Unsupported(self.file.path, "no final norm is known for its architecture")
-        norm_path = names["output_norm.weight"].rpartition(".")[0]
-        norm: nn.Module = self.model.get_submodule(norm_path)
-        owner, _, attribute = norm_path.rpartition(".")
+        self._load(None)
+        path = self._names["output_norm.weight"].rpartition(".")[0]
+        norm: nn.Module = self.model.get_submodule(path)
+        owner, _, attribute = path.rpartition(".")
         setattr(self.model.get_submodule(owner), attribute, nn.Identity())
-        for part in (*(self._layers[i] for i in range(self.first, self.end)), norm):
-            for name, value in (*part.named_parameters(), *part.named_buffers()):
-                if value.is_meta:
-                    raise Unsupported(self.file.path, f"the file has no tensor for {name}")
+        given = {(id(place.module), place.leaf) for places in self._places.values() for place in places}
+        for part in (*self._own.values(), norm):
+            for name, module in part.named_modules():
+                for leaf, value in (*module._parameters.items(), *module._buffers.items()):
+                    if value is not None and value.is_meta and (id(module), leaf) not in given:
+                        raise Unsupported(self.file.path, f"the file has no tensor for {name}.{leaf}")
         norm.requires_grad_(False)
         return norm
 
@@ -167,15 +236,16 @@ class Blocks:
             seen["out"] = output[0] if isinstance(output, tuple) else output
 
         hooks = [
-            self._layers[self.first].register_forward_pre_hook(entering, with_kwargs=True),
+            (self._own[self.first] if self.resident else self.last).register_forward_pre_hook(
+                entering, with_kwargs=True
+            ),
             self.last.register_forward_hook(leaving),
         ]
         problem = "it runs its blocks in a way that is not known here"
         try:
             for as_tuple in (False, True):
-                for layer in self._layers:
-                    if isinstance(layer, PassedOn):
-                        layer.as_tuple = as_tuple
+                for stand_in in self._stand_ins:
+                    stand_in.as_tuple = as_tuple
                 seen.clear()
                 try:
                     with torch.no_grad():
@@ -197,72 +267,23 @@ class Blocks:
         raise Unsupported(self.file.path, problem)
 
 
-class PassedOn(nn.Module):
-    """Stands in for a block outside the range: its output is its input.
-
-    It keeps the block's plain attributes (models ask blocks for their attention type) and its place in a KV cache,
-    whose first layers tell models how far they are.
-    """
-
-    def __init__(self, block: nn.Module, index: int) -> None:
-        super().__init__()
-        for key, value in vars(block).items():
-            if not key.startswith("_") and key != "training" and not isinstance(value, torch.Tensor):
-                self.__dict__.setdefault(key, value)
-        self.index = index
-        self.as_tuple = False
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, past_key_values: Any = None, **__: Any) -> Any:
-        if past_key_values is not None:
-            nothing = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            past_key_values.update(nothing, nothing, self.index)
-        return (hidden_states,) if self.as_tuple else hidden_states
+def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + bias in float32, multiplied in the weight's type."""
+    if weight.dtype == x.dtype:
+        return linear(x, weight, bias)
+    y = linear(x.to(weight.dtype), weight).to(x.dtype)
+    return y if bias is None else y + bias
 
 
-def skeleton(file: GGUFFile, config: Any) -> Any:
-    """transformers' model for `config` with its buffers made and no parameters."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    # SDPA knows no soft cap on attention scores.
-    eager = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    try:
-        with no_init_weights(), _parameters_on_meta(), redirect_stdout(sys.stderr):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **eager)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise Unsupported(file.path, f"transformers cannot build it: {error}") from error
-    return model.eval()
+def _fill(module: nn.Module, leaf: str, weights: torch.Tensor) -> None:
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(weights, requires_grad=False)
+    else:
+        module._buffers[leaf] = weights
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside get parameters without memory, but real buffers (rotary frequencies, for one)."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-        register(module, name, parameter)
-
-    with _replaced(nn.Module, "register_parameter", on_meta):
-        yield
-
-
-def layers_of(file: GGUFFile, base: nn.Module, n_blocks: int) -> nn.ModuleList:
-    found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == n_blocks]
-    if not found:
-        raise Unsupported(file.path, "its blocks are not in one list")
-    return found[0]
+def _frozen_layer(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return frozen(x, layer.weight, layer.bias)
 
 
 def _add_to_output(block: nn.Module, vector: torch.Tensor) -> None:
@@ -270,44 +291,3 @@ def _add_to_output(block: nn.Module, vector: torch.Tensor) -> None:
         return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
 
     block.register_forward_hook(add)
-
-
-class _Recompute(torch.autograd.Function):
-    """Runs a block without keeping anything but its input, and again, with autograd, when its gradient is asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Any, hidden: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        ctx.run, ctx.hidden = run, hidden.detach()
-        output: torch.Tensor = run(hidden)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor | None, None]:
-        hidden = ctx.hidden.requires_grad_(ctx.needs_input_grad[1])
-        with torch.enable_grad():
-            output = ctx.run(hidden)
-        torch.autograd.backward(output, gradients[0])
-        return None, hidden.grad, None
-
-
-def _recompute(block: nn.Module) -> None:
-    plain = block.forward
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return plain(hidden_states, *args, **kwargs)
-        tuples: list[bool] = []
-
-        def run(hidden: torch.Tensor) -> torch.Tensor:
-            output = plain(hidden, *args, **kwargs)
-            tuples.append(isinstance(output, tuple))
-            hidden = output[0] if tuples[-1] else output
-            assert isinstance(hidden, torch.Tensor)
-            return hidden
-
-        # Without an input that requires a gradient autograd would not come back for the matrices inside.
-        anchor = torch.zeros((), requires_grad=True)
-        hidden = _Recompute.apply(run, hidden_states, anchor)  # type: ignore[no-untyped-call]
-        return (hidden,) if tuples[0] else hidden
-
-    block.forward = forward

@@ -1,5 +1,6 @@
 """A GGUF file as torch tensors: only what is asked for is read, and dequantised in pieces."""
 
+import math
 import mmap
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +8,13 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from agentd.errors import ModelUnusable
 from agentd.gguf_header import Tensor, read_header
+from agentd.trainer.dequantise import dequantise
 
-_PIECE = 1 << 21  # weights dequantised at once: 8 MB in float32, half of it again on the way
+_PIECE = 1 << 19  # weights dequantised at once on the way to another type: 2 MB in float32
 
 
 class GGUFFile:
@@ -31,19 +32,37 @@ class GGUFFile:
         """In torch's order, the contiguous dimension last."""
         return tuple(reversed(self.tensors[name].shape))
 
-    def load(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights of `name` as (rows, columns), or whatever dimensions it has."""
+    def load(
+        self, name: str, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, rows: slice = slice(None)
+    ) -> torch.Tensor:
+        """The weights of `name` as (rows, columns), or whatever dimensions it has; into `out` where it is given.
+
+        rows  only these, a slice with step 1
+        """
         tensor = self.tensors[name]
         shape = self.shape(name)
         kind = gguf.GGMLQuantizationType[tensor.type]
-        raw = self._data[tensor.offset : tensor.offset + tensor.size]
-        out = torch.empty(shape, dtype=dtype)
-        rows = out.view(-1, shape[-1])
-        row_bytes = tensor.size // len(rows)
+        n = math.prod(shape[:-1])
+        begin, end, _ = rows.indices(n)
+        raw = self._data[tensor.offset : tensor.offset + tensor.size].reshape(n, -1)[begin:end]
+        if out is None:
+            out = torch.empty(shape if end - begin == n else (end - begin, shape[-1]), dtype=dtype)
+        target = out.view(-1, shape[-1])
         step = max(1, _PIECE // shape[-1])
-        for begin in range(0, len(rows), step):
-            piece = raw[begin * row_bytes : (begin + step) * row_bytes].reshape(-1, row_bytes)
-            rows[begin : begin + step] = torch.from_numpy(_dequantise(piece, kind))
+        for first in range(0, end - begin, step):
+            piece = target[first : first + step]
+            whole = piece if piece.dtype == torch.float32 else torch.empty(piece.shape)
+            dequantise(raw[first : first + step], kind, whole.numpy())
+            if whole is not piece:
+                piece.copy_(whole)
+        return out
+
+    def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Some rows of the matrix `name`, (indices, columns) in float32."""
+        tensor = self.tensors[name]
+        raw = self._data[tensor.offset : tensor.offset + tensor.size].reshape(self.shape(name)[0], -1)
+        out = torch.empty(len(indices), self.shape(name)[1])
+        dequantise(np.ascontiguousarray(raw[indices.numpy()]), gguf.GGMLQuantizationType[tensor.type], out.numpy())
         return out
 
     def forget(self) -> None:
@@ -61,15 +80,6 @@ class GGUFFile:
         if vocabulary not in fields and "token_embd.weight" in self.tensors:
             fields[vocabulary] = _field(self.shape("token_embd.weight")[0])
         return SimpleNamespace(fields=fields, tensors=list(self.header.tensors))
-
-
-def _dequantise(piece: npt.NDArray[np.uint8], kind: gguf.GGMLQuantizationType) -> npt.NDArray[np.float32]:
-    if kind == gguf.GGMLQuantizationType.F32:
-        return piece.view(np.float32).copy()
-    if kind == gguf.GGMLQuantizationType.F16:
-        return piece.view(np.float16).astype(np.float32)
-    values: npt.NDArray[np.float32] = gguf.quants.dequantize(piece, kind)
-    return values
 
 
 def _field(value: Any) -> SimpleNamespace:

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentd.trainer.blocks import Blocks, Unsupported
+from agentd.trainer.blocks import Blocks
+from agentd.trainer.gguf_file import GGUFFile
+from agentd.trainer.skeleton import Unsupported
 
 _SLICE = 4096  # vocabulary rows in float32 at once: 9 MB for 576 dimensions
 
@@ -13,8 +15,8 @@ _SLICE = 4096  # vocabulary rows in float32 at once: 9 MB for 576 dimensions
 class Head:
     """log p(token | hidden state) for the model's own head: tied or not, scaled, soft-capped, with or without bias.
 
-    The matrix is kept in float16: half the memory of float32, and its rounding is far below that of the quantised
-    weights. Raises Unsupported if transformers' own head computes something else.
+    The matrix stays in the file; every pass over the vocabulary dequantises it again, which takes less time than
+    multiplying with it. Raises Unsupported if transformers' own head computes something else.
     """
 
     def __init__(self, blocks: Blocks) -> None:
@@ -23,20 +25,19 @@ class Head:
         if name not in file.tensors:
             raise Unsupported(file.path, "the file has no vocabulary matrix")
         self.norm = blocks.norm
-        self.weight = file.load(name, torch.float16)
+        self.matrix = Matrix(file, name)
         self.bias = file.load("output.bias") if "output.bias" in file.tensors else None
-        file.forget()
         self.scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
         self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0)
         self._check(blocks)
 
     @property
     def n_vocab(self) -> int:
-        return self.weight.shape[0]
+        return len(self.matrix)
 
     def log_likelihoods(self, hidden: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """log p(token[i] | hidden[row[i]]), shape (terms,), for the blocks' output `hidden` (positions, n_embd)."""
-        arguments = (self.norm(hidden), row, token, self.weight, self.bias, self.scale, self.softcap)
+        arguments = (self.norm(hidden), row, token, self.matrix, self.bias, self.scale, self.softcap)
         terms: torch.Tensor = _LogLikelihoods.apply(*arguments)  # type: ignore[no-untyped-call]
         return terms
 
@@ -47,7 +48,7 @@ class Head:
         if not isinstance(own, nn.Linear) or (own.bias is None) != (self.bias is None):
             raise Unsupported(blocks.file.path, "its head is not a single matrix")
         small = nn.Linear(blocks.n_embd, few, bias=self.bias is not None)
-        small.weight.data = self.weight[:few].float()
+        small.weight.data = self.matrix.part(0, few)
         if self.bias is not None:
             small.bias.data = self.bias[:few]
         inputs = torch.randn(1, 3, blocks.n_embd, generator=torch.Generator().manual_seed(0)) / blocks.entry
@@ -63,6 +64,33 @@ class Head:
             raise Unsupported(blocks.file.path, f"its head does not run: {error}") from error
         if not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-4):
             raise Unsupported(blocks.file.path, "its head computes something that is not known here")
+
+
+class Matrix:
+    """A matrix (rows, columns) of the model file, a part at a time."""
+
+    def __init__(self, file: GGUFFile, name: str) -> None:
+        self._file, self._name = file, name
+        self._space = torch.empty(min(_SLICE, len(self)), self.width)
+
+    def __len__(self) -> int:
+        return self._file.shape(self._name)[0]
+
+    @property
+    def width(self) -> int:
+        return self._file.shape(self._name)[1]
+
+    def part(self, begin: int, end: int) -> torch.Tensor:
+        """Rows [begin, end) in float32, at most _SLICE of them, in memory that the next call uses again."""
+        out = self._file.load(self._name, out=self._space[: end - begin], rows=slice(begin, end))
+        self._file.forget()
+        return out
+
+    def pick(self, rows: torch.Tensor) -> torch.Tensor:
+        """(len(rows), width) in float32."""
+        out = self._file.rows(self._name, rows)
+        self._file.forget()
+        return out
 
 
 def _cap(logits: torch.Tensor, softcap: float) -> torch.Tensor:
@@ -82,7 +110,7 @@ class _LogLikelihoods(torch.autograd.Function):
         hidden: torch.Tensor,
         row: torch.Tensor,
         token: torch.Tensor,
-        weight: torch.Tensor,
+        matrix: Matrix,
         bias: torch.Tensor | None,
         scale: float,
         softcap: float,
@@ -92,9 +120,8 @@ class _LogLikelihoods(torch.autograd.Function):
         top = hidden.new_full((n, 1), -torch.inf)
         total = hidden.new_zeros(n, 1)
         mean = hidden.new_zeros(n, width) if wants_gradient else None
-        rows = torch.empty(min(_SLICE, len(weight)), width)
-        for begin in range(0, len(weight), _SLICE):
-            part = rows[: min(_SLICE, len(weight) - begin)].copy_(weight[begin : begin + _SLICE])
+        for begin in range(0, len(matrix), _SLICE):
+            part = matrix.part(begin, min(begin + _SLICE, len(matrix)))
             logits = hidden @ part.T
             if scale != 1:
                 logits *= scale
@@ -109,7 +136,7 @@ class _LogLikelihoods(torch.autograd.Function):
             total = total * shrink + weights.sum(dim=1, keepdim=True)
             if mean is not None:
                 mean = torch.addmm(mean.mul_(shrink), weights if slope is None else weights * slope, part)
-        chosen = weight[token].float()
+        chosen = matrix.pick(token)
         logits = (hidden[row] * chosen).sum(dim=1) * scale
         if bias is not None:
             logits = logits + bias[token]

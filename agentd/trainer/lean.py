@@ -15,7 +15,13 @@ from typing import Any
 FULL_IMPORTS = "AGENTD_FULL_IMPORTS"
 """Set in the environment, it turns all of this off."""
 
-_NOT_NEEDED = ("is_torch_flex_attn_available", "is_torch_distributed_available", "is_accelerate_available")
+_NOT_NEEDED = (
+    "is_torch_flex_attn_available",
+    "is_torch_distributed_available",
+    "is_accelerate_available",
+    "is_scipy_available",
+    "is_sklearn_available",
+)
 
 
 def slim() -> bool:

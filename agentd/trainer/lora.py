@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from agentd.errors import TrainerFailed
-from agentd.trainer.blocks import Blocks, Unsupported
+from agentd.trainer.blocks import Blocks, Unsupported, frozen
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A (rank, in) and B (out, rank); the layer's weight becomes W + alpha / rank * B A."""
@@ -24,12 +24,12 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, alpha: float) -> None:
         super().__init__()
-        self.weight, self.bias = base.weight, base.bias
+        self.base = base  # its weight comes and goes
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.scale = alpha / a.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = linear(x, self.weight, self.bias)
+        y = frozen(x, self.base.weight, self.base.bias)
         # In place: the sum needs no third matrix of this size, and nothing else holds y.
         y.view(-1, y.shape[-1]).addmm_(linear(x, self.a).flatten(0, -2), self.b.T, alpha=self.scale)
         return y
@@ -52,7 +52,7 @@ def attach(blocks: Blocks, rank: int, alpha: float, seed: int, parent: Adapter |
     if not blocks.linears:
         raise Unsupported(blocks.file.path, "none of its matrices can be trained")
     inherited = (
-        {name: pair for name, pair in parent.pairs.items() if _block(name) in range(blocks.first, blocks.end)}
+        {name: pair for name, pair in parent.pairs.items() if block_of(name) in range(blocks.first, blocks.end)}
         if parent
         else {}
     )
@@ -88,11 +88,12 @@ def outside(parent: Adapter, blocks: Blocks, alpha: float) -> dict[str, Pair]:
     return {
         name: (a, b if factor == 1 else b * factor)
         for name, (a, b) in parent.pairs.items()
-        if _block(name) not in range(blocks.first, blocks.end)
+        if block_of(name) not in range(blocks.first, blocks.end)
     }
 
 
-def _block(tensor: str) -> int:
+def block_of(tensor: str) -> int:
+    """The number of the block that a tensor belongs to, -1 for none."""
     parts = tensor.split(".")
     return int(parts[1]) if parts[0] == "blk" and parts[1].isdigit() else -1
 
@@ -112,8 +113,11 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(float(fields.get("adapter.lora.alpha", 0.0)), pairs)
 
 
-def write_adapter(path: Path, architecture: str, alpha: float, pairs: Mapping[str, Pair]) -> None:
-    """Writes `path` so that a reader sees the whole file or none: temporary file, fsync, rename, fsync."""
+def write_adapter(path: Path, architecture: str, alpha: float, pairs: Mapping[str, Pair], durable: bool = True) -> None:
+    """Writes `path` so that a reader sees the whole file or none: temporary file, fsync, rename, fsync.
+
+    durable  without it there is no fsync, for files that nobody needs after a power cut
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         writer = gguf.GGUFWriter(temporary, architecture)
@@ -128,11 +132,14 @@ def write_adapter(path: Path, architecture: str, alpha: float, pairs: Mapping[st
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if not durable:
+        return
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

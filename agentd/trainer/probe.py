@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from agentd.trainer.blocks import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
 from agentd.trainer.gguf_file import GGUFFile
+from agentd.trainer.processor import multiplies_bf16
+from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
 
 
 def probe(path: Path) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def probe(path: Path) -> dict[str, Any]:
         "blocks": header.block_count,
         "hidden_size": header.embedding_length,
         "trainable_per_block": {"rank_1": parameters},
+        "bf16": multiplies_bf16(),
     }
 
 

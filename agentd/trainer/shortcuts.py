@@ -41,7 +41,7 @@ class AtScoredRows(nn.Module):
 
 
 class Suffix:
-    """Runs blocks up to the model's end, and returns the hidden states where terms are scored."""
+    """Runs the blocks that are in memory: to the model's end, with the hidden states where terms are scored, or not."""
 
     def __init__(self, blocks: Blocks, shared_prefix: bool = True, scored_rows: bool = True) -> None:
         self.blocks = blocks
@@ -62,10 +62,29 @@ class Suffix:
         whole = torch.cat([prefix.expand(len(inputs), -1, -1), inputs], dim=1) if n else inputs
         return self._pick(whole, at, None)
 
-    def _with_cache(self, prefix: torch.Tensor, inputs: torch.Tensor, at: list[tuple[int, int]]) -> torch.Tensor:
+    def all_rows(self, prefix: torch.Tensor, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What comes out for every row: of `inputs`, and of `prefix` (1, p, n_embd) if it has rows.
+
+        For blocks below the last one; nothing is left out.
+        """
+        n = prefix.shape[1]
+        if not n:
+            return (self.blocks.run(inputs),)
+        if not self.shares_prefix:
+            whole = self.blocks.run(torch.cat([prefix.expand(len(inputs), -1, -1), inputs], dim=1))
+            return whole[:, n:], whole[:1, :n]
+        cache = self._cache()
+        shared = self.blocks.run(prefix, cache)
+        cache.batch_repeat_interleave(len(inputs))
+        return self.blocks.run(inputs, cache), shared
+
+    def _cache(self) -> Any:
         from transformers.cache_utils import DynamicCache
 
-        cache = DynamicCache(config=self.blocks.config)
+        return DynamicCache(config=self.blocks.config)
+
+    def _with_cache(self, prefix: torch.Tensor, inputs: torch.Tensor, at: list[tuple[int, int]]) -> torch.Tensor:
+        cache = self._cache()
         self.scored.rows = torch.empty(0, dtype=torch.long)
         self.blocks.run(prefix, cache)
         cache.batch_repeat_interleave(len(inputs))

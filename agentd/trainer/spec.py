@@ -37,6 +37,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Example:
+    """`number` is the engine's, -1 where the engine is not asked."""
+
     id: str
     dev: bool
     task: str
@@ -44,6 +46,7 @@ class Example:
     choices: tuple[tuple[Term, ...], ...]
     correct: int
     target: tuple[Term, ...]
+    number: int = -1
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class TrainOptions:
     """Hyperparameters. `batch` counts examples; `patience` evaluations without improvement end the training.
 
     micro_tokens  tokens in a forward pass, padding and prefix included; 0 chooses by the number of blocks
-    checkpoint    keep only the blocks' inputs during the forward pass and compute each block again for its gradient
+    checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
+    bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
+    judgements    evaluations in an epoch
+    first_step    steps that an earlier, parked training did
     """
 
     rank: int = 8
@@ -66,10 +72,15 @@ class TrainOptions:
     nll_weight: float = 0.1
     checkpoint: bool = False
     micro_tokens: int = 0
+    bf16: bool = False
+    judgements: int = 2
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
 class Spec:
+    """`from_engine`: the engine computes what is needed, step by step; else it is in the tap file already."""
+
     model: Path
     first_block: int
     end_block: int
@@ -81,9 +92,11 @@ class Spec:
     initial: Path | None
     control: Path | None
     output: Path
+    from_engine: bool = False
 
 
 _LEAST = {"rank": 1, "batch": 1, "max_epochs": 1, "patience": 1, "threads": 1, "seed": 0, "micro_tokens": 0}
+_LEAST |= {"judgements": 1, "first_step": 0}
 _POSITIVE = ("alpha", "lr")
 _NOT_NEGATIVE = ("weight_decay", "nll_weight")
 
@@ -105,7 +118,7 @@ def parse_spec(data: Any) -> Spec:
         data,
         "",
         required=("model", "first_block", "end_block", "tap", "prefix", "examples", "output"),
-        optional=("train", "initial", "control"),
+        optional=("train", "initial", "control", "from_engine"),
     )
     tap = check.object(top.get("tap", {}), "tap", required=("path", "n_embd"))
     first = check.integer(top, "first_block", "first_block", 0)
@@ -132,7 +145,10 @@ def parse_spec(data: Any) -> Spec:
         initial=check.path(top, "initial", "initial") if top.get("initial") is not None else None,
         control=check.path(top, "control", "control") if top.get("control") is not None else None,
         output=check.path(top, "output", "output"),
+        from_engine=check.flag(top, "from_engine", "from_engine"),
     )
+    if spec.from_engine and any(example.number < 0 for example in spec.examples):
+        check.problem("examples: the engine cannot be asked for one without its number")
     if check.problems:
         raise InvalidSpec(check.problems)
     return spec
@@ -183,6 +199,9 @@ class _Checker:
 
         return float(self.value(data, key, where, good, "a positive number" if positive else "a number from 0", 1.0))
 
+    def flag(self, data: dict[str, Any], key: str, where: str) -> bool:
+        return bool(self.value(data, key, where, lambda v: isinstance(v, bool), "true or false", False))
+
     def path(self, data: dict[str, Any], key: str, where: str) -> Path:
         return Path(self.value(data, key, where, lambda v: isinstance(v, str) and v != "", "a path", "."))
 
@@ -209,7 +228,7 @@ class _Checker:
 
     def example(self, data: Any, where: str, prefix: int) -> Example:
         keys = ("id", "sequences", "choices", "correct", "target")
-        data = self.object(data, where, required=keys, optional=("dev", "task"))
+        data = self.object(data, where, required=keys, optional=("dev", "task", "number"))
         listed = data.get("sequences", [])
         if not isinstance(listed, list) or not listed:
             self.problem(f"{where}.sequences must be a list with at least one sequence")
@@ -226,12 +245,13 @@ class _Checker:
         is_text = lambda v: isinstance(v, str)  # noqa: E731
         return Example(
             id=self.value(data, "id", f"{where}.id", is_text, "a text", "?"),
-            dev=self.value(data, "dev", f"{where}.dev", lambda v: isinstance(v, bool), "true or false", False),
+            dev=self.flag(data, "dev", f"{where}.dev"),
             task=self.value(data, "task", f"{where}.task", is_text, "a text", ""),
             sequences=tuple(sequences),
             choices=tuple(self.terms(c, f"{where}.choices[{i}]", lengths) for i, c in enumerate(choices)),
             correct=correct,
             target=self.terms(data.get("target"), f"{where}.target", lengths),
+            number=self.integer(data, "number", f"{where}.number", 0) if "number" in data else -1,
         )
 
     def options(self, data: Any) -> TrainOptions:
@@ -247,5 +267,5 @@ class _Checker:
             elif name in _POSITIVE or name in _NOT_NEGATIVE:
                 given[name] = self.number(data, name, where, positive=name in _POSITIVE)
             else:
-                given[name] = self.value(data, name, where, lambda v: isinstance(v, bool), "true or false", False)
+                given[name] = self.flag(data, name, where)
         return TrainOptions(**given)

@@ -37,16 +37,16 @@ class Batch:
 
 
 class Tap:
-    """Raises InvalidSpec if the file is missing or holds less than the examples need."""
+    """A plane of rows for each tapped block. Raises InvalidSpec if the file is missing or holds less than is needed."""
 
-    def __init__(self, path: Path, n_embd: int, prefix: Rows) -> None:
+    def __init__(self, path: Path, n_embd: int, prefix: Rows, planes: int = 1) -> None:
         self.prefix_rows = prefix
-        row = 4 * n_embd
+        row = 4 * n_embd * planes
         try:
             size = path.stat().st_size
             if size == 0 or size % row:
                 raise InvalidSpec([f"tap.path: {path} has {size} bytes, which is not a number of rows of {row} bytes"])
-            self.rows = np.memmap(path, mode="r", dtype=np.float32).reshape(-1, n_embd)
+            self._planes = np.memmap(path, mode="r", dtype=np.float32).reshape(planes, -1, n_embd)
         except OSError as error:
             raise InvalidSpec([f"tap.path: {path}: {error.strerror or error}"]) from None
         self._touched = 0
@@ -56,34 +56,34 @@ class Tap:
         spans = [("prefix", self.prefix_rows)]
         spans += [(f"example {example.id!r}", rows) for example in examples for rows in example.sequences]
         for what, rows in spans:
-            if rows.offset + rows.n > len(self.rows):
+            if rows.offset + rows.n > self._planes.shape[1]:
                 raise InvalidSpec(
                     [
                         f"tap.path: the tap is cut short: {what} needs rows up to {rows.offset + rows.n}, "
-                        f"and there are {len(self.rows)}"
+                        f"and there are {self._planes.shape[1]}"
                     ]
                 )
 
-    def prefix(self) -> torch.Tensor:
+    def prefix(self, plane: int = 0) -> torch.Tensor:
         """(1, prefix, n_embd)."""
-        return self._read(self.prefix_rows)[None]
+        return self._read(self.prefix_rows, plane)[None]
 
-    def inputs(self, batch: Batch) -> torch.Tensor:
+    def inputs(self, batch: Batch, plane: int = 0) -> torch.Tensor:
         """(sequences, width, n_embd), without the prefix, zero where a sequence has ended."""
         sequences = [rows for example in batch.examples for rows in example.sequences]
-        out = torch.zeros(len(sequences), batch.width, self.rows.shape[1])
+        out = torch.zeros(len(sequences), batch.width, self._planes.shape[2])
         for i, rows in enumerate(sequences):
-            out[i, : rows.n] = self._read(rows)
+            out[i, : rows.n] = self._read(rows, plane)
         if self._touched > _KEEP:
             # Pages of the mapping count as this process's memory; they come back from the page cache.
-            mapping: Any = self.rows._mmap  # type: ignore[attr-defined]
+            mapping: Any = self._planes._mmap  # type: ignore[attr-defined]
             mapping.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
         return out
 
-    def _read(self, rows: Rows) -> torch.Tensor:
-        self._touched += rows.n * self.rows.shape[1] * 4
-        return torch.from_numpy(np.array(self.rows[rows.offset : rows.offset + rows.n]))
+    def _read(self, rows: Rows, plane: int) -> torch.Tensor:
+        self._touched += rows.n * self._planes.shape[2] * 4
+        return torch.from_numpy(np.array(self._planes[plane, rows.offset : rows.offset + rows.n]))
 
 
 def batches(examples: Sequence[Example], prefix: int, tokens: int, shared: bool) -> list[Batch]:

@@ -79,7 +79,7 @@ def loss(background: Background, examples: list[Encoded], seed: int = 0, scale: 
 
 
 def tap(background: Background, examples: list[Encoded], block: int, path: Path) -> tuple[TapIndex, "Rows"]:
-    *_, index = background.tap(examples, block, path)
+    *_, index = background.tap(examples, range(block, block + 1), path)
     assert isinstance(index, TapIndex)
     return index, np.fromfile(path, np.float32).reshape(-1, index.n_embd)
 
@@ -206,6 +206,40 @@ def test_the_tap_index_says_where_every_sequence_is(
             other = np.concatenate([own[: alone.prefix_rows], own[start : start + m]])
             cosine = (mine * other).sum(1) / np.linalg.norm(mine, axis=1) / np.linalg.norm(other, axis=1)
             assert cosine[1:].min() > 0.99
+
+
+def test_a_range_of_blocks_is_tapped_as_each_of_them_is(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    last = engine.info.n_layer
+    for blocks in (range(3), range(last - 4, last), range(last)):
+        *_, index = background.tap(examples, blocks, tmp_path / "all")
+        assert isinstance(index, TapIndex)
+        planes = np.fromfile(tmp_path / "all", np.float32).reshape(len(blocks), index.rows, index.n_embd)
+        for block in {blocks[0], blocks[len(blocks) // 2], blocks[-1]}:
+            alone, rows = tap(background, examples, block, tmp_path / "one")
+            assert alone == index
+            assert np.array_equal(planes[block - blocks[0]], rows)
+
+
+def test_a_tap_computes_nothing_above_its_last_block_and_what_follows_is_whole(
+    background: Background, interruption: Interruption, examples: list[Encoded], tmp_path: Path
+) -> None:
+    plain = score(background, examples)
+    interruption.asked = 0
+    tap(background, examples, 28, tmp_path / "tap")
+    whole, interruption.asked = interruption.asked, 0
+    tap(background, examples, 3, tmp_path / "tap")
+    assert interruption.asked < whole / 5  # it is asked at every node of the graph
+    assert score(background, examples) == plain
+
+
+def test_there_is_no_tap_outside_the_model(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    for blocks in (range(0), range(-1, 2), range(3, engine.info.n_layer + 1)):
+        with pytest.raises(InvalidRequest):
+            list(background.tap(examples, blocks, tmp_path / "tap"))
 
 
 def test_the_input_of_the_first_block_is_the_embedding_of_each_token(

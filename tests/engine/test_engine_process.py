@@ -211,7 +211,7 @@ def test_a_request_cuts_into_background_work_and_does_not_change_it(settings: di
             numbers = await open_session(supervisor, tmp_path, 40)
             plain = await supervisor.call("score", examples=numbers)
             n_embd = supervisor.info.n_embd if supervisor.info else 0
-            tapped = await supervisor.call("tap", examples=numbers, block=20, path=str(tmp_path / "plain"))
+            tapped = await supervisor.call("tap", examples=numbers, first=20, end=21, path=str(tmp_path / "plain"))
             alone = await whole(supervisor, chat("alone", QUESTION, max_tokens=4))
             await supervisor.call("use", weights="0")
 
@@ -232,7 +232,7 @@ def test_a_request_cuts_into_background_work_and_does_not_change_it(settings: di
                 return await work
 
             assert await disturbed("score") == plain
-            assert await disturbed("tap", block=20, path=str(tmp_path / "cut")) == tapped
+            assert await disturbed("tap", first=20, end=21, path=str(tmp_path / "cut")) == tapped
             assert (tmp_path / "cut").read_bytes() == (tmp_path / "plain").read_bytes()
             rows = tapped["prefix_rows"] + sum(n for places in tapped["sequences"] for _, n in places)
             assert (tmp_path / "cut").stat().st_size == 4 * n_embd * rows

@@ -1,6 +1,7 @@
 """The trainer's loss and gradients are those of full autograd through transformers' own model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from agentd.trainer.blocks import Blocks
+from agentd.trainer.blockwise import Blockwise
 from agentd.trainer.gguf_file import GGUFFile
-from agentd.trainer.loop import Trainer
+from agentd.trainer.learner import Learner
+from agentd.trainer.loop import make_learner
+from agentd.trainer.resident import Resident
 from agentd.trainer.shortcuts import Suffix
 from agentd.trainer.spec import Example, parse_spec
 
@@ -54,6 +58,25 @@ class Golden:
     loss: float
     gradients: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
+    @contextmanager
+    def attached(self, reference: Any) -> Iterator[None]:
+        """The reference model adapted by the matrices."""
+        hooks = []
+        for tensor, (a, b) in self.matrices.items():
+            _, block, name, _ = tensor.split(".")
+
+            def add(_: Any, x: Any, y: torch.Tensor, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
+                update: torch.Tensor = 16.0 / 4 * (x[0] @ a.T) @ b.T
+                return y + update
+
+            layer = reference.model.layers[int(block)].get_submodule(PLACES[name])
+            hooks.append(layer.register_forward_hook(add))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
 
 @pytest.fixture(scope="module")
 def golden(reference: Any, reviews: Any) -> Callable[[int], Golden]:
@@ -62,64 +85,114 @@ def golden(reference: Any, reviews: Any) -> Callable[[int], Golden]:
     @cache
     def compute(blocks: int) -> Golden:
         generator = torch.Generator().manual_seed(7)
-        hooks, matrices = [], {}
+        matrices = {}
         for block in range(30 - blocks, 30):
             for name, place in PLACES.items():
                 module = reference.model.layers[block].get_submodule(place)
                 a = torch.randn(4, module.in_features, generator=generator) / module.in_features**0.5
                 b = 0.02 * torch.randn(module.out_features, 4, generator=generator)
                 matrices[f"blk.{block}.{name}.weight"] = (a.requires_grad_(), b.requires_grad_())
-
-                def add(_: Any, x: Any, y: torch.Tensor, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
-                    update: torch.Tensor = 16.0 / 4 * (x[0] @ a.T) @ b.T
-                    return y + update
-
-                hooks.append(module.register_forward_hook(add))
-        # The trainer keeps the head in float16; the embeddings, tied to it in this model, stay as they were tapped.
-        head = reference.lm_head.weight
-        reference.lm_head.weight = torch.nn.Parameter(head.half().float(), requires_grad=False)
-        try:
+        golden = Golden(matrices, 0.0, {})
+        with golden.attached(reference):
             examples = parse_examples(reviews.examples, len(reviews.prefix))
             loss = reference_loss(reference, reviews.tokens, examples, nll_weight=0.1)
             loss.backward()  # type: ignore[no-untyped-call]
-        finally:
-            reference.lm_head.weight = head
-            for hook in hooks:
-                hook.remove()
-        gradients = {}
         for name, (a, b) in matrices.items():
             assert a.grad is not None
             assert b.grad is not None
-            gradients[name] = (a.grad, b.grad)
-        return Golden(matrices, loss.item(), gradients)
+            golden.gradients[name] = (a.grad, b.grad)
+        golden.loss = loss.item()
+        return golden
 
     return compute
 
 
-@pytest.mark.parametrize(("blocks", "train"), [(1, {}), (3, {}), (3, {"checkpoint": True}), (3, {"micro_tokens": 60})])
+RESIDENT = [(1, {}), (3, {}), (3, {"micro_tokens": 60})]
+ONE_AT_A_TIME = [(1, {"checkpoint": True}), (3, {"checkpoint": True}), (3, {"checkpoint": True, "micro_tokens": 60})]
+
+
+@pytest.mark.parametrize(("blocks", "train"), [*RESIDENT, *ONE_AT_A_TIME])
 def test_loss_and_gradients_are_those_of_full_autograd(
     blocks: int, train: dict[str, Any], golden: Callable[[int], Golden], write_tap: Any, make_spec: Any
 ) -> None:
     expected = golden(blocks)
     options = {"rank": 4, "alpha": 16.0, "nll_weight": 0.1, **train}
-    spec = parse_spec(make_spec(blocks, write_tap(30 - blocks), train=options))
-    trainer = Trainer(spec)
-    assert set(trainer.lora) == set(expected.matrices)
-    for name, layer in trainer.lora.items():
+    learner = make_learner(parse_spec(make_spec(blocks, write_tap(30 - blocks), train=options)))
+    start_from(learner, expected)
+    examples = learner.spec.examples
+    if isinstance(learner, Blockwise):
+        at = learner.checkpoints(examples)
+        loss, n = learner.backward(at, 1 / len(examples)), len(at.batches)
+    else:
+        assert isinstance(learner, Resident)
+        loss, n = learner.gradients(examples), len(learner.micro_batches(examples))
+    assert isinstance(learner, Blockwise) == ("checkpoint" in train)
+    assert learner.suffix.reduced
+    assert learner.suffix.shares_prefix
+    assert (n > 1) == ("micro_tokens" in train)
+    compare(learner, expected, loss)
+    before = [matrix.detach().clone() for matrix in learner.parameters]
+    assert learner.step(examples, 1e-3) == pytest.approx(expected.loss, rel=1e-4)
+    assert all(not torch.equal(now, then) for now, then in zip(learner.parameters, before, strict=True))
+    assert learner.evaluate(examples).loss < expected.loss
+
+
+@pytest.mark.parametrize(("blocks", "train"), [(30, {}), (30, {"micro_tokens": 60}), (4, {})])
+def test_the_engines_taps_give_the_gradients_of_full_autograd_in_every_block(
+    blocks: int, train: dict[str, Any], golden: Callable[[int], Golden], reference: Any, reviews: Any, make_spec: Any
+) -> None:
+    expected = golden(blocks)
+    options = {"rank": 4, "alpha": 16.0, "nll_weight": 0.1, **train}
+    learner = make_engine_learner(blocks, options, expected, reference, reviews, make_spec)
+    examples = learner.spec.examples
+    at = learner.checkpoints(examples)
+    compare(learner, expected, learner.backward(at, 1 / len(examples)))
+
+
+def make_engine_learner(
+    blocks: int, options: dict[str, Any], expected: Golden, reference: Any, reviews: Any, make_spec: Any
+) -> Blockwise:
+    """A learner that asks for its checkpoints, and the reference model, adapted as it is, answering."""
+    first = 30 - blocks
+    n_prefix = len(reviews.prefix)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        assert request["ask"] == "tap"
+        assert (request["first"], request["end"]) == (first, 30)
+        states, places, row, at = [], [], n_prefix, 0
+        with expected.attached(reference), torch.no_grad():
+            for number in request["examples"]:
+                placed = []
+                for tokens in reviews.tokens[2 * number : 2 * number + len(reviews.examples[number]["sequences"])]:
+                    hidden = reference(torch.tensor([tokens]), output_hidden_states=True).hidden_states[first:30]
+                    states.append(torch.cat(hidden)[:, 0 if not states else n_prefix :])
+                    placed.append([row, len(tokens) - n_prefix])
+                    row, at = row + placed[-1][1], at + 1
+                places.append(placed)
+        Path(request["path"]).write_bytes(torch.cat(states, dim=1).numpy().tobytes())
+        return {"prefix_rows": n_prefix, "sequences": places}
+
+    tap = make_spec(blocks, Path("unused"))["output"] + ".tap"
+    examples = [{**example, "number": i} for i, example in enumerate(reviews.examples)]
+    made = make_spec(blocks, tap, train=options, from_engine=True, examples=examples)
+    learner = make_learner(parse_spec(made), answer)
+    assert isinstance(learner, Blockwise)
+    start_from(learner, expected)
+    return learner
+
+
+def start_from(learner: Learner, expected: Golden) -> None:
+    assert set(learner.lora) == set(expected.matrices)
+    for name, layer in learner.lora.items():
         layer.a.data, layer.b.data = (matrix.detach().clone() for matrix in expected.matrices[name])
 
-    n = len(spec.examples)
-    batches = trainer.micro_batches(spec.examples)
-    losses = [loss for batch in batches for loss, _ in trainer.losses(batch, 1 / n)]
 
-    assert trainer.suffix.reduced
-    assert trainer.suffix.shares_prefix == (not train.get("checkpoint"))
-    assert (len(batches) > 1) == ("micro_tokens" in train)
-    assert sum(losses) / n == pytest.approx(expected.loss, rel=1e-4)
-    ours = {name: (layer.a.grad, layer.b.grad) for name, layer in trainer.lora.items()}
+def compare(learner: Learner, expected: Golden, loss: float) -> None:
+    assert loss == pytest.approx(expected.loss, rel=1e-4)
     error = size = 0.0
     for name, pair in expected.gradients.items():
-        for mine, theirs in zip(ours[name], pair, strict=True):
+        layer = learner.lora[name]
+        for mine, theirs in zip((layer.a.grad, layer.b.grad), pair, strict=True):
             assert mine is not None
             apart = (mine - theirs).norm().item()
             assert theirs.norm() > 0
@@ -143,7 +216,7 @@ def test_the_control_vector_is_added_behind_its_block(model_path: Path) -> None:
     second = Blocks(file, 29, 30)
     inputs = torch.randn(2, 6, 576, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        first = plain._layers[28]  # one block alone, by running the range up to it
+        first = plain._own[28]  # one block alone, by running the range up to it
         seen: list[torch.Tensor] = []
         hook = first.register_forward_hook(lambda _, __, out: seen.append(out))
         plain.run(inputs)

@@ -1,33 +1,46 @@
 """The vocabulary head in slices computes what the whole one computes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
 from agentd.trainer import head as head_module
-from agentd.trainer.head import Head
+from agentd.trainer.gguf_file import GGUFFile
+from agentd.trainer.head import Head, Matrix
 
 WIDTH, VOCABULARY = 24, 100
 
 
-def make_head(scale: float, softcap: float, biased: bool) -> Head:
+def make_head(folder: Path, scale: float, softcap: float, biased: bool) -> tuple[Head, torch.Tensor]:
+    """A head whose matrix lies in a GGUF file, and the matrix."""
     generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(VOCABULARY, WIDTH, generator=generator).half()
+    writer = gguf.GGUFWriter(folder / "head.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(WIDTH)
+    writer.add_tensor("output.weight", matrix.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     head = Head.__new__(Head)
     head.norm = torch.nn.LayerNorm(WIDTH).requires_grad_(False)
-    head.weight = torch.randn(VOCABULARY, WIDTH, generator=generator).half()
+    head.matrix = Matrix(GGUFFile(folder / "head.gguf"), "output.weight")
     head.bias = torch.randn(VOCABULARY, generator=generator) if biased else None
     head.scale, head.softcap = scale, softcap
-    return head
+    return head, matrix.float()
 
 
 @pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, 0.0, False), (0.25, 0.0, True), (2.0, 5.0, True)])
 def test_slices_give_the_naive_values_and_gradients(
-    scale: float, softcap: float, biased: bool, monkeypatch: pytest.MonkeyPatch
+    scale: float, softcap: float, biased: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_module, "_SLICE", 7)  # does not divide the vocabulary
-    head = make_head(scale, softcap, biased)
+    head, matrix = make_head(tmp_path, scale, softcap, biased)
     generator = torch.Generator().manual_seed(2)
     row, token = torch.tensor([0, 0, 3, 2, 3]), torch.tensor([5, 99, 0, 5, 63])
     upstream = torch.randn(5, generator=generator)
@@ -38,7 +51,7 @@ def test_slices_give_the_naive_values_and_gradients(
     torch.autograd.backward(terms, upstream)
 
     naive = hidden.clone().requires_grad_()
-    logits = head.norm(naive) @ head.weight.float().T * scale
+    logits = head.norm(naive) @ matrix.T * scale
     logits = logits + head.bias if head.bias is not None else logits
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
     expected = logits.log_softmax(-1)[row, token]
@@ -52,15 +65,14 @@ def test_slices_give_the_naive_values_and_gradients(
         assert torch.equal(head.log_likelihoods(hidden, row, token), terms)
 
 
-def test_large_logits_stay_finite() -> None:
-    head = make_head(1000.0, 0.0, False)
+def test_large_logits_stay_finite(tmp_path: Path) -> None:
+    head, _ = make_head(tmp_path, 1000.0, 0.0, False)
     terms = head.log_likelihoods(torch.ones(1, WIDTH).cumsum(1), torch.tensor([0]), torch.tensor([1]))
     assert torch.isfinite(terms).all()
 
 
 def test_a_head_that_transformers_computes_differently_is_refused(model_path: Any) -> None:
     from agentd.trainer.blocks import Blocks, Unsupported
-    from agentd.trainer.gguf_file import GGUFFile
 
     blocks = Blocks(GGUFFile(model_path), 29, 30)
     plain = blocks.model.forward

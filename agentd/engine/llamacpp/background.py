@@ -90,13 +90,15 @@ class Background:
         for batch in self._forward.run(examples):
             yield [] if batch is None else self._forward.scores(batch)
 
-    def tap(self, examples: Sequence[Encoded], block: int, path: Path) -> Iterator[int | TapIndex]:
+    def tap(self, examples: Sequence[Encoded], blocks: range, path: Path) -> Iterator[int | TapIndex]:
+        if not blocks or blocks[0] < 0 or blocks[-1] >= self._context.n_layer:
+            raise InvalidRequest(f"there are no blocks {blocks} in a model of {self._context.n_layer}")
         self._steer(self._control)
         self._forward.reset()  # the prefix is wanted too, so it must be computed under the tap
-        self._tap.watch(block)
+        self._tap.watch(blocks)
         n_embd = self._context.n_embd
         index: list[list[tuple[int, int]]] = []
-        row = 0
+        row = rows = n_prefix = 0
         try:
             with path.open("wb") as file:
                 for batch in self._forward.run(examples, wanted=False):
@@ -104,22 +106,30 @@ class Background:
                         yield len(index)
                         continue
                     n_prefix = len(self._forward.prefix)
-                    if not index and n_prefix:
-                        file.write(self._tap.rows(n_prefix, n_embd, skip_last=len(batch.tokens)).tobytes())
+                    if not index:
                         row = n_prefix
-                    hidden = self._tap.rows(len(batch.tokens), n_embd)
-                    for rows in batch.rows:
+                        rows = n_prefix + sum(len(s) - n_prefix for e in examples for s in e.sequences)
+                    first = row
+                    for nested in batch.rows:
                         placed = []
-                        for own in rows:
-                            file.write(hidden[own].tobytes())
+                        for own in nested:
                             placed.append((row, len(own)))
                             row += len(own)
                         index.append(placed)
+                    for plane, block in enumerate(blocks):
+                        if first == n_prefix:
+                            file.seek(4 * n_embd * rows * plane)
+                            file.write(self._tap.rows(block, n_prefix, n_embd, skip_last=len(batch.tokens)).tobytes())
+                        hidden = self._tap.rows(block, len(batch.tokens), n_embd)
+                        file.seek(4 * n_embd * (rows * plane + first))
+                        for own in (own for nested in batch.rows for own in nested):
+                            file.write(hidden[own].tobytes())
                     self._tap.clear()
                     yield len(index)
         finally:
-            self._tap.watch(None)
-        yield TapIndex(n_embd, len(self._forward.prefix), index)
+            self._tap.watch(range(0))
+            self._forward.reset()  # nothing was computed above the last tapped block
+        yield TapIndex(n_embd, n_prefix, rows, index)
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         if not examples:

@@ -9,40 +9,51 @@ from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.llamacpp.library import ggml
 from agentd.errors import EngineUnavailable
 
+# Block 0's input is the embedding, which architectures name and scale in their own ways; the last of these counts.
+_EMBEDDING = (b"embd", b"inp_embd", b"inp_scaled", b"inp_norm")
+
 
 class Tap:
-    """Collects the input of one block. `callback` is for the context's parameters."""
+    """Collects the inputs of a range of blocks. `callback` is for the context's parameters."""
 
     def __init__(self) -> None:
-        self._names: frozenset[bytes] = frozenset()
-        self._parts: list[Floats] = []
-        self._pending: list[Floats] = []  # of the decode that is running
+        self._blocks = range(0)
+        self._block: dict[bytes, int] = {}
+        self._parts: list[dict[int, Floats]] = []
+        self._pending: dict[int, Floats] = {}  # of the decode that is running
         library = ggml()
 
         def on_tensor(tensor: int, ask: bool, user_data: Any) -> bool:
-            if not self._names or library.ggml_get_name(tensor) not in self._names:
+            block = self._block.get(library.ggml_get_name(tensor)) if self._block else None
+            if block is None:
                 return not ask
-            if not ask:
-                part = np.empty(library.ggml_nelements(tensor), np.float32)
-                library.ggml_backend_tensor_get(tensor, part.ctypes.data, 0, part.nbytes)
-                self._pending.append(part)
-            return True
+            if ask:
+                return True
+            part = np.empty(library.ggml_nelements(tensor), np.float32)
+            library.ggml_backend_tensor_get(tensor, part.ctypes.data, 0, part.nbytes)
+            self._pending[block] = part
+            # What comes after the last tensor that is wanted need not be computed: False ends the graph here.
+            return block == 0 or block != self._blocks[-1]
 
         self.callback = lc.ggml_backend_sched_eval_callback(on_tensor)
 
-    def watch(self, block: int | None) -> None:
-        """Block i's input is the output of block i - 1; block 0's is the embedding, named by architecture."""
-        self._parts, self._pending = [], []
-        if block is None:
-            self._names = frozenset()
-        else:
-            self._names = frozenset({f"l_out-{block - 1}".encode()} if block else {b"inp_embd", b"embd"})
+    def watch(self, blocks: range) -> None:
+        """Collects the inputs of these blocks from now on, and nothing for an empty range.
 
-    def rows(self, n: int, n_embd: int, skip_last: int = 0) -> Floats:
-        """The last `n` rows (n, n_embd) collected, before the `skip_last` newest ones."""
-        if not self._parts:
+        Block i's input is the output of block i - 1. A decode ends with the last block's input: its logits and the
+        upper blocks' keys and values are not there afterwards.
+        """
+        self._parts, self._pending = [], {}
+        self._blocks = blocks
+        self._block = {f"l_out-{block - 1}".encode(): block for block in blocks if block}
+        if 0 in blocks:
+            self._block |= dict.fromkeys(_EMBEDDING, 0)
+
+    def rows(self, block: int, n: int, n_embd: int, skip_last: int = 0) -> Floats:
+        """The last `n` rows (n, n_embd) collected of a block, before the `skip_last` newest ones."""
+        if not self._parts or any(block not in part for part in self._parts):
             raise EngineUnavailable("this architecture's graph does not name its block outputs; BP cannot be used")
-        rows = np.concatenate([part.reshape(-1, n_embd) for part in self._parts])
+        rows = np.concatenate([part[block].reshape(-1, n_embd) for part in self._parts])
         stop = len(rows) - skip_last
         if stop < n:
             raise EngineUnavailable(f"the tap collected {stop} rows where {n} were computed")
@@ -50,9 +61,9 @@ class Tap:
 
     def settle(self, complete: bool) -> None:
         """Keeps what a decode produced, or drops it where the decode was interrupted and will be repeated."""
-        if complete:
-            self._parts += self._pending
-        self._pending = []
+        if complete and self._block:
+            self._parts.append(self._pending)
+        self._pending = {}
 
     def clear(self) -> None:
         self._parts = []

@@ -1,0 +1,37 @@
+"""glibc's allocator, told what comes next. Elsewhere these calls do nothing."""
+
+import contextlib
+import ctypes
+import gc
+
+_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
+_BUILDING, _TRAINING = 128 << 10, 32 << 20
+_KEPT = 256 << 20
+
+
+def while_building() -> None:
+    """Large pieces come and go: each gets a mapping of its own.
+
+    A model's frame allocates every matrix once and drops it at once. Without this the heap grows by all of them, stays
+    that large because of the small pieces between, and training spreads over it: 190 MB more for 135M parameters.
+    """
+    _set(_MMAP, _BUILDING)
+
+
+def while_training() -> None:
+    """The same sizes come again in every step: they stay in the heap, where they cost no page faults."""
+    give_back()
+    _set(_MMAP, _TRAINING)
+    _set(_TRIM, _KEPT)
+
+
+def give_back() -> None:
+    """Returns what is free in the heap to the system."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(parameter: int, value: int) -> None:
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(parameter, value)
