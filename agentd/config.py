@@ -155,7 +155,7 @@ class Trial:
 @dataclass(frozen=True)
 class Adapt:
     enabled: bool = _key(True, _boolean, "whether passes start by themselves; `agentctl adapt` always may")
-    method: str = _key("auto", _one_of("auto", "mezo", "suffix-bp", "elasticzo"), "the learning method")
+    method: str = _key("auto", _one_of("auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"), "the learning method")
     blocks: int | str = _key(
         "auto", _auto(_number(0, 10000, int)), "k, the number of last blocks trained by backpropagation"
     )

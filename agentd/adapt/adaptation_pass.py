@@ -6,6 +6,7 @@ serving never depends on it.
 
 import asyncio
 import logging
+import math
 import shutil
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -14,14 +15,17 @@ from typing import Any, TypeVar
 
 from agentd.adapt import adapter_file, gate, zeroth_order
 from agentd.adapt import dataset as datasets
+from agentd.adapt.backpropagation import NLL_WEIGHT, TRAINED, Backpropagation
 from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.dial import Dial, Move, Replan, place
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch, Progress
 from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER, RevisionFiles
 from agentd.adapt.training import Training
+from agentd.budget.expectation import ZO_STEPS
 from agentd.config import Config
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, PassFailed
+from agentd.errors import AgentdError, PassFailed, TrainerFailed
 from agentd.ids import now
 from agentd.learn import ledger
 from agentd.learn.spsa import StepResult
@@ -33,8 +37,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
-NLL_WEIGHT = 0.1
 _SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, at the most this often
+_MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
+_SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
 _DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
 
@@ -56,12 +61,14 @@ class AdaptationPass:
         setting: Setting,
         progress: Progress,
         memory: MemoryWatch,
+        replan: Replan,
         model: Path,
         folder: Path,
         seed: int,
     ) -> None:
         self._config, self._store, self._engine, self._files = config, store, engine, files
-        self._training, self._setting, self._progress, self._memory = training, setting, progress, memory
+        self._training, self._setting, self._progress = training, setting, progress
+        self._dial = Dial(memory, config.memory.floor, replan, self._event)
         self._model, self._folder, self._seed = model, folder, seed
         self._parent = engine.revision
         self._tokens: dict[int, dict[str, Any]] = {}
@@ -76,9 +83,9 @@ class AdaptationPass:
         try:
             data = await self._encode(data)
             if self._setting.blocks:
-                await self._train_suffix(data)
+                await self._train_blocks(data)
             if self._setting.zo_steps:
-                await self._train_trunk(data)
+                await self._train_trunk(data, self._setting.zo_steps - len(self._steps))
             await self._advance("trained")
             verdict = await self._gate(data)
         finally:
@@ -109,40 +116,97 @@ class AdaptationPass:
         await self._engine.call("use", weights=str(self._parent))
         return data
 
-    async def _train_suffix(self, data: Dataset) -> None:
-        """Backpropagation in the last k blocks, on the trunk's outputs, which are computed once."""
+    async def _train_blocks(self, data: Dataset) -> None:
+        """Backpropagation in the last blocks: in as many as memory allows at any time, see adapt/dial.py."""
         members = data.of("train", "dev")
-        assert self._engine.info is not None
-        n_layer = self._engine.info.n_layer
-        first = n_layer - self._setting.blocks
-        self._progress.begin("tap", len(members), f"hidden states before block {first}")
-        tap = self._folder / "tap.f32"
-        numbers = [member.number for member in members]
-        index = await self._engine.call("tap", examples=numbers, block=first, path=str(tap), on_progress=self._count)
-        await self._advance("tapped")
-        self._progress.begin("train", message=f"backpropagation in {self._setting.blocks} blocks")
+        n_train = sum(member.role == "train" for member in members)
         adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
-        output = self._folder / ADAPTER
-        spec = {
-            "model": str(self._model),
-            "first_block": first,
-            "end_block": n_layer,
-            "tap": {"path": str(tap), "n_embd": index["n_embd"]},
-            "prefix": {"offset": 0, "n": index["prefix_rows"]},
-            "examples": datasets.trainer_examples(members, self._tokens, index["sequences"]),
-            "train": self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT),
-            "initial": None if adapter is None else str(adapter),
-            "control": None if control is None else str(control),
-            "output": str(output),
-        }
+        at, steps = 0, 1  # how far training is
+        while self._setting.blocks:
+            options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT)
+            total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
+            options["first_step"] = place(at, steps, total)
+            learning = Backpropagation(
+                self._engine,
+                self._training,
+                model=self._model,
+                folder=self._folder,
+                setting=self._setting,
+                members=members,
+                tokens=self._tokens,
+                options=options,
+            )
+            done, move = await self._segment(learning, adapter, control, len(members))
+            if move is None:
+                assert done is not None
+                self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
+                self._new[ADAPTER] = self._folder / ADAPTER
+                break
+            if done is not None:
+                at, steps = done["step"], done["steps"]
+            adapter = await asyncio.to_thread(self._keep, done)
+            if adapter is not None:
+                self._new[ADAPTER] = adapter
+            self._progress.begin("paused", message=move.reason)
+            await self._turn_to(await self._dial.next(self._setting, move))
+            while not self._setting.blocks and len(self._steps) < ZO_STEPS["mezo"]:
+                await self._train_trunk(data, _MEZO_CHUNK)
+                control = self._new.get(CONTROL, control)
+                await self._turn_to(await self._dial.next(self._setting, Move("MeZO steps taken meanwhile")))
+            await self._stage_candidate()
+            await self._engine.call("use", weights=CANDIDATE)
+        if ADAPTER in self._new:
+            await self._shorten(self._new[ADAPTER])
+
+    async def _segment(
+        self, learning: Backpropagation, adapter: Path | None, control: Path | None, n: int
+    ) -> tuple[dict[str, Any] | None, Move | None]:
+        """Training with one setting: the trainer's last event (None if it was killed), and why it stopped before its
+        end (None if it did not)."""
+        progress, setting = self._progress, self._setting
+        progress.begin("tap", 0 if learning.from_engine else n, "hidden states of the frozen trunk")
+        index = await learning.tap(self._count)
+        if progress.state == "planned":
+            await self._advance("tapped")
+        progress.begin("train", message=setting.choice.plan.setting)
+        train = asyncio.ensure_future(
+            learning.train(index, adapter, control, self._folder / ADAPTER, self._on_training)
+        )
+        watch = asyncio.ensure_future(self._dial.watch(setting, self._training, progress))
         try:
-            done = await self._training.run(spec, self._folder / "trainer.json", self._on_training)
+            await asyncio.wait({train, watch}, return_when=asyncio.FIRST_COMPLETED)
+            move = None if train.done() else watch.result()
+            try:
+                done = await train
+            except TrainerFailed:
+                if move is None or not move.lost:
+                    raise
+                return None, move
+            return done, None if done["event"] == "done" else move
         finally:
-            tap.unlink(missing_ok=True)
+            for task in (train, watch):
+                task.cancel()
+            await asyncio.gather(train, watch, return_exceptions=True)
             await self._flush_steps()
-        self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
-        self._new[ADAPTER] = output
-        await self._shorten(output)
+
+    def _keep(self, done: dict[str, Any] | None) -> Path | None:
+        """What a stopped trainer left, under a name that the next one does not write to."""
+        left = self._folder / (ADAPTER if done is not None else f"best-{ADAPTER}")
+        if not left.exists():
+            return self._new.get(ADAPTER)
+        kept = self._folder / f"{self._dial.moves}-{ADAPTER}"
+        left.replace(kept)
+        return kept
+
+    async def _turn_to(self, setting: Setting) -> None:
+        """Goes on with another setting; the pass's record has the largest one, which its peak belongs to."""
+        self._setting, plan = setting, setting.choice.plan
+        self._progress.method, self._progress.blocks = setting.method, setting.blocks
+        columns: dict[str, Any] = {"method": setting.method, "blocks": setting.blocks}
+        if plan.needed > self._progress.predicted_bytes:
+            self._progress.predicted_bytes = plan.needed
+            columns |= {"plan": setting.as_json(), "predicted": plan.predicted, "predicted_bytes": plan.needed}
+        await self._store.call(lambda db: passes.update(db, self._progress.id, **columns))
 
     async def _shorten(self, adapter: Path) -> None:
         """Scales an adapter down until the model stays near the base on neutral text.
@@ -161,26 +225,28 @@ class AdaptationPass:
             scale *= _SHORTEN
             await self._event("shortened", f"drift {drift:.3f} nats per token; the adapter is scaled to {scale:.2f}")
 
-    async def _train_trunk(self, data: Dataset) -> None:
+    async def _train_trunk(self, data: Dataset, steps: int) -> None:
         """Zeroth-order steps on the control vector, with the new adapter in place."""
+        if steps <= 0:
+            return
         await self._stage_candidate()  # MeZO starts from the parent's adapters
         await self._engine.call("use", weights=CANDIDATE)
-        self._progress.begin("zo", self._setting.zo_steps, "SPSA on the control vectors")
+        self._progress.begin("zo", steps, "SPSA on the control vectors")
         try:
             trajectory = await zeroth_order.run(
                 self._engine,
                 train=[member.number for member in data.of("train")],
                 dev=[member.number for member in data.of("dev")],
-                steps=self._setting.zo_steps,
+                steps=steps,
                 nll_weight=NLL_WEIGHT,
-                seed=self._seed + self._progress.id,
+                seed=self._seed + self._progress.id + _SEEDS_APART * len(self._steps),
                 weights=CANDIDATE,
                 on_step=self._on_zo_step,
             )
         finally:
             await self._flush_steps()
-        self._steps = list(trajectory.best_steps)
-        if self._steps:
+        self._steps += trajectory.best_steps
+        if trajectory.best_steps:
             control = self._folder / CONTROL
             await self._engine.call("write_control", path=str(control))
             self._new[CONTROL] = control
@@ -267,13 +333,15 @@ class AdaptationPass:
         self._progress.state = state
         await self._store.call(passes.advance, self._progress.id, state, **columns)
 
-    async def _event(self, kind: str, message: str) -> None:
-        await self._store.call(events.add, kind, message, pass_id=self._progress.id)
+    async def _event(self, kind: str, message: str, **data: Any) -> None:
+        logger.info("pass %d: %s: %s", self._progress.id, kind, message)
+        await self._store.call(events.add, kind, message, pass_id=self._progress.id, data=data)
 
     async def _close(self) -> None:
         """Frees the background context. An engine that died has freed it already."""
-        for step in (lambda: self._engine.call("abandon"), lambda: self._engine.call("unstage", weights=CANDIDATE)):
-            await _quietly(step)
+        await _quietly(lambda: self._engine.call("abandon"))
+        await _quietly(lambda: self._engine.call("unstage", weights=CANDIDATE))
+        await _quietly(lambda: self._engine.call("unstage", weights=TRAINED))
 
     async def _flush_steps(self) -> None:
         rows, self._rows = self._rows, []

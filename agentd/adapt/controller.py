@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlite_utils import Database
 
 from agentd.adapt import dataset as datasets
 from agentd.adapt.adaptation_pass import AdaptationPass, Rejected, describe_failure, prune_folders
+from agentd.adapt.dial import Replan
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.progress import MemoryWatch, Progress
 from agentd.adapt.revision_files import RevisionFiles
@@ -27,6 +29,7 @@ from agentd.store.database import Store
 logger = logging.getLogger(__name__)
 
 _EARLIER = 50  # past passes that a plan looks at
+_LOW_FOR = 20.0  # seconds under memory.floor that a pass outlasts where it cannot take less
 
 
 class Adaptation:
@@ -81,7 +84,7 @@ class Adaptation:
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
-        setting, data = await self._plan(options, self._config.adapt.seed)
+        setting, data, _ = await self._plan(options, self._config.adapt.seed)
         counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
         return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
 
@@ -192,7 +195,7 @@ class Adaptation:
         await asyncio.to_thread(prune_folders, self._folders, self._config.retention.passes)
 
     async def _attempt(self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch) -> None:
-        setting, data = await self._plan(options, seed + progress.id)
+        setting, data, replan = await self._plan(options, seed + progress.id)
         progress.method, progress.blocks = setting.method, setting.blocks
         progress.predicted_bytes, progress.state = setting.choice.plan.needed, "planned"
         await self._store.call(
@@ -219,6 +222,7 @@ class Adaptation:
             setting=setting,
             progress=progress,
             memory=memory,
+            replan=replan,
             model=self._model,
             folder=folder,
             seed=seed,
@@ -226,7 +230,7 @@ class Adaptation:
         revision = await recipe.run(data)
         await self._try_out(revision, progress)
 
-    async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset]:
+    async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset, Replan]:
         adapt = self._config.adapt
         data = await self._store.call(
             lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
@@ -235,16 +239,34 @@ class Adaptation:
             self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
         earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
-        setting = await asyncio.to_thread(plan, self._config, self._model, data, options, self._probed, earlier)
-        return setting, data
+        known = (self._config, self._model, data)
+        setting = await asyncio.to_thread(plan, *known, options, self._probed, earlier)
+
+        async def replan(held: int, ceiling: int | None) -> Setting:
+            assert self._probed is not None
+            try:
+                return await asyncio.to_thread(plan, *known, options, self._probed, earlier, held, ceiling)
+            except PassRefused:  # what was asked for does not fit any more; anything is better than nothing
+                anything = {**options, "method": "auto", "blocks": "auto"}
+                return await asyncio.to_thread(plan, *known, anything, self._probed, earlier, held, ceiling)
+
+        return setting, data, replan
 
     async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
-        """Stops the pass when the rest of the device needs the memory."""
+        """Ends the pass when the rest of the device needs the memory and does not get it by turning the dial down."""
+        low_since: float | None = None
         while True:
             progress.memory_bytes = memory.now_added
-            if memory.low is not None and memory.low < self._config.memory.floor:
+            is_low = memory.low is not None and memory.low < self._config.memory.floor
+            # While blocks are trained the dial answers for it, see adapt/dial.py.
+            if not is_low or progress.phase in ("train", "paused"):
+                low_since = None
+            elif low_since is None:
+                low_since = time.monotonic()
+            elif time.monotonic() - low_since > _LOW_FOR:
                 self._stop_reason = (
-                    f"free memory fell to {memory.low} bytes, under memory.floor ({self._config.memory.floor})"
+                    f"free memory stayed at {memory.low} bytes, under memory.floor ({self._config.memory.floor}), "
+                    f"for {_LOW_FOR:.0f} s while the pass was in its phase {progress.phase}"
                 )
                 if self._task:
                     self._task.cancel()

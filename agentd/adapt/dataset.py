@@ -112,6 +112,7 @@ def trainer_examples(
     return [
         {
             "id": member.example.id,
+            "number": member.number,
             "dev": member.role == "dev",
             "task": member.example.task,
             "sequences": [{"offset": offset, "n": n} for offset, n in places],

@@ -30,7 +30,8 @@ class Setting:
 
     def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
         """Hyperparameters of the trainer; the rest are its defaults."""
-        lr, epochs = recipe(self.blocks)
+        blockwise = self.method == "blockwise-bp"
+        lr, epochs = recipe(self.method, self.blocks)
         return {
             "rank": self.rank,
             "alpha": _ALPHA * self.rank,
@@ -42,18 +43,23 @@ class Setting:
             "nll_weight": nll_weight,
             "micro_tokens": self.choice.plan.micro_tokens,
             "checkpoint": self.choice.plan.checkpoint,
+            "bf16": self.choice.plan.bf16,
+            # Judging takes the engine's time when it is what computes the hidden states.
+            "judgements": 1 if blockwise else 2,
         }
 
     def as_json(self) -> dict[str, Any]:
         return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
 
 
-def recipe(blocks: int) -> tuple[float, int]:
+def recipe(method: str, blocks: int) -> tuple[float, int]:
     """(learning rate, epochs at the most) for k trained blocks: the more there are, the smaller the steps.
 
     From SmolLM2-135M on 480 training reviews, judged on 420 other training reviews: at k = 2, 8 epochs at 2e-3 reached
     88 %, 6 epochs 86 %, 6 at 1e-3 84 %, 6 at 3e-3 86 %; 5e-3 drifted by more than a nat per token on neutral text.
     """
+    if method == "blockwise-bp":
+        return 1e-3, 1
     if blocks <= 2:
         return 2e-3, 8
     return (2e-3, 4) if blocks <= 6 else (1e-3, 3)
@@ -66,9 +72,16 @@ def plan(
     options: dict[str, Any],
     probed: dict[str, Any],
     earlier: Sequence[Mapping[str, Any]] = (),
+    held: int = 0,
+    ceiling: int | None = None,
 ) -> Setting:
-    """The best setting that fits. `options` override the configuration, `earlier` are the rows of past passes, the
-    newest first. Raises PassRefused with the shortfall."""
+    """The best setting that fits. Raises PassRefused with the shortfall.
+
+    options  override the configuration
+    earlier  the rows of past passes, the newest first
+    held     bytes that a running pass has taken already and that a plan therefore need not find free
+    ceiling  bytes that the plan may need at the most, besides what the configuration allows
+    """
     architecture = Architecture.from_header(read_header(model))
     workload = Workload.estimated(
         [json.dumps(member.example.input, ensure_ascii=False) for member in data.members],
@@ -79,13 +92,14 @@ def plan(
     choice = planner.choose(
         architecture,
         workload,
-        available=probe.read().available,
+        available=probe.read().available + held,
         reserve=config.memory.reserve,
-        limit=config.memory.limit,
+        limit=min((size for size in (config.memory.limit, ceiling) if size is not None), default=None),
         method=options.get("method", config.adapt.method),
         blocks=options.get("blocks", config.adapt.blocks),
         bp=bool(probed["supported"]),
         no_bp_reason=str(probed.get("reason")),
+        bf16=bool(probed.get("bf16")),
         calibration=history.calibration(earlier),
         history=history.outcomes(earlier),
     )

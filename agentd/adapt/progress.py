@@ -85,7 +85,9 @@ class MemoryWatch:
         self.before: dict[str, int] = {}
         self.total = 0
         self.now_added = 0
+        self.now: dict[str, int] = {}
         self.low: int | None = None
+        self.pressure: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "MemoryWatch":
@@ -108,10 +110,11 @@ class MemoryWatch:
 
     async def _run(self) -> None:
         while True:
-            sizes = await asyncio.to_thread(self.read)
+            self.now = sizes = await asyncio.to_thread(self.read)
             for name, size in sizes.items():
                 self.peaks[name] = max(size, self.peaks.get(name, 0))
             self.total = max(self.total, sum(sizes.values()))
             self.now_added = max(0, sum(sizes.values()) - sum(self.before.values()))
-            self.low = await asyncio.to_thread(lambda: probe.read().available)
+            reading = await asyncio.to_thread(probe.read)
+            self.low, self.pressure = reading.available, reading.pressure
             await asyncio.sleep(self._interval)

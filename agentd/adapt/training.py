@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from agentd.errors import TrainerFailed
 
 _RESUME_AFTER = 0.05  # seconds without a request before the trainer goes on
 UNSUPPORTED = 3
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Training:
@@ -31,8 +33,14 @@ class Training:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.returncode is None else None
 
-    async def run(self, spec: dict[str, Any], path: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Trains as specified and returns the `done` event. Raises TrainerFailed with the trainer's own reason."""
+    async def run(
+        self, spec: dict[str, Any], path: Path, on_event: Callable[[dict[str, Any]], None], answer: Answer | None = None
+    ) -> dict[str, Any]:
+        """Trains as specified and returns the `done` event, or `parked` after `park`.
+
+        answer  gives what the trainer asks for while it trains, see trainer/blockwise.py
+        Raises TrainerFailed with the trainer's own reason, and what `answer` raises.
+        """
         path.write_text(json.dumps(spec))
         last: dict[str, Any] = {}
 
@@ -40,12 +48,22 @@ class Training:
             last.update(event)
             on_event(event)
 
-        code = await self._spawn([str(path)], keep)
-        if last.get("event") == "done" and code == 0:
+        code = await self._spawn([str(path)], keep, answer)
+        if last.get("event") in ("done", "parked") and code == 0:
             return last
         if last.get("event") == "error":
             raise TrainerFailed(f"the trainer failed: {last['message']}")
         raise TrainerFailed(f"the trainer ended with status {code}{self._last_words()}")
+
+    def park(self) -> None:
+        """Lets the trainer write what it has after its current step, and end."""
+        if self._started:
+            self._signal(signal.SIGUSR1)
+            self._signal(signal.SIGCONT)  # it gives its memory back sooner than a request would let it go on
+
+    def kill(self) -> None:
+        """Ends the trainer at once; what it had since it last wrote is lost."""
+        self._signal(signal.SIGKILL)
 
     async def probe(self, model: Path) -> dict[str, Any]:
         """Whether the trainer can build this model's blocks: {"supported", "reason", ...}."""
@@ -53,7 +71,9 @@ class Training:
         await self._spawn(["--probe", str(model)], found.update)
         return found
 
-    async def _spawn(self, arguments: list[str], on_event: Callable[[dict[str, Any]], None]) -> int:
+    async def _spawn(
+        self, arguments: list[str], on_event: Callable[[dict[str, Any]], None], answer: Answer | None = None
+    ) -> int:
         self._started = self._stopped = False
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -61,7 +81,7 @@ class Training:
                 "-m",
                 "agentd.trainer",
                 *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if answer else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=_environment(),
@@ -76,15 +96,26 @@ class Training:
                         # stopped then would stay for ever if the daemon was killed.
                         self._started = True
                         self._give_way(self._activity.active > 0)
-                    with contextlib.suppress(ValueError):
+                    try:
                         event = json.loads(line)
-                        if event.get("event") != "started":
-                            on_event(event)
+                    except ValueError:
+                        continue
+                    if event.get("event") == "ask" and answer is not None:
+                        await self._reply(await answer(event))
+                    elif event.get("event") != "started":
+                        on_event(event)
                 return await self._process.wait()
         finally:
             if self._process.returncode is None:
                 self._process.kill()
                 await self._process.wait()
+
+    async def _reply(self, answer: dict[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(ConnectionError):  # it is gone; its exit status will say why
+            self._process.stdin.write(json.dumps(answer).encode() + b"\n")
+            await self._process.stdin.drain()
 
     def _give_way(self, busy: bool) -> None:
         if busy and self._started and not self._stopped:
@@ -117,6 +148,8 @@ def _environment() -> dict[str, str]:
         "AGENTD_DAEMON_PID": str(os.getpid()),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_ARENA_MAX": "1",
+        "GOMP_SPINCOUNT": "500",  # as for the engine: beside busy processes threads that spin for long stop everything
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",  # each shape of a matrix product has one; the default keeps 1024
     }
     return {**inherited, **quiet}

@@ -54,7 +54,7 @@ def family(method: str, blocks: int, checkpoint: bool = False) -> str:
     """Plans whose predictions err together: the dial's setting changes sizes, checkpointing changes what is kept."""
     if method == "mezo" or blocks == 0:
         return "forward passes only"
-    return "backpropagation, checkpointed" if checkpoint else "backpropagation"
+    return "backpropagation, one block at a time" if checkpoint else "backpropagation"
 
 
 def measured(

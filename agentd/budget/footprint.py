@@ -28,7 +28,7 @@ SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_RUNTIME = 335 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
 
-# Trainer, see trainer/loop.py, head.py and shortcuts.py.
+# Trainer, see trainer/learner.py, head.py and shortcuts.py.
 MICRO_BUDGET = 40 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
@@ -73,6 +73,8 @@ class Workload:
     sequences       sequences per example: 1, or one per choice where choices have several tokens
     holdout_tokens  those of `tokens` that only the gate sees; 0: about a fifth
     micro_tokens    tokens in one forward pass of the trainer, padding and prefix included; 0: what `micro_tokens` says
+    checkpoint      the trainer keeps one block in memory at a time
+    bf16            the trainer multiplies matrices in bfloat16
     """
 
     seq_len: int
@@ -87,6 +89,7 @@ class Workload:
     checkpoint: bool = False
     sequences: int = 1
     holdout_tokens: int = 0
+    bf16: bool = False
 
     @property
     def longest(self) -> int:
@@ -150,8 +153,13 @@ def daemon_terms(workload: Workload) -> list[Term]:
     return [_examples(workload, "daemon")]
 
 
-def engine_terms(arch: Architecture, workload: Workload, k: int = 0, *, runtime: int | None = None) -> list[Term]:
-    """What the engine allocates for scoring, tapping and zeroth-order steps beside serving, in any method."""
+def engine_terms(
+    arch: Architecture, workload: Workload, k: int = 0, *, tapped: bool = False, runtime: int | None = None
+) -> list[Term]:
+    """What the engine allocates for scoring, tapping and zeroth-order steps beside serving, in any method.
+
+    tapped  it gives the trainer every trained block's input, step by step
+    """
     context = min(workload.context, BACKGROUND_CONTEXT)
     tokens = max(MICRO_BATCH, min(workload.longest, LONGEST))
     sequences = max(workload.sequences, min(BACKGROUND_SEQUENCES - 1, MICRO_BATCH // max(1, workload.seq_len)))
@@ -188,34 +196,51 @@ def engine_terms(arch: Architecture, workload: Workload, k: int = 0, *, runtime:
     ]
     if k:
         lora = workload.rank * sum(arch.lora_width[-k:])
-        terms.append(Term("candidate's LoRA", 2 * F32 * lora, "2 x rank x sum(inputs + outputs) x 4 B"))
+        copies = 4 if tapped else 2  # of the step before, too, and of both while they are read
+        formula = f"{copies} x rank x sum(inputs + outputs) x 4 B"
+        terms.append(Term("candidate's LoRA", copies * F32 * lora, formula, reduce="lower adapt.rank or adapt.blocks"))
+        planes = k if tapped else 1
+        size = 2 * planes * tokens * arch.n_embd * F32
+        terms.append(Term("tap", size, "2 x tapped blocks x tokens of a micro-batch x D x 4 B"))
     return terms
 
 
-def trainer_terms(arch: Architecture, workload: Workload, k: int, *, runtime: int | None = None) -> list[Term]:
-    """What the trainer process allocates when it trains the last `k` blocks (1 <= k <= L)."""
-    tokens, sequences = micro_batch(arch, workload, k)
+def trainer_terms(
+    arch: Architecture, workload: Workload, k: int, *, tapped: bool = False, runtime: int | None = None
+) -> list[Term]:
+    """What the trainer process allocates when it trains the last `k` blocks (1 <= k <= L).
+
+    tapped  the engine gives every block's input; else they are computed here, from those of the lowest block
+    """
+    one = workload.checkpoint or tapped
+    tokens, sequences = micro_batch(arch, workload, k, one)
     attention = arch.n_head * arch.head_dim
     # Keys and values are there for every head and, the shared prefix included, for every sequence.
     keys_values = 2 * attention * sequences * workload.longest
     whole = tokens * (4 * arch.n_embd + 2 * attention + 4 * arch.n_ff) + keys_values
     last = tokens * (2 * arch.n_embd + 2 * attention) + keys_values
     backward = tokens * (5 * arch.n_embd + 4 * arch.n_ff)
-    lora = workload.rank * sum(arch.lora_width[-k:])
+    widths = arch.lora_width[-k:]
     rows = min(tokens, workload.scored * sequences)
-    if workload.checkpoint:
-        kept, formula = (
-            whole + k * tokens * arch.n_embd,
-            "(one block's: rows x (4 D + 2 H d + 4 n_ff) + kv; k x rows x D)",
-        )
+    if one:
+        # The gradient at a block's input, and that at its output, for all of a step's micro-batches.
+        step = workload.prefix + min(workload.tokens, workload.batch * workload.sequences * workload.seq_len)
+        kept, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 2 H d + 4 n_ff) + kv; 2 x step x D"
+        if not tapped:
+            kept, formula = kept + k * step * arch.n_embd, f"{formula}; k x step x D"
+        formula += " (step: tokens of a batch)"
+        parameters, which = max(arch.block_parameters[-k:]), "one block"
+        state = 3 * sum(widths) + 3 * max(widths)
+        state_formula = "(3 (weight, mean, square) x all + 3 (gradient, temporaries) x one block)"
     else:
         kept, formula = (k - 1) * whole, "(k - 1) x (rows x (4 D + 2 H d + 4 n_ff) + kv)"
+        parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
+        state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
+    size = F16 if workload.bf16 else F32
     activations = F32 * (kept + last + backward)
-    fixed = F32 * sum(arch.block_parameters[-k:])
     return [
         Term("runtime", TRAINER_RUNTIME if runtime is None else runtime, "measured", "trainer"),
-        Term("block weights", fixed, "parameters of the last k blocks x 4 B", "trainer", "lower adapt.blocks"),
-        Term("head", F16 * arch.n_vocab * arch.n_embd, "V x D x 2 B", "trainer"),
+        Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
         Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "4096 vocabulary rows x D x 4 B", "trainer"),
         Term(
             "logits slice",
@@ -226,8 +251,8 @@ def trainer_terms(arch: Architecture, workload: Workload, k: int, *, runtime: in
         ),
         Term(
             "LoRA and AdamW",
-            6 * F32 * lora,
-            "6 (weight, gradient, mean, square, best, temporary) x rank x sum(inputs + outputs) x 4 B",
+            F32 * workload.rank * state,
+            f"{state_formula} x rank x sum(inputs + outputs) x 4 B",
             "trainer",
             "lower adapt.rank",
         ),
@@ -258,17 +283,18 @@ def trainer_terms(arch: Architecture, workload: Workload, k: int, *, runtime: in
     ]
 
 
-def micro_batch(arch: Architecture, workload: Workload, k: int) -> tuple[int, int]:
+def micro_batch(arch: Architecture, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:
     """(rows, sequences) of the trainer's largest forward pass: what it allows itself, or all there is in a batch.
 
-    The shared prefix is computed once for all sequences, with checkpointing once for each.
+    The shared prefix is computed once for all sequences. `one`: one block is in memory at a time.
     """
-    allowed = workload.micro_tokens or micro_tokens(arch, k, workload.checkpoint)
+    allowed = workload.micro_tokens or micro_tokens(arch, k, one)
     n = max(1, workload.seq_len)
-    own = n + workload.prefix if workload.checkpoint else n
-    shared = 0 if workload.checkpoint else workload.prefix
-    rows = max(shared + workload.sequences * own, min(allowed, shared + workload.batch * workload.sequences * own))
-    return rows, max(1, (rows - shared) // own)
+    rows = max(
+        workload.prefix + workload.sequences * n,
+        min(allowed, workload.prefix + workload.batch * workload.sequences * n),
+    )
+    return rows, max(1, (rows - workload.prefix) // n)
 
 
 def _examples(workload: Workload, process: str) -> Term:

@@ -17,19 +17,21 @@ from agentd.budget.footprint import (
     trainer_terms,
 )
 
-METHODS = ("mezo", "suffix-bp", "elasticzo")
+METHODS = ("mezo", "suffix-bp", "elasticzo", "blockwise-bp")
+BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
 
-_CHECKPOINT_FROM = 4  # blocks; below, keeping one block's activations saves nothing worth its time
+_ONE_AT_A_TIME_FROM = 2  # blocks; with fewer there is nothing to do without
 
 
 @dataclass(frozen=True)
 class Plan:
     """One setting of the dial. `blocks` is k, the number of last blocks trained by BP; `terms` what it allocates.
 
-    checkpoint    blocks are computed again for their gradient instead of keeping what is inside them
+    checkpoint    one block is in memory at a time, and is computed again for its gradient
     micro_tokens  tokens in one forward pass of the trainer, which the activations were computed for
+    bf16          the trainer multiplies matrices in bfloat16
     """
 
     method: str
@@ -37,6 +39,7 @@ class Plan:
     terms: tuple[Term, ...]
     checkpoint: bool = False
     micro_tokens: int = 0
+    bf16: bool = False
 
     @property
     def needed(self) -> int:
@@ -57,7 +60,7 @@ class Plan:
         """The setting in words."""
         if not self.blocks:
             return self.method
-        kept = ", checkpointed" if self.checkpoint else ""
+        kept = ", one in memory at a time" if self.checkpoint and self.method != BLOCKWISE else ""
         return f"{self.method} with {self.blocks} block{'s' if self.blocks != 1 else ''}{kept}"
 
     def as_json(self) -> dict[str, Any]:
@@ -66,6 +69,7 @@ class Plan:
             "blocks": self.blocks,
             "checkpoint": self.checkpoint,
             "micro_tokens": self.micro_tokens,
+            "bf16": self.bf16,
             "needed_bytes": self.needed,
             "terms": [term.as_json() for term in self.terms],
         }
@@ -73,17 +77,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Dial:
-    """Makes plans. `runtime` overrides the fixed costs by process (measured on this machine); `checkpointing` adds
-    plans that compute blocks again instead of keeping their activations."""
+    """Makes plans. `runtime` overrides the fixed costs by process (measured on this machine); `bf16` says that its
+    processor multiplies matrices of bfloat16."""
 
     arch: Architecture
     workload: Workload
     runtime: Mapping[str, int] | None = None
     calibration: Calibration | None = None
-    checkpointing: bool = False
+    bf16: bool = False
 
     def plans(self, bp: bool = True) -> Iterator[Plan]:
-        """Every setting: MeZO, and suffix BP and ElasticZO at k = 1, 2, 4, ... and all blocks.
+        """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, ..., with their blocks in memory together or one
+        at a time; and block-wise BP in all blocks.
 
         `bp` False leaves BP out, for models that the trainer cannot build.
         """
@@ -95,20 +100,25 @@ class Dial:
         for blocks in (*powers, n_layer):
             for method in ("suffix-bp", "elasticzo"):
                 yield self.plan(method, blocks)
-                if self.checkpointing and blocks >= _CHECKPOINT_FROM:
+                if blocks >= _ONE_AT_A_TIME_FROM:
                     yield self.plan(method, blocks, checkpoint=True)
+        yield self.plan(BLOCKWISE, n_layer)
 
     def plan(self, method: str, blocks: int, checkpoint: bool | None = None) -> Plan:
         """The plan with exactly this setting; `checkpoint` as the workload says if left out."""
-        work = self.workload if checkpoint is None else replace(self.workload, checkpoint=checkpoint)
+        tapped = method == BLOCKWISE
+        if checkpoint is None:
+            checkpoint = self.workload.checkpoint
+        work = replace(self.workload, checkpoint=checkpoint or tapped, bf16=self.bf16)
         constants = self.runtime or {}
-        terms = daemon_terms(work) + engine_terms(self.arch, work, blocks, runtime=constants.get("engine"))
+        terms = daemon_terms(work)
+        terms += engine_terms(self.arch, work, blocks, tapped=tapped, runtime=constants.get("engine"))
         if method == "mezo":
             return Plan(method, 0, (*terms, *self._correction(terms, method, 0, False)))
-        terms += trainer_terms(self.arch, work, blocks, runtime=constants.get("trainer"))
+        terms += trainer_terms(self.arch, work, blocks, tapped=tapped, runtime=constants.get("trainer"))
         terms += self._correction(terms, method, blocks, work.checkpoint)
         tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint)
-        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens)
+        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16)
 
     def _correction(self, terms: list[Term], method: str, blocks: int, checkpoint: bool) -> list[Term]:
         """A term for each process that earlier passes have shown to take more or less than its terms say."""

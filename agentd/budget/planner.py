@@ -6,7 +6,7 @@ from typing import Any
 
 from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
 from agentd.budget.footprint import Architecture, Workload
-from agentd.budget.plan import METHODS, Calibration, Dial, Plan
+from agentd.budget.plan import BLOCKWISE, METHODS, Calibration, Dial, Plan
 from agentd.errors import PassRefused
 
 
@@ -78,7 +78,7 @@ def consider(
     runtime: Mapping[str, int] | None = None,
     bp: bool = True,
     no_bp_reason: str = "the trainer cannot build this architecture",
-    checkpointing: bool = False,
+    bf16: bool = False,
     calibration: Calibration | None = None,
     speed: Speed | None = None,
     history: Sequence[Outcome] = (),
@@ -86,7 +86,7 @@ def consider(
     horizon: float = HORIZON,
 ) -> tuple[Considered, ...]:
     """Every plan that the wish allows, the best first. Raises PassRefused where the wish cannot be met at all."""
-    dial = Dial(arch, workload, runtime, calibration, checkpointing)
+    dial = Dial(arch, workload, runtime, calibration, bf16)
     wished = _wished(dial, method, blocks, bp, no_bp_reason)
     settings = [(plan.method, plan.blocks, plan.checkpoint) for plan in wished]
     expected = expect(workload, settings, speed=speed, history=history, zo_steps=zo_steps, horizon=horizon)
@@ -127,7 +127,7 @@ def budget_of(available: int, reserve: int, limit: int | None = None) -> int:
 def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
     if method not in ("auto", *METHODS):
         raise PassRefused(f"there is no method {method!r}; there are {', '.join(METHODS)}")
-    if not bp and (method in ("suffix-bp", "elasticzo") or blocks not in ("auto", 0)):
+    if not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
         raise PassRefused(f"backpropagation was asked for, but {no_bp_reason}; method mezo can be used")
     if blocks == "auto":
         return [plan for plan in dial.plans(bp) if method in ("auto", plan.method)]
@@ -135,12 +135,17 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
     if not 0 <= k <= n_layer:
         raise PassRefused(f"{k} blocks were asked for, and the model has {n_layer}")
     if k == 0:
-        if method == "suffix-bp":
-            raise PassRefused("suffix-bp with 0 blocks would train nothing; give it blocks, or use mezo")
+        if method in ("suffix-bp", BLOCKWISE):
+            raise PassRefused(f"{method} with 0 blocks would train nothing; give it blocks, or use mezo")
         return [dial.plan("mezo", 0)]
     if method == "mezo":
         raise PassRefused(f"mezo trains no blocks by backpropagation, and {k} were asked for; use elasticzo")
-    return [dial.plan(name, k) for name in (("suffix-bp", "elasticzo") if method == "auto" else (method,))]
+    names = ("suffix-bp", "elasticzo", BLOCKWISE) if method == "auto" else (method,)
+    return [
+        dial.plan(name, k, checkpoint)
+        for name in names
+        for checkpoint in ((False, True) if name != BLOCKWISE and k > 1 else (False,))
+    ]
 
 
 def refusal(considered: Sequence[Considered], *, available: int, reserve: int, limit: int | None = None) -> PassRefused:

@@ -13,7 +13,10 @@ from agentd.ctl.passes import watch
 
 def adapt(
     method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, mezo, suffix-bp or elasticzo; as configured if left out.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="auto, mezo, suffix-bp, elasticzo or blockwise-bp; as configured if left out."
+        ),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="K", help="Last blocks trained by backpropagation: a number, or auto.")

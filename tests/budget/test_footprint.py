@@ -50,13 +50,15 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
     assert sizes[1] - sizes[0] > 4 * 29 * arch.block_parameters[0]
     by_name = {term.name: term for term in trainer_terms(arch, small, 4)}
     assert by_name["block weights"].bytes == 4 * 4 * arch.block_parameters[0]
-    assert by_name["head"].bytes == 2 * 49152 * 576
-    assert by_name["LoRA and AdamW"].bytes == 6 * 4 * 8 * 4 * arch.lora_width[0]
-    plain, checkpointed = (
-        total(trainer_terms(arch, Workload(40, 10_000, 300, micro_tokens=1000, checkpoint=checkpoint), 8))
+    assert by_name["LoRA and AdamW"].bytes == 5 * 4 * 8 * 4 * arch.lora_width[0]
+    together, one = (
+        {t.name: t.bytes for t in trainer_terms(arch, replace(small, micro_tokens=1000, checkpoint=checkpoint), 8)}
         for checkpoint in (False, True)
     )
-    assert checkpointed < plain
+    assert one["block weights"] == together["block weights"] / 8 == 4 * arch.block_parameters[0]
+    assert one["activations"] < together["activations"]
+    tapped = engine_terms(arch, small, 30, tapped=True)
+    assert {t.name: t.bytes for t in tapped}["tap"] == 2 * 30 * 128 * 576 * 4
     for length, context, cells in ((40, 2048, 40 + 3 * 128), (40, 256, 256), (500, 2048, 500 + 3 * 500)):
         terms = {term.name: term.bytes for term in engine_terms(arch, Workload(length, 1, 1, context=context))}
         assert terms["background KV cache"] == cells * arch.kv_bytes_per_token
@@ -67,7 +69,7 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 30])
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_micro_batches_are_those_of_the_trainer(arch: Architecture, k: int, checkpoint: bool) -> None:
-    """The formula of trainer/loop.py: 40 MiB of activations, for k - 1 whole blocks."""
+    """The formula of trainer/learner.py: 40 MiB of activations, for k - 1 whole blocks."""
     whole = 1 if checkpoint else max(1, k - 1)
     assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (40 << 20) // (4 * 5 * 2304 * whole)))
 
@@ -77,7 +79,7 @@ def test_the_largest_micro_batch(arch: Architecture) -> None:
     assert micro_batch(arch, work, 1) == (400, 9)  # (400 - 38) / 40
     assert micro_batch(arch, replace(work, batch=2), 1) == (118, 2)
     assert micro_batch(arch, replace(work, seq_len=470), 8) == (508, 1)  # longer than allowed: one at a time
-    assert micro_batch(arch, replace(work, checkpoint=True), 8) == (400, 5)  # the prefix anew for each
+    assert micro_batch(arch, work, 8, one=True) == (400, 9)
     assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 8) == (338, 3)
 
 

@@ -23,19 +23,28 @@ def arch(model_path: Path) -> Architecture:
 
 
 def test_the_whole_dial_is_looked_at(arch: Architecture) -> None:
-    settings = [(plan.method, plan.blocks) for plan in Dial(arch, WORK).plans()]
-    assert settings[0] == ("mezo", 0)
-    assert sorted({blocks for _, blocks in settings}) == [0, 1, 2, 4, 8, 16, 30]
-    assert len(settings) == len(set(settings)) == 13
+    settings = [(plan.method, plan.blocks, plan.checkpoint) for plan in Dial(arch, WORK).plans()]
+    assert settings[0] == ("mezo", 0, False)
+    assert sorted({blocks for _, blocks, _ in settings}) == [0, 1, 2, 4, 8, 16, 30]
+    assert len(settings) == len(set(settings)) == 24
     assert [(plan.method, plan.blocks) for plan in Dial(arch, WORK).plans(bp=False)] == [("mezo", 0)]
 
 
-def test_checkpointed_plans_are_there_on_request_and_smaller(arch: Architecture) -> None:
-    found = {(p.method, p.blocks, p.checkpoint): p for p in Dial(arch, WORK, checkpointing=True).plans()}
-    assert {blocks for _, blocks, checkpoint in found if checkpoint} == {4, 8, 16, 30}
-    assert found["suffix-bp", 30, True].needed < found["suffix-bp", 30, False].needed
-    choice = choose(arch, WORK, available=16_000 * MB, reserve=0, checkpointing=True)
+def test_one_block_at_a_time_takes_the_memory_of_one(arch: Architecture) -> None:
+    found = {(p.method, p.blocks, p.checkpoint): p for p in Dial(arch, WORK).plans()}
+    assert {blocks for method, blocks, checkpoint in found if checkpoint and method == "suffix-bp"} == {2, 4, 8, 16, 30}
+    assert found["suffix-bp", 30, True].needed < 0.6 * found["suffix-bp", 30, False].needed
+    everywhere, last = found["blockwise-bp", 30, True], found["suffix-bp", 1, False]
+    assert everywhere.needed_by("trainer") < 1.3 * last.needed_by("trainer")
+    choice = choose(arch, WORK, available=16_000 * MB, reserve=0)
     assert not choice.plan.checkpoint  # it takes longer, and there is memory
+
+
+def test_bfloat16_halves_the_blocks_weights(arch: Architecture) -> None:
+    terms = [
+        {t.name: t.bytes for t in Dial(arch, WORK, bf16=bf16).plan("suffix-bp", 4).terms} for bf16 in (False, True)
+    ]
+    assert terms[0]["block weights"] == 2 * terms[1]["block weights"]
 
 
 def test_plenty_of_memory_takes_the_preferred_plan(arch: Architecture) -> None:
@@ -82,6 +91,8 @@ def test_memory_limit_and_reserve_bound_the_budget(arch: Architecture) -> None:
         ("auto", 0, ("mezo", 0)),
         ("auto", 2, ("elasticzo", 2)),
         ("auto", "2", ("elasticzo", 2)),
+        ("blockwise-bp", "auto", ("blockwise-bp", 30)),
+        ("blockwise-bp", 7, ("blockwise-bp", 7)),
     ],
 )
 def test_wishes_are_respected(arch: Architecture, method: str, blocks: int | str, expected: tuple[str, int]) -> None:
@@ -90,7 +101,7 @@ def test_wishes_are_respected(arch: Architecture, method: str, blocks: int | str
 
 
 def test_a_wish_that_does_not_fit_is_refused_not_bent(arch: Architecture) -> None:
-    plan = Dial(arch, WORK).plan("suffix-bp", 4)
+    plan = min((Dial(arch, WORK).plan("suffix-bp", 4, one) for one in (False, True)), key=lambda plan: plan.needed)
     with pytest.raises(PassRefused) as refusal:
         choose(arch, WORK, available=plan.needed + 9 * MB, reserve=10 * MB, method="suffix-bp", blocks=4)
     assert refusal.value.shortfall == MB

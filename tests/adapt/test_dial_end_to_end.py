@@ -1,0 +1,74 @@
+"""Memory that goes away during a pass, and comes back: a real daemon, and a process that really takes the memory."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from daemon_process import DaemonProcess, eventually
+from test_pass_end_to_end import adapt, examples, finished, progress
+
+MB = 10**6
+BUDGET = 1000 * MB  # for the pass, as long as nobody else takes it
+DAEMON = 170 * MB  # that daemon and engine take, their mapped weights aside
+FLOOR_BELOW = 150 * MB  # the reserve
+BALLAST = 800 * MB
+
+TAKE = "import sys, time; kept = b'1' * int(sys.argv[1]); print('taken', flush=True); time.sleep(600)"
+
+
+def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(model_path: Path) -> None:
+    available = psutil.virtual_memory().available
+    reserve = available - DAEMON - BUDGET
+    settings: dict[str, Any] = {
+        "adapt": {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.9}},
+        "memory": {"reserve": reserve, "floor": reserve - FLOOR_BELOW},
+    }
+    with DaemonProcess(model_path, settings) as daemon:
+        daemon.start()
+        sent = daemon.post("/v1/examples", examples(150), headers={"content-type": "application/x-ndjson"})
+        assert sent.status == 200, sent.body
+        number = adapt(daemon, method="suffix-bp", blocks=4, zo_steps=0)
+
+        def trains() -> bool:
+            now = progress(daemon)
+            assert not now["done"], now
+            return bool(now["phase"] == "train" and now["step"] >= 2)
+
+        eventually(trains, 120)
+        before = progress(daemon)
+        with subprocess.Popen([sys.executable, "-c", TAKE, str(BALLAST)], stdout=subprocess.PIPE) as ballast:
+            try:
+                assert ballast.stdout is not None
+                assert ballast.stdout.readline() == b"taken\n"
+                moved = eventually(lambda: moves(daemon, number), 60)
+                assert daemon.ask("What is the capital of France?", max_tokens=4).status == 200
+                time.sleep(3)
+            finally:
+                ballast.kill()
+        row = finished(daemon, number, 300)
+        assert row["state"] in ("committed", "rejected"), row["reason"]
+        found = moves(daemon, number)
+        assert found[0]["from"] == before_setting(row), moved
+        assert found[0]["needed_bytes"] < row["predicted_bytes"]
+        assert "memory" in found[0]["reason"]
+        assert found[-1]["needed_bytes"] > found[0]["needed_bytes"]
+        assert "4 blocks" in found[-1]["to"]
+        steps = daemon.get(f"/admin/passes/{number}", admin=True).json["steps"]
+        trained = [step["step"] for step in steps if step["phase"] == "bp" and step["loss"] is not None]
+        # What was learned before was not thrown away: no step was taken twice.
+        assert len(trained) == len(set(trained))
+        assert before["step"] in trained
+        assert daemon.get("/admin/status", admin=True).json["requests"]["failed"] == 0
+
+
+def before_setting(row: dict[str, Any]) -> str:
+    kept = ", one in memory at a time" if row["plan"]["checkpoint"] else ""
+    return f"{row['plan']['method']} with {row['plan']['blocks']} blocks{kept}"
+
+
+def moves(daemon: DaemonProcess, number: int) -> list[dict[str, Any]]:
+    events = daemon.get(f"/admin/passes/{number}", admin=True).json["events"]
+    return [event["data"] for event in sorted(events, key=lambda event: event["id"]) if event["kind"] == "dial"]
