@@ -175,7 +175,9 @@ class AdaptationPass:
         watch = asyncio.ensure_future(self._dial.watch(setting, self._training, progress))
         try:
             await asyncio.wait({train, watch}, return_when=asyncio.FIRST_COMPLETED)
-            move = None if train.done() else watch.result()
+            if not watch.done():
+                await asyncio.wait({train})
+            move = watch.result() if watch.done() else None
             try:
                 done = await train
             except TrainerFailed:

@@ -15,6 +15,7 @@ from agentd.config import Config
 from agentd.gguf_header import read_header
 
 _ALPHA = 2.0  # LoRA alpha in units of the rank
+_BATCH = 16  # examples in a step
 _PATIENCE = 4  # evaluations, of which an epoch has two
 
 
@@ -36,6 +37,7 @@ class Setting:
             "rank": self.rank,
             "alpha": _ALPHA * self.rank,
             "lr": lr,
+            "batch": _BATCH,
             "max_epochs": epochs,
             "patience": _PATIENCE,
             "seed": seed,
