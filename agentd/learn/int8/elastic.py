@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentd.learn.int8 import directions, loss
+from agentd.learn.int8 import directions, loss, rounding
 from agentd.learn.int8.directions import Noise
 from agentd.learn.int8.network import Activation, Int8Network, Scratch
-from agentd.learn.int8.rounding import apply_update, reduce_gradient
 from agentd.learn.int8.tensor import Int8Tensor
 
 
@@ -91,7 +90,7 @@ class ElasticInt8:
 
     def update_bp(self, kept: list[Activation], error: Int8Tensor, bits: int) -> None:
         for described, gradient in self.network.backward(kept, error):
-            apply_update(self.network.parameters[described.index].mantissa, reduce_gradient(gradient, bits))
+            rounding.descend(self.network.parameters[described.index].mantissa, gradient, bits)
 
 
 def accuracy(network: Int8Network, x: Int8Tensor, labels: Tensor, batch: int = 1000) -> tuple[int, int]:

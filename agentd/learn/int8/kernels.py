@@ -18,7 +18,7 @@ from torch import Tensor
 MAX_TERMS = 1 << 16
 """The most products in a sum: 2**16 * 127**2 < 2**30, which leaves int32 room for a bias and for rounding."""
 
-_PATCH_BYTES = 1 << 20  # patches made at a time: they stay in cache, and memory does not grow with the batch
+_PATCH_BYTES = 1 << 18  # patches made at a time: they stay in cache, and memory does not grow with the batch
 _MAX_PATCH = 256
 
 
@@ -62,7 +62,10 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a.T @ b for int8 (M, K) and (M, N) and any M: int64 (K, N). The sums over examples behind weight gradients."""
+    """a.T @ b for int8 (M, K) and (M, N) and any M: (K, N), int32 up to MAX_TERMS terms and int64 beyond. The sums over
+    examples behind weight gradients."""
+    if a.shape[0] <= MAX_TERMS:
+        return matmul(a.t().contiguous(), b)
     total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.int64)
     for start in range(0, a.shape[0], MAX_TERMS):
         total += matmul(a[start : start + MAX_TERMS].t().contiguous(), b[start : start + MAX_TERMS])

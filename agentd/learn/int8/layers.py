@@ -98,7 +98,8 @@ def backward(layer: Layer, weights: Weights, x: Int8Tensor, y: Int8Tensor, error
 
 
 def gradients(layer: Layer, weights: Weights, x: Int8Tensor, error: Int8Tensor) -> list[Tensor]:
-    """The int64 gradient of each of the layer's parameters, summed over the batch; each at an exponent of its own."""
+    """The gradient of each of the layer's parameters, summed over the batch, int32 or int64; each at an exponent of its
+    own."""
     e = error.mantissa
     flat = e.reshape(-1, e.shape[-1])
     if isinstance(layer, Conv):

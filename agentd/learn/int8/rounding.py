@@ -10,6 +10,7 @@ from torch import Tensor
 from agentd.learn.int8.tensor import LIMIT, Int8Tensor
 
 BITS = 7  # magnitude bits of a mantissa
+_PIECE = 1 << 14  # entries updated at a time
 
 
 def largest(values: Tensor) -> int:
@@ -70,14 +71,16 @@ def requantise(accumulator: Tensor, exponent: int, *, top: int | None = None, re
     return Int8Tensor(accumulator.clamp_(-LIMIT, LIMIT).to(torch.int8), exponent + shift)
 
 
-def reduce_gradient(gradient: Tensor, bits: int) -> Tensor:
-    """A weight gradient cut to `bits` magnitude bits by pseudo-stochastic rounding: NITI's learning rate.
+def descend(weight: Tensor, gradient: Tensor, bits: int) -> None:
+    """weight <- clip(weight - gradient cut to `bits` magnitude bits), in place: NITI's update, bits its learning rate.
 
-    Any integer `bits`: at 0 and below, the largest entry moves its weight by one with probability about 2**bits.
+    The cut rounds pseudo-stochastically. Any integer `bits`: at 0 and below, the largest entry moves its weight by one
+    with probability about 2**bits. Goes in pieces that stay in cache: the temporaries of a whole layer would be several
+    times the layer.
     """
-    return shift_stochastic(gradient, largest(gradient).bit_length() - bits)
-
-
-def apply_update(weight: Tensor, update: Tensor) -> None:
-    """weight <- clip(weight - update), in place; `update` is wider than int8 and bounded well below its limit."""
-    weight.copy_((weight - update.clamp(-2 * LIMIT, 2 * LIMIT).to(torch.int16)).clamp_(-LIMIT, LIMIT))
+    shift = min(62, largest(gradient).bit_length() - bits)  # far more than cuts everything off
+    flat, update = weight.view(-1), gradient.reshape(-1)
+    for start in range(0, flat.numel(), _PIECE):
+        piece = slice(start, start + _PIECE)
+        moved = flat[piece] - shift_stochastic(update[piece].to(torch.int64), shift).clamp(-2 * LIMIT, 2 * LIMIT).to(torch.int16)
+        flat[piece] = moved.clamp_(-LIMIT, LIMIT)
