@@ -96,7 +96,9 @@ def _key(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    path: str = _key("default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), or hf:OWNER/REPO/FILE.gguf")
+    path: str = _key(
+        "default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; int8: a file"
+    )
     context: int = _key(4096, _number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
     threads: int | str = _key("auto", _auto(_number(1, 1024, int)), "threads of the engine")
     gpu_layers: int | str = _key(
@@ -186,7 +188,9 @@ class Task:
 @dataclass(frozen=True)
 class Config:
     model: Model = field(default_factory=Model)
-    engine: str = _key("llamacpp", _one_of("llamacpp"), "which engine serves the model")
+    engine: str = _key(
+        "llamacpp", _one_of("llamacpp", "int8"), "what serves the model; int8: a small integer classifier"
+    )
     serve: Serve = field(default_factory=Serve)
     state: State = field(default_factory=State)
     memory: Memory = field(default_factory=Memory)

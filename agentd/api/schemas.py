@@ -126,6 +126,14 @@ class TextCompletion(Completion):
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
+class ClassifyBody(Body):
+    """POST /v1/classify as JSON: nested lists of numbers in the shape that the model takes."""
+
+    input: list[Any]
+    model: str | None = None
+    task: Name | None = None
+
+
 class FeedbackBody(Body):
     """POST /v1/feedback. `metric` and `task` are two names for the same thing."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from agentd.learn.int8 import directions, kernels, loss, rounding
+from agentd.learn.int8 import directions, kernels, loss, rounding, window
 from agentd.learn.int8.architecture import LENET5, Architecture, BatchNorm, Conv, GlobalMaxPool, Linear, ReLU
 from agentd.learn.int8.directions import Noise
 from agentd.learn.int8.elastic import ElasticInt8
@@ -123,7 +123,7 @@ def test_no_exponents_and_mantissas_overflow(architecture: Architecture, seed: i
 
 
 def test_the_longest_sum_fits_with_bias_and_rounding() -> None:
-    k = kernels.MAX_TERMS
+    k = window.MAX_TERMS
     x = torch.full((2, k), 127, dtype=torch.int8)
     layer = Architecture("long", (k,), (Linear(2),))
     for sign in (1, -1):
@@ -175,7 +175,7 @@ def test_requantising_at_128_does_not_wrap() -> None:
 
 
 def test_long_gradient_sums_are_taken_in_64_bits() -> None:
-    rows = 3 * kernels.MAX_TERMS + 5
+    rows = 3 * window.MAX_TERMS + 5
     full = torch.full((rows, 2), 127, dtype=torch.int8)
     assert set(kernels.outer(full, -full).flatten().tolist()) == {-rows * 127 * 127}  # more than 32 bits hold
 

@@ -84,7 +84,8 @@ def _clipped(values: NDArray[np.int16]) -> NDArray[np.int8]:
 def _fixed_point(noise: Noise, shift: int) -> NDArray[np.int16]:
     """z * 2**8 / 2**shift for each of the 65,536 words, magnitudes cut off: int16."""
     z = _table(noise).astype(np.int32)
-    return (np.sign(z) * ((np.abs(z) << 8) >> shift)).astype(np.int16)
+    cut: NDArray[np.int16] = (np.sign(z) * ((np.abs(z) << 8) >> shift)).astype(np.int16)
+    return cut
 
 
 @lru_cache(maxsize=8)

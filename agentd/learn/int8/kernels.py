@@ -9,30 +9,15 @@ t^2 k^2: the copying, which is most of the time, shrinks 6-fold for LeNet-5's fi
 the tile with zeros between them. Activations are laid out (B, H, W, C).
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-MAX_TERMS = 1 << 16
-"""The most products in a sum: 2**16 * 127**2 < 2**30, which leaves int32 room for a bias and for rounding."""
+from agentd.learn.int8.window import MAX_TERMS, Window
 
 _PATCH_BYTES = 1 << 18  # patches made at a time: they stay in cache, and memory does not grow with the batch
 _MAX_PATCH = 256
-
-
-@dataclass(frozen=True)
-class Window:
-    """The geometry of a convolution: a k x k kernel at this stride over an input padded with zeros."""
-
-    kernel: int
-    stride: int
-    padding: int
-
-    def output(self, height: int, width: int) -> tuple[int, int]:
-        reach = 2 * self.padding - self.kernel
-        return (height + reach) // self.stride + 1, (width + reach) // self.stride + 1
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ def largest(values: Tensor) -> int:
 def shift_nearest(values: Tensor, shift: int) -> Tensor:
     """values / 2**shift, rounded to the nearest, halves away from zero; overwrites `values`.
 
-    |values| + 2**(shift - 1) must fit the dtype (kernels.MAX_TERMS sees to it).
+    |values| + 2**(shift - 1) must fit the dtype (window.MAX_TERMS sees to it).
     """
     if shift <= 0:
         return values
@@ -82,5 +82,5 @@ def descend(weight: Tensor, gradient: Tensor, bits: int) -> None:
     flat, update = weight.view(-1), gradient.reshape(-1)
     for start in range(0, flat.numel(), _PIECE):
         piece = slice(start, start + _PIECE)
-        moved = flat[piece] - shift_stochastic(update[piece].to(torch.int64), shift).clamp(-2 * LIMIT, 2 * LIMIT).to(torch.int16)
-        flat[piece] = moved.clamp_(-LIMIT, LIMIT)
+        cut = shift_stochastic(update[piece].to(torch.int64), shift).clamp_(-2 * LIMIT, 2 * LIMIT).to(torch.int16)
+        flat[piece] = (flat[piece] - cut).clamp_(-LIMIT, LIMIT)

@@ -107,10 +107,12 @@ def load_float(architecture: Architecture, path: Path) -> FloatNetwork:
     return from_state(architecture, tensors)
 
 
-def save_int8(network: Int8Network, path: Path) -> None:
-    """Writes mantissas, exponents and the architecture. The caller makes it visible and durable."""
+def save_int8(network: Int8Network, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Writes mantissas, exponents and the architecture, and further metadata. The caller makes it visible and
+    durable."""
     names = [p.name for p in network.described]
     metadata = {
+        **(about or {}),
         "format": "agentd-int8",
         "architecture": json.dumps(network.architecture.as_dict(), sort_keys=True),
         "exponents": json.dumps({n: p.exponent for n, p in zip(names, network.parameters, strict=True)}),
