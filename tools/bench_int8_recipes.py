@@ -1,7 +1,7 @@
 """How each method of tools/bench_int8.py learns: tuned for both precisions on `--validate`, never on the test set.
 
-Tried per method and precision: some four to twenty settings of one seed, on images held out of the training set (45° for
-fine-tuning); the best one is here. Bits are schedules over the run; fp32 has a cosine.
+Tried per method and precision: some four to twenty settings of one seed, on images held out of the training set (45°
+for fine-tuning); the best one is here. Bits are schedules over the run; fp32 has a cosine.
 """
 
 from agentd.learn.int8.directions import Noise
