@@ -232,6 +232,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     for name, socket in (("serve.socket", config.api_socket), ("serve.admin_socket", config.admin_socket)):
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             problems.append(f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have")
+    if config.engine == "int8" and config.model.path == "default":
+        problems.append("model.path: engine int8 needs the file of a classifier (docs/int8.md)")
     if config.api_socket == config.admin_socket:
         problems.append("serve.admin_socket: must differ from serve.socket")
     if problems:

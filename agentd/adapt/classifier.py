@@ -39,8 +39,8 @@ ZO_BITS = (0, -1, -2)
 BP_BITS = (3, 2, 1)
 # Measured on x86-64 with torch 2.13 and LeNet-5: what the engine's process grows by in its first pass beyond the terms
 # that can be counted; code paged in, allocator, Python's objects.
-RUNTIME = 24 << 20
-_EXAMPLE = 12_000  # bytes an example takes in Python objects besides its mantissas
+RUNTIME = 12 << 20
+_EXAMPLE = 6000  # bytes an example takes in Python objects besides its mantissas
 _NATS_WEIGHT = 0.0  # the loss is the cross-entropy alone
 _KEPT_STEPS = 200  # rows of a pass's steps at the most
 

@@ -45,7 +45,7 @@ async def classify(request: Request) -> Response:
     if kind == "application/json":
         body = validate(data or b"{}", ClassifyBody)
         query = {"model": body.model or query["model"], "task": body.task or query["task"]}
-        input = _of_lists(body.input, header.network.input)
+        input = of_lists(body.input, header.network.input)
     elif kind == "application/octet-stream":
         input = _of_bytes(request, data, header.network.input)
     elif kind == "image/png":
@@ -105,7 +105,7 @@ async def _record(
     }
 
 
-def _of_lists(tree: list[Any], shape: tuple[int, ...]) -> dict[str, Any]:
+def of_lists(tree: list[Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Nested lists of numbers as an array of float32. Raises InvalidRequest saying where they do not fit."""
     values = array.array("f")
     try:

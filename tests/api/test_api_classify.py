@@ -1,6 +1,7 @@
 """POST /v1/classify in a real daemon: every way to send an input, every way to send a wrong one, and feedback."""
 
 import atexit
+import base64
 import functools
 import json
 import struct
@@ -89,6 +90,32 @@ def test_a_label_becomes_an_example_of_the_classifier_s_task(daemon: DaemonProce
     wrong = daemon.post("/v1/feedback", {**given, "value": "sideways"})
     assert (wrong.status, wrong.error["code"]) == (400, "label_not_in_choices")
     assert "'top', 'upper', 'lower', 'bottom'" in wrong.error["message"]
+
+
+def test_labelled_arrays_and_images_are_imported(daemon: DaemonProcess) -> None:
+    x, labels = images(4, 23)
+    lines = [
+        {"input": image.tolist(), "label": CLASSES[label]} for image, label in zip(x, labels.tolist(), strict=True)
+    ]
+    lines.append({"task": "classify", "png": base64.b64encode(png(x[0])).decode(), "label": "top"})
+    stored = daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode())
+    assert (stored.status, stored.json["tasks"]) == (200, {"classify": 5})
+    for line, message in (
+        ({"text": "a bar", "label": "top"}, "have an input (nested lists of numbers) or a png"),
+        ({"input": [1], "label": "top"}, "input[0] is no list"),
+        ({"input": x[0].tolist(), "completion": "top"}, "learns from labels"),
+        ({"input": x[0].tolist(), "label": "sideways"}, "not one of the choices"),
+    ):
+        refused = daemon.post("/v1/examples", json.dumps(line).encode())
+        assert (refused.status, refused.error["code"]) == (400, "invalid_line")
+        assert message in refused.error["message"]
+
+
+def test_a_language_model_imports_no_arrays(model_path: Path, image: Tensor) -> None:
+    line = {"input": image.tolist(), "label": "top"}
+    refused = shared(model_path).post("/v1/examples", json.dumps(line).encode())
+    assert (refused.status, refused.error["code"]) == (400, "invalid_line")
+    assert "for a classifier" in refused.error["message"]
 
 
 WRONG: list[tuple[str, Any, dict[str, str], str | None, str]] = [
