@@ -208,9 +208,10 @@ class Config:
 
     @property
     def model_threads(self) -> int:
-        """Threads for the engine: the cores this process may use."""
+        """Threads for the engine: the cores this process may use; one for a small integer network, whose layers take
+        less time than waking another thread does."""
         if self.model.threads == "auto":
-            return len(os.sched_getaffinity(0))
+            return 1 if self.engine == "int8" else len(os.sched_getaffinity(0))
         return int(self.model.threads)
 
 

@@ -10,8 +10,8 @@ from tools.bench_int8_runs import Recipe
 METHODS = {"ZO": 0, "ElasticZO, last layer": 1, "ElasticZO, last 2": 2, "BP": 5}
 SCRATCH = {
     "ZO": Recipe(0, (2, 1, 0, -1), (1,), 5e-4, 0.0, 1e-2),
-    "ElasticZO, last layer": Recipe(1, (2, 1, 0, -1), (4, 3, 2), 5e-4, 0.3),
-    "ElasticZO, last 2": Recipe(2, (2, 1, 0, -1, -2), (5, 4, 3, 2, 1), 5e-4, 0.3, noise=Noise(7, 128)),
+    "ElasticZO, last layer": Recipe(1, (2, 1, 0, -1), (4, 3, 2), 3e-4, 0.1),
+    "ElasticZO, last 2": Recipe(2, (2, 1, 0, -1, -2), (5, 4, 3, 2, 1), 3e-4, 0.1, noise=Noise(7, 128)),
     "BP": Recipe(5, (0,), (4, 3, 2), 0.0, 0.2),
 }
 FINE_TUNING = {

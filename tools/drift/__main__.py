@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--angle", type=int, default=45, help="degrees by which the camera is turned (default: 45)")
     parser.add_argument("--upright", type=int, default=4, metavar="N", help="windows before that (default: 4)")
     parser.add_argument("--turned", type=int, default=24, metavar="N", help="windows after it (default: 24)")
-    parser.add_argument("--steps", type=int, default=2500, help="training steps of the float model (default: 2500)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of the float model (default: 1500)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curve here, as PNG or SVG (matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
