@@ -34,14 +34,17 @@ from agentd.store.revisions import Revision
 
 BATCH = 32
 STEPS = 600
-NOISE = (15, 128)  # r_max and density of the perturbations
-ZO_BITS = (0, -1, -2)
-BP_BITS = (3, 2, 1)
+NOISE = (7, 32)  # r_max and density of the perturbations
+# Schedules over a pass. Tuned on 434 rotated training images of Fashion-MNIST, judged on other training images: BP with
+# (3, 2, 1) reached 74.2 %, with these 77.2 %; the last two layers by BP 72.5 % and 73.4 %.
+ZO_BITS = (1, 0, -1)
+BP_BITS = (2, 1, 0, -1)
 # Measured on x86-64 with torch 2.13 and LeNet-5: what the engine's process grows by in its first pass beyond the terms
 # that can be counted; code paged in, allocator, Python's objects.
 RUNTIME = 12 << 20
 _EXAMPLE = 6000  # bytes an example takes in Python objects besides its mantissas
 _NATS_WEIGHT = 0.0  # the loss is the cross-entropy alone
+_PATIENCE = 30.0  # seconds a canary may take
 _KEPT_STEPS = 200  # rows of a pass's steps at the most
 
 
@@ -311,12 +314,19 @@ class ClassifierPass:
 class ClassifierTrial(Trial):
     """The canary is an input of zeros: it must be answered, with probabilities that are numbers."""
 
-    async def _ask(self, prompt: str) -> None:
-        assert self._engine.info is not None
-        assert self._engine.info.input_shape is not None
-        answer = await self._engine.classify(zeros(tuple(self._engine.info.input_shape)))
+    async def _check(self) -> str | None:
+        info = self._engine.info
+        assert info is not None
+        assert info.input_shape is not None
+        try:
+            answer = await asyncio.wait_for(self._engine.classify(zeros(tuple(info.input_shape))), _PATIENCE)
+        except asyncio.TimeoutError:
+            return f"an input of zeros was not answered within {_PATIENCE:.0f} s"
+        except AgentdError as error:
+            return f"an input of zeros could not be classified: {error}"
         if not math.isclose(math.fsum(answer.probabilities), 1.0, abs_tol=1e-6):
-            raise ArithmeticError
+            return "an input of zeros got probabilities that do not add up to one"
+        return None
 
 
 def zeros(shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A classifier's pass from plan to trial: in a real daemon with a turned camera, and the planner by itself."""
 
+import asyncio
 import dataclasses
 import hashlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,13 @@ from daemon_process import DaemonProcess, eventually
 from int8_samples import CLASSES, classifier, images
 from torch import Tensor
 
-from agentd.adapt.classifier import plan, zeros
+from agentd.adapt.classifier import ClassifierTrial, plan, zeros
 from agentd.adapt.dataset import Dataset
 from agentd.config import Config, Memory, load
+from agentd.config import Trial as TrialConfig
 from agentd.engine.int8.engine import Int8Engine
-from agentd.errors import PassRefused
+from agentd.engine.protocol import Classification
+from agentd.errors import AgentdError, EngineDied, PassRefused
 from agentd.learn.int8 import ledger
 from agentd.learn.int8.weights import load_int8
 from agentd.safetensors_header import read_classifier
@@ -213,3 +217,34 @@ def test_a_wish_that_cannot_be_met_is_refused(tmp_path: Path, options: dict[str,
 def test_the_trial_s_canary_is_an_input_of_the_model() -> None:
     answer = Int8Engine(classifier()).classify(zeros((1, 12, 12)))
     assert sum(answer.probabilities) == pytest.approx(1)
+
+
+class Faulty:
+    """An engine on trial whose answers are wrong: as one whose revision does harm would be."""
+
+    def __init__(self, outcome: Classification | AgentdError) -> None:
+        self.info, self.restarts, self._outcome = Int8Engine(classifier()).info, 0, outcome
+
+    async def classify(self, input: dict[str, Any]) -> Classification:
+        if isinstance(self._outcome, AgentdError):
+            raise self._outcome
+        return self._outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "problem"),
+    [
+        (Classification([0.25] * 4, 1), None),
+        (Classification([float("nan")] * 4, 1), "do not add up to one"),
+        (Classification([0.5] * 4, 1), "do not add up to one"),
+        (EngineDied("killed by SIGKILL"), "could not be classified: .*SIGKILL"),
+    ],
+)
+def test_a_trial_ends_at_the_first_wrong_answer(outcome: Classification | AgentdError, problem: str | None) -> None:
+    trial = ClassifierTrial(Faulty(outcome), TrialConfig(duration=0))  # type: ignore[arg-type]  # all that a trial asks for
+    found = asyncio.run(trial.run())
+    if problem is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(problem, found)
