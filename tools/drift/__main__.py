@@ -51,7 +51,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the daemon is ended on the way out
     console = Console(highlight=False)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the daemon needs the other core, and small batches gain little from it
     images = digits() if options.digits else load(options.data)
     with tempfile.TemporaryDirectory(prefix="agentd-drift-") as folder:
         try:

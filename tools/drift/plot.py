@@ -50,5 +50,6 @@ def draw(path: Path, found: Sequence[Point], turned_at: float, passes: Sequence[
         if each["outcome"] == "committed":
             axes.annotate(f"r{each['revision']}", (each["at"], 95), ha="right", color="#2a8f4a")
     axes.plot([], [], color="#2a8f4a", alpha=0.3, linewidth=8, label="a pass, committed")
+    axes.plot([], [], color=_GREY, alpha=0.3, linewidth=8, label="a pass that was not taken")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)

@@ -33,7 +33,8 @@ def forward(layer: Layer, weights: Weights, x: Int8Tensor) -> Int8Tensor:
     if isinstance(layer, Linear):
         return linear(weights, x)
     # Batch normalisation, folded to its affine map.
-    accumulator = x.mantissa.to(torch.int32) * weights[0].mantissa
+    accumulator = x.mantissa.to(torch.int32)
+    accumulator *= weights[0].mantissa
     exponent = x.exponent + weights[0].exponent
     _add_bias(accumulator, weights, exponent)
     return requantise(accumulator, exponent)

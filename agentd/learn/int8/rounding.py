@@ -11,6 +11,7 @@ from agentd.learn.int8.tensor import LIMIT, Int8Tensor
 
 BITS = 7  # magnitude bits of a mantissa
 _PIECE = 1 << 14  # entries updated at a time
+_ROUNDED = 1 << 18  # accumulators rounded at a time
 
 
 def largest(values: Tensor) -> int:
@@ -58,17 +59,23 @@ def requantise(accumulator: Tensor, exponent: int, *, top: int | None = None, re
     """Accumulators (integers of any width, times 2**exponent) as mantissas; overwrites `accumulator`.
 
     The shift is the least that fits max |accumulator| (`top`, where it is known) into 7 bits. `rectify` applies a ReLU
-    on the way, which gives the same as a ReLU afterwards.
+    on the way, which gives the same as a ReLU afterwards. Goes in pieces, as a temporary of a large layer's 32-bit
+    accumulators would take more memory than fp32 does.
     """
     shift = max(0, (largest(accumulator) if top is None else top).bit_length() - BITS)
-    if rectify:
-        accumulator.clamp_(min=0)
-        if shift:
-            accumulator += 1 << (shift - 1)
-            accumulator >>= shift
-    else:
-        accumulator = shift_nearest(accumulator, shift)
-    return Int8Tensor(accumulator.clamp_(-LIMIT, LIMIT).to(torch.int8), exponent + shift)
+    mantissa = torch.empty(accumulator.shape, dtype=torch.int8)
+    flat, target = accumulator.reshape(-1), mantissa.view(-1)
+    for start in range(0, flat.numel(), _ROUNDED):
+        piece = flat[start : start + _ROUNDED]
+        if not rectify:
+            piece = shift_nearest(piece, shift)
+        else:
+            piece.clamp_(min=0)
+            if shift:
+                piece += 1 << (shift - 1)
+                piece >>= shift
+        target[start : start + _ROUNDED] = piece.clamp_(-LIMIT, LIMIT)
+    return Int8Tensor(mantissa, exponent + shift)
 
 
 def descend(weight: Tensor, gradient: Tensor, bits: int) -> None:
