@@ -11,12 +11,13 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model demo run test check clean
+.PHONY: help setup model demo demo-drift run test check clean
 
 help:
 	@echo 'make setup   make .venv and install the pinned dependencies (compiles llama.cpp: some 5 minutes on 2 cores)'
 	@echo 'make model   fetch the default model (93 MB, once per user)'
 	@echo 'make demo    the whole loop on real input: serve, feedback, adapt, prove, swap, roll back'
+	@echo 'make demo-drift   a small int8 classifier, a camera that is turned, and feedback (DATA=folder of Fashion-MNIST)'
 	@echo 'make run     run the daemon in the foreground      (CONFIG=configs/reviews.yaml; default configs/agentd.yaml)'
 	@echo 'make test    run every test                        (PYTEST_ARGS="-k name -x" is passed on)'
 	@echo 'make check   lint, formatting and types            (ruff, mypy --strict)'
@@ -41,6 +42,10 @@ model: $(INSTALLED)
 
 demo: $(INSTALLED) model
 	@$(BIN)/python -m tools.demo
+
+# DATA=DIR names a folder with Fashion-MNIST's files.
+demo-drift: $(INSTALLED)
+	@$(BIN)/python -m tools.drift $(if $(DATA),--data $(DATA)) --plot drift.png
 
 run: $(INSTALLED) model
 	@exec $(BIN)/agentd --config $(CONFIG) run

@@ -96,7 +96,9 @@ def _key(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    path: str = _key("default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), or hf:OWNER/REPO/FILE.gguf")
+    path: str = _key(
+        "default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; int8: a file"
+    )
     context: int = _key(4096, _number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
     threads: int | str = _key("auto", _auto(_number(1, 1024, int)), "threads of the engine")
     gpu_layers: int | str = _key(
@@ -186,7 +188,9 @@ class Task:
 @dataclass(frozen=True)
 class Config:
     model: Model = field(default_factory=Model)
-    engine: str = _key("llamacpp", _one_of("llamacpp"), "which engine serves the model")
+    engine: str = _key(
+        "llamacpp", _one_of("llamacpp", "int8"), "what serves the model; int8: a small integer classifier"
+    )
     serve: Serve = field(default_factory=Serve)
     state: State = field(default_factory=State)
     memory: Memory = field(default_factory=Memory)
@@ -204,9 +208,10 @@ class Config:
 
     @property
     def model_threads(self) -> int:
-        """Threads for the engine: the cores this process may use."""
+        """Threads for the engine: the cores this process may use; one for a small integer network, whose layers take
+        less time than waking another thread does."""
         if self.model.threads == "auto":
-            return len(os.sched_getaffinity(0))
+            return 1 if self.engine == "int8" else len(os.sched_getaffinity(0))
         return int(self.model.threads)
 
 
@@ -228,6 +233,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     for name, socket in (("serve.socket", config.api_socket), ("serve.admin_socket", config.admin_socket)):
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             problems.append(f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have")
+    if config.engine == "int8" and config.model.path == "default":
+        problems.append("model.path: engine int8 needs the file of a classifier (docs/int8.md)")
     if config.api_socket == config.admin_socket:
         problems.append("serve.admin_socket: must differ from serve.socket")
     if problems:

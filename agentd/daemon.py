@@ -17,13 +17,15 @@ from agentd import models, systemd
 from agentd.adapt.controller import Adaptation, known_directories, recover
 from agentd.adapt.revision_files import RevisionFiles
 from agentd.api.app import application
+from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, tcp_socket, unix_socket
 from agentd.api.services import Services
 from agentd.config import Config, Task
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, CannotListen, RevisionCorrupt, StateDirLocked, StorageFailed
+from agentd.errors import AgentdError, CannotListen, InvalidConfig, RevisionCorrupt, StateDirLocked, StorageFailed
 from agentd.ids import now
+from agentd.safetensors_header import ClassifierHeader
 from agentd.store import inferences, revisions, tasks
 from agentd.store.database import Store
 
@@ -83,13 +85,13 @@ async def run(config: Config) -> int:
 
 async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[Server]]:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
-    model = await asyncio.to_thread(lambda: models.check(models.resolve(config.model.path)))
+    model = await asyncio.to_thread(lambda: models.check(models.resolve(config.model.path), config.engine))
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
     files = RevisionFiles(config.state.dir / "revisions", model.sha256)
     for note in await store.call(recover):
         logger.warning("%s", note)
-    for name, task in config.tasks.items():
+    for name, task in tasks_of(config, model.classifier).items():
         await store.call(tasks.declare, declared(name, task))
     files.reconcile(await store.call(known_directories))
     activity = Activity()
@@ -105,7 +107,7 @@ async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[S
         queue_limit=config.serve.queue,
         fallback=fall_back,
     )
-    adaptation = Adaptation(config, store, supervisor, activity, files, model.path)
+    adaptation = Adaptation(config, store, supervisor, activity, files, model.path, model.classifier)
     services = Services(config, store, supervisor, activity, adaptation, model)
     api, admin = listening(config, stack)
     servers = [
@@ -161,6 +163,22 @@ def engine_settings(config: Config, model: Path) -> dict[str, object]:
         "threads": config.model_threads,
         "gpu_layers": config.model.gpu_layers,
     }
+
+
+def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, Task]:
+    """The configured tasks; a classifier has one more, of all its classes. Raises InvalidConfig."""
+    if classifier is None:
+        return config.tasks
+    classes = list(classifier.classes)
+    problems = [
+        f"tasks.{name}: a task of the classifier {classifier.architecture!r} has choices among its classes: "
+        + ", ".join(classes)
+        for name, task in config.tasks.items()
+        if not task.choices or not set(task.choices) <= set(classes)
+    ]
+    if problems:
+        raise InvalidConfig("the configuration", problems)
+    return {CLASSIFY_TASK: Task(classifier.classes), **config.tasks}
 
 
 def declared(name: str, task: Task) -> tasks.Task:

@@ -88,6 +88,23 @@ class UnknownModel(NotFound):
         self.param = "model"
 
 
+class NotALanguageModel(InvalidRequest):
+    code = "not_a_language_model"
+
+    def __init__(self, name: str, instead: str = "it answers POST /v1/classify") -> None:
+        super().__init__(f"the model {name!r} is a classifier, no language model; {instead}")
+
+
+class NotAClassifier(InvalidRequest):
+    code = "not_a_classifier"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the model {name!r} is a language model; POST /v1/classify needs a classifier (engine: int8). "
+            f"To have text classified, send a chat completion with choices"
+        )
+
+
 class Conflict(InvalidRequest):
     status = 409
     type = "conflict_error"

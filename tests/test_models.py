@@ -12,6 +12,7 @@ import pytest
 
 from agentd import models
 from agentd.errors import ModelUnusable
+from agentd.gguf_header import Header
 
 FETCH = "from agentd import models; print(models.fetch_default())"
 
@@ -167,6 +168,7 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
 def test_check_describes_a_good_file(cache: Path, model_path: Path) -> None:
     model = models.check(model_path)
     assert model.path == model_path
+    assert isinstance(model.header, Header)
     assert model.size == model_path.stat().st_size == model.header.total_size
     assert model.sha256 == hashlib.sha256(model_path.read_bytes()).hexdigest()
     assert model.name == model.header.name

@@ -29,21 +29,9 @@ from agentd.learn.int8.floating import FloatNetwork
 from agentd.learn.int8.weights import quantised
 from tools.bench_int8_costs import step_memory, step_time
 from tools.bench_int8_data import Images, as_float, load, rotated
+from tools.bench_int8_recipes import FINE_TUNING, METHODS, PRETRAINING, SCRATCH
 from tools.bench_int8_runs import Outcome, Recipe, train_float, train_int8
 
-METHODS = {"ZO": 0, "ElasticZO, last layer": 1, "ElasticZO, last 2": 2, "BP": 5}
-SCRATCH = {
-    "ZO": Recipe(0, (1, 0, -1), (1,), 3e-4, 0.0),
-    "ElasticZO, last layer": Recipe(1, (0, -1, -2), (5, 4, 3), 3e-4, 0.1),
-    "ElasticZO, last 2": Recipe(2, (0, -1, -2), (5, 4, 3), 3e-4, 0.1),
-    "BP": Recipe(5, (0,), (5, 4, 3), 0.0, 0.1),
-}
-FINE_TUNING = {
-    "ZO": Recipe(0, (0, -1, -2), (1,), 3e-4, 0.0),
-    "ElasticZO, last layer": Recipe(1, (-1, -2, -3), (4, 3, 2), 1e-4, 0.1),
-    "ElasticZO, last 2": Recipe(2, (-1, -2, -3), (4, 3, 2), 1e-4, 0.1),
-    "BP": Recipe(5, (0,), (4, 3, 2), 0.0, 0.03),
-}
 ANGLES = (30, 45, 60)
 
 
@@ -65,7 +53,7 @@ class Scale:
     pointnet_batches: tuple[int, ...] = (8,)
 
 
-FULL = Scale(3, 3000, 128, 2500, 2048, 600, 10_000, 60, 15)
+FULL = Scale(3, 1500, 128, 2500, 2048, 600, 10_000, 60, 15)
 QUICK = Scale(1, 60, 32, 150, 256, 40, 500, 5, 1, (45,), (32,), (1,))
 
 
@@ -151,8 +139,7 @@ class Bench:
         model = FloatNetwork.initialised(LENET5, 100 + seed)
         if path.exists():
             return FloatNetwork(LENET5, torch.load(path, weights_only=True))
-        recipe = SCRATCH["BP"]
-        self._train(model, "fp32", recipe, self.images.train, self._test(), self.scale.pretraining, 100 + seed)
+        self._train(model, "fp32", PRETRAINING, self.images.train, self._test(), self.scale.pretraining, 100 + seed)
         torch.save(model.parameters, path)
         return model
 
@@ -196,7 +183,20 @@ def tables(results: dict[str, Any]) -> Iterator[Table]:
 
 def _memory_table(runs: dict[str, Any]) -> Table:
     table = Table(title="kB of one training step: by the paper's model, and the peak of torch's allocations")
-    for column in ("network", "batch", "method", "fp32", "int8", "ratio", "over ZO", "fp32 peak", "int8 peak", "ratio"):
+    columns = (
+        "network",
+        "batch",
+        "method",
+        "fp32",
+        "int8",
+        "ratio",
+        "over ZO",
+        "int8",
+        "fp32 peak",
+        "int8 peak",
+        "ratio",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column in ("network", "method") else "right")
     for name, run in runs.items():
         if name.startswith("memory/"):
@@ -207,8 +207,8 @@ def _memory_table(runs: dict[str, Any]) -> Table:
                 + [f"{run[f'{kind}_fp32'] / run[f'{kind}_int8']:.2f}"]
                 for kind in ("model", "measured")
             )
-            over = f"{100 * (run['model_int8'] / zo['model_int8'] - 1):.3f} %"
-            table.add_row(network, batch, method, *modelled, over, *peak)
+            over = [f"{100 * (run[f'model_{p}'] / zo[f'model_{p}'] - 1):.3f} %" for p in ("fp32", "int8")]
+            table.add_row(network, batch, method, *modelled, *over, *peak)
     return table
 
 
@@ -250,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's four idx files, gzipped or not")
     parser.add_argument("--output", type=Path, default=Path("bench-int8.json"), help="results (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="a PNG of the accuracies; needs matplotlib")
+    parser.add_argument("--validate", action="store_true", help="test on held-out training images: for tuning recipes")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps: proves that it runs")
     parser.add_argument("--seeds", type=int, help="how many seeds")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no run is begun")
@@ -261,7 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
     scale = QUICK if options.quick else FULL
     if options.seeds is not None:
         scale = dataclasses.replace(scale, seeds=options.seeds)
-    bench = Bench(options.output, load(options.data), scale)
+    images = load(options.data)
+    bench = Bench(options.output, images.validation() if options.validate else images, scale)
     asked = (options.parts or "memory,time,scratch,rotated").split(",")
     parts = {part for part in asked if part != "rotated"}
     parts |= {f"rotated {angle}" for angle in scale.angles} if "rotated" in asked else set()

@@ -12,6 +12,8 @@ from sqlite_utils import Database
 
 from agentd.adapt import dataset as datasets
 from agentd.adapt.adaptation_pass import AdaptationPass, Rejected, describe_failure, prune_folders
+from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
+from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -23,6 +25,7 @@ from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import AgentdError, Conflict, PassRefused, RevisionCorrupt
+from agentd.safetensors_header import ClassifierHeader
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
 
@@ -34,10 +37,17 @@ _LOW_FOR = 20.0  # seconds under memory.floor that a pass outlasts where it cann
 
 class Adaptation:
     def __init__(
-        self, config: Config, store: Store, engine: Supervisor, activity: Activity, files: RevisionFiles, model: Path
+        self,
+        config: Config,
+        store: Store,
+        engine: Supervisor,
+        activity: Activity,
+        files: RevisionFiles,
+        model: Path,
+        classifier: ClassifierHeader | None = None,
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
-        self.files, self._model = files, model
+        self.files, self._model, self._classifier = files, model, classifier
         self._folders = config.state.dir / "passes"
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
@@ -84,7 +94,11 @@ class Adaptation:
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
-        setting, data, _ = await self._plan(options, self._config.adapt.seed)
+        setting: Setting | ClassifierSetting
+        if self._classifier:
+            setting, data = await self._plan_classifier(options, self._config.adapt.seed)
+        else:
+            setting, data, _ = await self._plan(options, self._config.adapt.seed)
         counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
         return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
 
@@ -195,6 +209,9 @@ class Adaptation:
         await asyncio.to_thread(prune_folders, self._folders, self._config.retention.passes)
 
     async def _attempt(self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch) -> None:
+        if self._classifier:
+            await self._attempt_classifier(progress, options, seed)
+            return
         setting, data, replan = await self._plan(options, seed + progress.id)
         progress.method, progress.blocks = setting.method, setting.blocks
         progress.predicted_bytes, progress.state = setting.choice.plan.needed, "planned"
@@ -252,6 +269,35 @@ class Adaptation:
 
         return setting, data, replan
 
+    async def _attempt_classifier(self, progress: Progress, options: dict[str, Any], seed: int) -> None:
+        setting, data = await self._plan_classifier(options, seed + progress.id)
+        progress.method, progress.blocks = setting.method, setting.blocks
+        progress.predicted_bytes, progress.state = setting.needed, "planned"
+        columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
+        columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
+        await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
+        folder = self._folders / str(progress.id)
+        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        recipe = ClassifierPass(
+            config=self._config,
+            store=self._store,
+            engine=self._engine,
+            files=self.files,
+            setting=setting,
+            progress=progress,
+            folder=folder,
+            seed=seed,
+        )
+        await self._try_out(await recipe.run(data), progress)
+
+    async def _plan_classifier(self, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, datasets.Dataset]:
+        assert self._classifier is not None
+        adapt = self._config.adapt
+        data = await self._store.call(
+            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
+        )
+        return await asyncio.to_thread(plan_classifier, self._config, self._classifier, data, options), data
+
     async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
         """Ends the pass when the rest of the device needs the memory and does not get it by turning the dial down."""
         low_since: float | None = None
@@ -259,7 +305,7 @@ class Adaptation:
             progress.memory_bytes = memory.now_added
             is_low = memory.low is not None and memory.low < self._config.memory.floor
             # While blocks are trained the dial answers for it, see adapt/dial.py.
-            if not is_low or progress.phase in ("train", "paused"):
+            if not is_low or (progress.phase in ("train", "paused") and self._classifier is None):
                 low_since = None
             elif low_since is None:
                 low_since = time.monotonic()
@@ -301,7 +347,8 @@ class Adaptation:
                 swap_ms=round(milliseconds, 3),
             )
             progress.begin("trial", message=f"revision {revision} serves on trial")
-            self._trial = Trial(self._engine, self._config.adapt.trial)
+            kind = ClassifierTrial if self._classifier else Trial
+            self._trial = kind(self._engine, self._config.adapt.trial)
             problem = await self._trial.run()
         except asyncio.CancelledError:
             if self._stop_reason == "the daemon stopped":

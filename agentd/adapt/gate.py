@@ -65,18 +65,18 @@ def judge(
     after: Mapping[str, Outcome],
     *,
     adapted: set[str],
-    drift: float,
+    drift: float | None,
     gate: Gate,
     seed: int,
 ) -> Verdict:
     """The candidate must be finite, stay under the drift cap, lose on no task, and be better on one it learned.
 
     Better: the paired test of the hits (McNemar, mid-p) or of the losses (permutation) is significant. With two tests
-    on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni).
+    on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni). `drift` None: not measured.
     """
     level = gate.alpha / (2 * max(1, len(adapted)))
     figures: dict[str, dict[str, Any]] = {}
-    finite = math.isfinite(drift) and all(math.isfinite(x) for o in after.values() for x in o.losses)
+    finite = (drift is None or math.isfinite(drift)) and all(math.isfinite(x) for o in after.values() for x in o.losses)
     losers, winners = [], []
     for name, old in before.items():
         new = after[name]
@@ -103,7 +103,7 @@ def judge(
             winners.append(name)
     if not finite:
         return Verdict(False, "the candidate's outputs are not finite", figures, None)
-    if drift > gate.max_drift:
+    if drift is not None and drift > gate.max_drift:
         reason = (
             f"it drifted {drift:.3f} nats per token from the base on neutral text; gate.max_drift is {gate.max_drift}"
         )

@@ -4,6 +4,7 @@ revisions/<n>/manifest.json   what it is, from what, and the sha256 of every oth
 revisions/<n>/adapter.gguf    LoRA, as stock llama.cpp tools load it (only if there is one)
 revisions/<n>/control.gguf    control vector, likewise
 revisions/<n>/ledger          the zeroth-order steps that made the control vector from the parent's
+revisions/<n>/network.safetensors   of a classifier, instead of adapter and control vector: the whole int8 network
 """
 
 import errno
@@ -18,6 +19,7 @@ from typing import Any
 from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
+NETWORK = "network.safetensors"
 
 
 class RevisionFiles:
@@ -86,9 +88,9 @@ class RevisionFiles:
         return found
 
     def weights(self, revision: int) -> tuple[Path | None, Path | None]:
-        """Adapter and control vector of a revision, verified. Raises RevisionCorrupt."""
+        """Adapter (or a classifier's network) and control vector of a revision, verified. Raises RevisionCorrupt."""
         files = self.verified(revision)
-        return files.get(ADAPTER), files.get(CONTROL)
+        return files.get(ADAPTER, files.get(NETWORK)), files.get(CONTROL)
 
     def size(self, revision: int) -> int:
         """Bytes on disk."""

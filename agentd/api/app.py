@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from agentd.api import admin, budget, completions, feedback, meta
+from agentd.api import admin, budget, classify, completions, feedback, meta
 from agentd.api.requests import on_error
 from agentd.api.services import Services
 from agentd.errors import AgentdError
@@ -22,6 +22,7 @@ def _post(path: str, handler: object) -> Route:
 API: list[BaseRoute] = [
     _post("/v1/chat/completions", completions.chat_completions),
     _post("/v1/completions", completions.completions),
+    _post("/v1/classify", classify.classify),
     _get("/v1/models", meta.models),
     _get("/v1/models/{model:path}", meta.model),
     _post("/v1/feedback", feedback.add_feedback),

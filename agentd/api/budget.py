@@ -13,7 +13,8 @@ from agentd.api.services import Services, services
 from agentd.budget import history, planner, probe
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.planner import Choice, budget_of, consider, refusal
-from agentd.errors import InvalidRequest, PassRefused
+from agentd.errors import InvalidRequest, NotALanguageModel, PassRefused
+from agentd.safetensors_header import ClassifierHeader
 from agentd.store import passes
 
 _PASSES = 50  # earlier ones that are looked at
@@ -24,6 +25,8 @@ async def budget(request: Request) -> Response:
     """Query: `method` and `blocks` look at that setting alone. Nothing is refused here: plans say what they miss."""
     s, query = services(request), request.query_params
     only(request, "method", "blocks")
+    if isinstance(s.model.header, ClassifierHeader):
+        raise NotALanguageModel(s.model_name, "POST /admin/adapt with dry_run shows what a pass of it would take")
     blocks: int | str = query.get("blocks", "auto")
     if blocks != "auto":
         if not str(blocks).isdigit():

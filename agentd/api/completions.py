@@ -21,7 +21,7 @@ from agentd.api.requests import error_body, only, parse
 from agentd.api.schemas import ChatCompletion, Completion, TextCompletion
 from agentd.api.services import Services, services
 from agentd.engine.protocol import Generate, Piece, Sampling
-from agentd.errors import AgentdError, InvalidRequest, UnknownModel
+from agentd.errors import AgentdError, InvalidRequest, NotALanguageModel, UnknownModel
 from agentd.ids import now, uuid7
 from agentd.store import inferences, tasks
 from agentd.store.inferences import Inference
@@ -72,6 +72,8 @@ class Answer:
         max_tokens: int | None,
         kind: str,
     ) -> None:
+        if s.model.classifier:
+            raise NotALanguageModel(s.model_name)
         if body.model not in (None, "default", s.model_name):
             raise UnknownModel(body.model, s.model_name)
         self._services, self.body, self._input, self._kind = s, body, input, kind

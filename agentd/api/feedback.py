@@ -7,10 +7,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from agentd.api.classify import CLASSIFY_TASK, of_lists
 from agentd.api.requests import only, parse, read, validate
 from agentd.api.schemas import MAX_NAME, ExampleLine, FeedbackBody
 from agentd.api.services import services
 from agentd.errors import InvalidLine, InvalidRequest
+from agentd.safetensors_header import ClassifierHeader
 from agentd.store import examples, feedback, tasks
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
@@ -47,31 +49,36 @@ async def add_examples(request: Request) -> Response:
     body = await read(request, s.config.serve.max_import, "serve.max_import")
     known = {task.name: task for task in await s.store.call(tasks.all)}
     # in a thread: a long body takes seconds, in which the others want their tokens
-    new = await asyncio.to_thread(_parse_lines, body, known)
+    new = await asyncio.to_thread(_parse_lines, body, known, s.model.classifier)
     if not new:
         raise InvalidRequest("the body holds no examples; send one JSON object a line")
     stored = await s.store.call(examples.add_many, new)
     return JSONResponse({**stored, "tasks": Counter(example.task for example in new)})
 
 
-def _parse_lines(body: bytes, known: dict[str, Task]) -> list[NewExample]:
+def _parse_lines(body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None) -> list[NewExample]:
     """The examples of a JSONL body, with the numbers of their lines. Raises InvalidLine for the first wrong one."""
     new = []
     for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            new.append(_example(validate(line, ExampleLine), known, number))
+            given = validate(line, ExampleLine)
+            made = _example(given, known, number) if classifier is None else _classified(given, classifier, number)
+            new.append(made)
         except InvalidRequest as error:
             raise InvalidLine(number, str(error)) from None
     return new
 
 
 def _example(line: ExampleLine, known: dict[str, Task], number: int) -> NewExample:
-    task = known.get(line.task)
+    name = line.task or "default"
+    task = known.get(name)
+    if line.input is not None or line.png is not None:
+        raise InvalidRequest("arrays and images are for a classifier; this is a language model")
     if line.text is not None:
         if task is None or not task.prompt:
-            raise InvalidRequest(f"task {line.task!r} declares no prompt for a text; send messages or prompt")
+            raise InvalidRequest(f"task {name!r} declares no prompt for a text; send messages or prompt")
         content = task.prompt.replace("{text}", line.text)
         input: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
     elif line.messages is not None:
@@ -79,4 +86,16 @@ def _example(line: ExampleLine, known: dict[str, Task], number: int) -> NewExamp
     else:
         input = {"prompt": line.prompt}
     kind, target = ("label", line.label) if line.label is not None else ("demonstration", line.completion)
-    return NewExample(task=line.task, kind=kind, input=input, target=target or "", line=number)
+    return NewExample(task=name, kind=kind, input=input, target=target or "", line=number)
+
+
+def _classified(line: ExampleLine, classifier: ClassifierHeader, number: int) -> NewExample:
+    if line.label is None:
+        raise InvalidRequest("a classifier learns from labels")
+    if line.input is not None:
+        input = of_lists(line.input, classifier.network.input)
+    elif line.png is not None:
+        input = {"png": line.png}
+    else:
+        raise InvalidRequest("a classifier's examples have an input (nested lists of numbers) or a png (base64)")
+    return NewExample(task=line.task or CLASSIFY_TASK, kind="label", input=input, target=line.label, line=number)

@@ -126,6 +126,14 @@ class TextCompletion(Completion):
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
+class ClassifyBody(Body):
+    """POST /v1/classify as JSON: nested lists of numbers in the shape that the model takes."""
+
+    input: list[Any]
+    model: str | None = None
+    task: Name | None = None
+
+
 class FeedbackBody(Body):
     """POST /v1/feedback. `metric` and `task` are two names for the same thing."""
 
@@ -147,19 +155,23 @@ class FeedbackBody(Body):
 
 
 class ExampleLine(Body):
-    """A line of POST /v1/examples: one input and its right answer."""
+    """A line of POST /v1/examples: one input and its right answer. A classifier's input is nested lists of numbers, or
+    a PNG image in base64."""
 
-    task: Name = "default"
+    task: Name | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     prompt: Text | None = None
     text: Text | None = None
+    input: list[Any] | None = None
+    png: Text | None = None
     label: Text | None = None
     completion: Text | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "ExampleLine":
-        if sum(given is not None for given in (self.messages, self.prompt, self.text)) != 1:
-            raise ValueError("give one of messages, prompt, text")
+        inputs = (self.messages, self.prompt, self.text, self.input, self.png)
+        if sum(given is not None for given in inputs) != 1:
+            raise ValueError("give one of messages, prompt, text; for a classifier one of input, png")
         if sum(given is not None for given in (self.label, self.completion)) != 1:
             raise ValueError("give one of label, completion")
         if not (self.label if self.label is not None else self.completion):

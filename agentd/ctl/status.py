@@ -62,12 +62,12 @@ def summary(answer: JSON) -> JSON:
 
 def _model(model: JSON) -> str:
     """The model in one line; what is not known before it is loaded is left out."""
-    layers, context = model.get("n_layer"), model.get("n_ctx")
+    layers, context, classes = model.get("n_layer"), model.get("n_ctx"), model.get("classes")
     facts = [
         model.get("architecture"),
-        None if layers is None else f"{layers} blocks",
+        None if layers is None else f"{layers} {'layers' if classes else 'blocks'}",
         None if model.get("size_bytes") is None else output.size(model["size_bytes"]),
-        None if context is None else f"context {context}",
+        f"{len(classes)} classes" if classes else None if context is None else f"context {context}",
     ]
     known = ", ".join(str(fact) for fact in facts if fact is not None)
     return f"{model['name']} ({known})" if known else str(model["name"])

@@ -9,7 +9,7 @@ forward pass and makes it give up within one graph node.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Term = tuple[int, int, int]
 """(s, p, token): log p(token | sequence s up to and including position p)."""
@@ -34,6 +34,8 @@ class ModelInfo:
     n_params: int
     size_bytes: int
     has_chat_template: bool
+    input_shape: tuple[int, ...] | None = None  # of a classifier, which has no vocabulary and no context
+    classes: tuple[str, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,6 +97,17 @@ class Piece:
     completion_tokens: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a classifier says: the probabilities of its classes, in their order."""
+
+    probabilities: list[float]
+    revision: int
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -209,3 +222,14 @@ class Engine(Protocol):
         """`active` and `waiting` requests, the serving `weights`, names `staged`, and how many are `leaving`."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What an engine can do besides when its model is a classifier."""
+
+    def classify(self, input: dict[str, Any]) -> Classification:
+        """Answers at once. Raises InvalidRequest for an input that the model does not take."""
+
+    def session(self, interrupted: Callable[[], bool]) -> Any:
+        """The background commands of a pass, as `engine.session.Session` has them for language models."""

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from agentd.engine import wire
-from agentd.engine.protocol import Engine, Generate, Piece
+from agentd.engine.protocol import Classifier, Engine, Generate, Piece
 from agentd.engine.session import Session
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, NotAClassifier
 
 logger = logging.getLogger(__name__)
 
-URGENT = {"generate", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
+URGENT = {"generate", "classify", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
 SOON = {"ping", "stats"}  # answered between forward passes: who only looks must not hold up the work
 
 
@@ -39,7 +39,7 @@ class Runner:
         self._soon: deque[dict[str, Any]] = deque()
         self._later: deque[dict[str, Any]] = deque()
         self._wake = threading.Event()
-        self._session: Session | None = None
+        self._session: Any = None  # a Session, or a classifier's own
         self._running: tuple[dict[str, Any], Iterator[Any]] | None = None
         self._stopping = False
 
@@ -96,6 +96,11 @@ class Runner:
 
     def _on_generate(self, command: dict[str, Any]) -> None:
         self._engine.submit(Generate.from_json(command["request"]))
+
+    def _on_classify(self, command: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(self._engine, Classifier):
+            raise NotAClassifier(self._engine.info.name)
+        return self._engine.classify(command["input"]).as_json()
 
     def _on_cancel(self, command: dict[str, Any]) -> None:
         self._engine.cancel(command["key"])
@@ -154,7 +159,10 @@ class Runner:
     def _begin(self, command: dict[str, Any]) -> Iterator[Any]:
         if command["op"] == "open":
             self._close_session()
-            self._session = Session(self._engine.background(self.interrupted))
+            if isinstance(self._engine, Classifier):
+                self._session = self._engine.session(self.interrupted)
+            else:
+                self._session = Session(self._engine.background(self.interrupted))
             return iter(())
         if self._session is None:
             raise AgentdError(f"{command['op']}: no background session is open")
@@ -199,6 +207,10 @@ def main() -> int:
 
 def make_engine(settings: dict[str, Any]) -> Engine:
     """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}."""
+    if settings["engine"] == "int8":
+        from agentd.engine.int8.engine import Int8Engine
+
+        return Int8Engine(Path(settings["path"]), threads=settings["threads"])
     if settings["engine"] != "llamacpp":
         raise AgentdError(f"there is no engine {settings['engine']!r}")
     from agentd.engine.llamacpp.engine import LlamaCppEngine

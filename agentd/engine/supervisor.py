@@ -9,7 +9,7 @@ from typing import Any
 
 from agentd.engine.activity import Activity
 from agentd.engine.client import EngineClient
-from agentd.engine.protocol import Generate, ModelInfo, Piece
+from agentd.engine.protocol import Classification, Generate, ModelInfo, Piece
 from agentd.errors import AgentdError, EngineDied, EngineUnavailable, Overloaded, RevisionCorrupt
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,24 @@ class Supervisor:
                         raise
                 finally:
                     await pieces.aclose()
+
+    async def classify(self, input: dict[str, Any]) -> Classification:
+        """Has a classifier answer. If the engine dies meanwhile, the next engine gets the input again."""
+        if self._activity.active >= self._limit:
+            raise Overloaded(self._activity.active)
+        with self._activity.request():
+            for attempt in range(3):
+                await self._wait_until_up()
+                client = self._client
+                assert client is not None
+                try:
+                    return Classification(**await client.call("classify", input=input))
+                except EngineDied:
+                    if self._client is client:
+                        self._up.clear()
+                    if attempt == 2:
+                        raise
+            raise AssertionError("unreachable")
 
     async def stage(self, weights: str, adapter: Path | None, control: Path | None) -> None:
         """Loads adapters that are no revision yet, under a name of their own."""

@@ -27,6 +27,20 @@ def m001_initial(db: Database) -> None:
     db.execute("INSERT INTO revisions (id, created_at, state, summary) VALUES (0, ?, 'base', '{}')", [ids.now()])
 
 
+@migrations()
+def m002_classifications(db: Database) -> None:
+    """Inferences of a third kind. A CHECK changes nothing that is stored, so its text is changed where SQLite keeps it;
+    making the table anew would need foreign keys off, which a transaction cannot (sqlite.org/lang_altertable.html)."""
+    (version,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute("PRAGMA writable_schema = ON")
+    db.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = 'inferences'",
+        ["CHECK (kind IN ('chat', 'completion'))", "CHECK (kind IN ('chat', 'completion', 'classification'))"],
+    )
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = OFF")
+
+
 _INITIAL = (
     """
     CREATE TABLE inferences (

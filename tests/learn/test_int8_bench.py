@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tools import bench_int8
+from tools import bench_int8, bench_int8_data
 from tools.bench_int8_data import from_folder, load, rotated
+from tools.bench_int8_recipes import METHODS
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -78,3 +80,36 @@ def test_rotation_turns_about_the_middle(folder: Path) -> None:
         rotated(images, 90), torch.rot90(images, 1, (2, 3))
     )
     assert int(rotated(images + 1, 45)[:, :, 0, 0].max()) == 0  # black corners
+
+
+def test_the_plot_is_a_png(tmp_path: Path) -> None:
+    outcome = {"before": 10.0, "accuracy": 60.0, "seconds": 1.0}
+    kinds = [f"{task}/{m}/{p}" for task in ("scratch", "rotated 45") for m in METHODS for p in ("fp32", "int8")]
+    runs = {f"{kind}/{seed}": outcome for kind in kinds for seed in (0, 1)}
+    bench_int8.plot({"runs": runs}, tmp_path / "accuracies.png")
+    with Image.open(tmp_path / "accuracies.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 600
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20  # not an empty sheet
+
+
+def test_recipes_are_tuned_on_training_images(folder: Path) -> None:
+    images = from_folder(folder)
+    held = images.validation()
+    x, y = images.train
+    assert torch.equal(torch.cat((held.train[0], held.test[0])), x)
+    assert torch.equal(torch.cat((held.train[1], held.test[1])), y)
+    assert len(held.test[1]) == len(y) // 6
+
+
+def test_digits_stand_in_where_there_is_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_int8_data, "FOLDERS", ())
+    images = load(None)
+    assert images.name == "digits"
+    x = torch.cat((images.train[0], images.test[0]))
+    assert x.shape == (1797, 1, 28, 28)
+    assert x.dtype == torch.uint8
+    assert set(images.test[1].tolist()) == set(range(10))
+    # Nearest neighbours in the training part know most of the rest: the labels belong to the images.
+    near = torch.cdist(images.test[0].flatten(1).float(), images.train[0].flatten(1).float()).argmin(1)
+    assert (images.train[1][near] == images.test[1]).float().mean() > 0.9

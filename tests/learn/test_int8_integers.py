@@ -1,16 +1,20 @@
 """Integer-only, and no overflow: properties over random tensors and exponents, extremes included."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from agentd.learn.int8 import directions, kernels, loss, rounding
+from agentd.learn.int8 import directions, kernels, loss, rounding, tensor, window
 from agentd.learn.int8.architecture import LENET5, Architecture, BatchNorm, Conv, GlobalMaxPool, Linear, ReLU
 from agentd.learn.int8.directions import Noise
 from agentd.learn.int8.elastic import ElasticInt8
@@ -27,12 +31,36 @@ POINTS = Architecture(
 STRIDED = Architecture("strided", (3, 11, 9), (Conv(4, 3, stride=2, padding=1), ReLU(), GlobalMaxPool(), Linear(3)))
 
 
+SOURCES = str(Path(directions.__file__).parent)
+
+
 class IntegersOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """Raises on any operation that takes or gives a floating-point number, as a tensor or as a scalar."""
+    """Raises on any of torch's operations that takes or gives a floating-point number, as a tensor or as a scalar, and
+    on any variable of agentd.learn.int8 that holds one, which covers NumPy and Python's own arithmetic."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self.operations = 0
+        self.operations = self.variables = 0
+
+    def __enter__(self) -> "IntegersOnly":
+        super().__enter__()  # type: ignore[no-untyped-call]  # likewise
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        sys.settrace(None)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
+
+    def _trace(self, frame: FrameType, event: str, result: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(SOURCES):
+            return None
+        for value in (*frame.f_locals.values(), result if event == "return" else None):
+            self.variables += 1
+            if isinstance(value, (float, complex, np.inexact)) or (
+                isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.inexact)
+            ):
+                raise AssertionError(f"{frame.f_code.co_name}, line {frame.f_lineno}, has the floating-point {value!r}")
+        return self._trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -73,6 +101,7 @@ def test_a_lenet_step_makes_no_float(bp_layers: int) -> None:
     with IntegersOnly() as watched:
         result = run.step(x, labels, seed=2, zo_bits=3, bp_bits=5)
     assert watched.operations > 50
+    assert watched.variables > 1000
     assert result.sign != 0 or bp_layers == 5
     changed = [not torch.equal(a, b.mantissa) for a, b in zip(before, network.parameters, strict=True)]
     assert all(changed[::2])  # every weight; a bias may be unlucky
@@ -94,6 +123,9 @@ def test_the_watch_would_see_a_float() -> None:
         torch.ones(3, dtype=torch.int8) * 0.5
     with pytest.raises(AssertionError, match="floating-point"), IntegersOnly():
         torch.ones(3, dtype=torch.int8).to(torch.float32)
+    for deed in (lambda: tensor.exponent_for(0.5), lambda: directions._clipped(np.ones(3, np.float32))):
+        with pytest.raises(AssertionError, match="has the floating-point"), IntegersOnly():
+            deed()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -123,7 +155,7 @@ def test_no_exponents_and_mantissas_overflow(architecture: Architecture, seed: i
 
 
 def test_the_longest_sum_fits_with_bias_and_rounding() -> None:
-    k = kernels.MAX_TERMS
+    k = window.MAX_TERMS
     x = torch.full((2, k), 127, dtype=torch.int8)
     layer = Architecture("long", (k,), (Linear(2),))
     for sign in (1, -1):
@@ -175,7 +207,7 @@ def test_requantising_at_128_does_not_wrap() -> None:
 
 
 def test_long_gradient_sums_are_taken_in_64_bits() -> None:
-    rows = 3 * kernels.MAX_TERMS + 5
+    rows = 3 * window.MAX_TERMS + 5
     full = torch.full((rows, 2), 127, dtype=torch.int8)
     assert set(kernels.outer(full, -full).flatten().tolist()) == {-rows * 127 * 127}  # more than 32 bits hold
 

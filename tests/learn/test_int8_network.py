@@ -10,10 +10,10 @@ from agentd.learn.int8.architecture import LENET5, POINTNET, Architecture, Conv,
 from agentd.learn.int8.elastic import ElasticInt8, predict
 from agentd.learn.int8.errors import InvalidArchitecture, InvalidInput, InvalidLabels, InvalidWeights
 from agentd.learn.int8.floating import FloatNetwork
-from agentd.learn.int8.kernels import Window
 from agentd.learn.int8.network import Int8Network
 from agentd.learn.int8.tensor import Int8Tensor, dequantise, quantise
 from agentd.learn.int8.weights import quantised
+from agentd.learn.int8.window import Window
 
 
 def mantissas(seed: int, *shape: int) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -352,3 +353,23 @@ def test_close_finishes_what_is_queued_and_refuses_more(path: Path) -> None:
     assert not path.with_name("agentd.db-wal").exists()
     with closing(Store(path)) as again:
         assert len(again.do(messages)) == 20
+
+
+def test_a_database_from_before_classifiers_takes_classifications(path: Path) -> None:
+    with closing(Store(path)) as store:
+        row = inferences.Inference("a", "2026-01-01", 0, "chat", None, {}, "", {}, "stop", 0, 0, None, 1.0)
+        store.do(inferences.record, row)
+    with closing(sqlite3.connect(path)) as connection:  # as the first version made it
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = replace(sql, ?, '')", [", 'classification'"])
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm002_classifications'")
+        connection.commit()
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.IntegrityError):
+        connection.execute("UPDATE inferences SET kind = 'classification'")
+    with closing(Store(path)) as store:
+        assert store.do(inferences.get, "a") == row
+        classified = replace(row, id="b", kind="classification")
+        store.do(inferences.record, classified)
+        assert store.do(inferences.get, "b") == classified
+        with pytest.raises(sqlite3.IntegrityError):
+            store.do(inferences.record, replace(row, id="c", kind="song"))

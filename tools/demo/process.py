@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,9 +26,20 @@ class DemoFailed(Exception):
 
 
 class DemoDaemon:
-    """Starts `agentd` with configs/reviews.yaml and passes only on demand. `state` None: a directory that goes away."""
+    """Starts `agentd` with `config` and passes only on demand. `state` None: a directory that goes away.
 
-    def __init__(self, state: Path | None, trial_seconds: float) -> None:
+    `settings` are environment variables laid over those that the demo sets.
+    """
+
+    def __init__(
+        self,
+        state: Path | None,
+        trial_seconds: float,
+        *,
+        config: Path = CONFIG,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._settings = config, dict(settings or {})
         self._temporary = None if state else Path(tempfile.mkdtemp(prefix="agentd-demo-"))
         self.state = state or self._temporary or Path()
         self._trial = trial_seconds
@@ -38,7 +50,7 @@ class DemoDaemon:
 
     def __enter__(self) -> "DemoDaemon":
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings = {
+        environment = {
             "AGENTD_STATE_DIR": str(self.state),
             "AGENTD_SERVE_SOCKET": str(self.socket),
             "AGENTD_SERVE_ADMIN_SOCKET": str(self.admin.path),
@@ -47,8 +59,8 @@ class DemoDaemon:
         }
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "agentd", "--config", str(CONFIG), "run"],
-                env={**os.environ, **settings},
+                [sys.executable, "-m", "agentd", "--config", str(self._config), "run"],
+                env={**os.environ, **environment, **self._settings},
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

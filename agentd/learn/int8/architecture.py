@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from agentd.learn.int8.errors import InvalidArchitecture
-from agentd.learn.int8.kernels import MAX_TERMS, Window
+from agentd.learn.int8.window import MAX_TERMS, Window
 
 Shape = tuple[int, ...]
 

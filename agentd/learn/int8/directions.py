@@ -6,6 +6,7 @@ product is odd, so bytes b and 255 - b give opposite values, and z has mean exac
 """
 
 import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agentd.learn.int8.rounding import apply_update
 from agentd.learn.int8.tensor import LIMIT
 
 _ROUNDING = 1 << 32  # added to the tensor's number: the bits that round its update
@@ -42,10 +42,12 @@ def direction(seed: int, tensor: int, shape: tuple[int, ...], noise: Noise) -> T
 
 
 def perturbed(weight: Tensor, z: Tensor, sign: int) -> Tensor:
-    """clip(weight + sign z) in a new tensor. Never in place: clipping makes +z, -2z, +z irreversible near 127."""
-    moved = weight.to(torch.int16)
-    moved += z if sign > 0 else -z  # |z| <= 63: no -128 to negate
-    return moved.clamp_(-LIMIT, LIMIT).to(torch.int8)
+    """clip(weight + sign z) in a new tensor. Never in place: clipping makes +z, -2z, +z irreversible near 127.
+
+    NumPy, as in `descend`: for arrays this small torch spends longer on waking its threads than on the arithmetic.
+    """
+    combine = np.add if sign > 0 else np.subtract
+    return torch.from_numpy(_clipped(combine(weight.numpy(), z.numpy(), dtype=np.int16)))
 
 
 def descend(weight: Tensor, seed: int, tensor: int, noise: Noise, sign: int, bits: int) -> None:
@@ -55,18 +57,35 @@ def descend(weight: Tensor, seed: int, tensor: int, noise: Noise, sign: int, bit
     """
     if sign == 0:
         return
-    z = direction(seed, tensor, weight.shape, noise).to(torch.int16)
+    n = weight.numel()
+    words = _bits(seed, tensor, n, "<u2")
     shift = noise.r_max.bit_length() - bits
     if shift > 0:
-        # Eight bits below the point, and a random byte to round them: 63 * 256 + 255 fits 15 bits. A shift of more than
-        # 14 leaves nothing of any z.
-        magnitude = z.abs()
-        magnitude <<= 8
-        magnitude >>= min(shift, 15)
-        magnitude += torch.from_numpy(_bits(seed, tensor + _ROUNDING, weight.numel(), "u1")).reshape(weight.shape)
-        magnitude >>= 8
-        z = magnitude * z.sign()
-    apply_update(weight, z if sign > 0 else -z)
+        # Eight bits below the point, and a random byte that rounds them, downwards from one for a negative z.
+        z = _fixed_point(noise, min(shift, 15)).take(words)  # |z| <= 63 * 128: a byte more fits 15 bits
+        dice = _bits(seed, tensor + _ROUNDING, n, "u1").astype(np.int16)
+        dice ^= (z >> 15) & 255  # 255 - dice where z < 0, so that floor(z + dice) mirrors the positive side
+        z += dice
+        z >>= 8
+    else:
+        z = _table(noise).take(words).astype(np.int16)
+    own = weight.numpy().reshape(-1)
+    combine = np.subtract if sign > 0 else np.add
+    own[:] = _clipped(combine(own, z, dtype=np.int16))
+
+
+def _clipped(values: NDArray[np.int16]) -> NDArray[np.int8]:
+    np.minimum(values, LIMIT, out=values)
+    np.maximum(values, -LIMIT, out=values)
+    return values.astype(np.int8)
+
+
+@lru_cache(maxsize=64)
+def _fixed_point(noise: Noise, shift: int) -> NDArray[np.int16]:
+    """z * 2**8 / 2**shift for each of the 65,536 words, magnitudes cut off: int16."""
+    z = _table(noise).astype(np.int32)
+    cut: NDArray[np.int16] = (np.sign(z) * ((np.abs(z) << 8) >> shift)).astype(np.int16)
+    return cut
 
 
 @lru_cache(maxsize=8)
@@ -81,7 +100,23 @@ def _bits(seed: int, tensor: int, n: int, dtype: str) -> NDArray[Any]:
     """`n` entries of random bits, little-endian on every machine: the order is part of the ledger's meaning."""
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not an unsigned 64-bit integer")
-    philox = np.random.Philox(key=np.array([seed, tensor], dtype=np.uint64))
     size = np.dtype(dtype).itemsize
-    words = philox.random_raw(-(-n * size // 8)).astype("<u8", copy=False)
+    words = _generators.of(seed, tensor).random_raw(-(-n * size // 8)).astype("<u8", copy=False)
     return words.view(dtype)[:n]
+
+
+class _Generators(threading.local):
+    """One bit generator for each thread, put to counter 0 of a key. A new one would draw a seed from the system first,
+    which takes longer than the bits of a small tensor."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._state: Any = self._philox.state
+
+    def of(self, seed: int, tensor: int) -> np.random.Philox:
+        self._state["state"]["key"][:] = seed, tensor
+        self._philox.state = self._state
+        return self._philox
+
+
+_generators = _Generators()

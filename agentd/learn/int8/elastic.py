@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentd.learn.int8 import directions, loss
+from agentd.learn.int8 import directions, loss, rounding
 from agentd.learn.int8.directions import Noise
 from agentd.learn.int8.network import Activation, Int8Network, Scratch
-from agentd.learn.int8.rounding import apply_update, reduce_gradient
 from agentd.learn.int8.tensor import Int8Tensor
 
 
@@ -51,13 +50,20 @@ class Perturbed(Scratch):
 
 
 class ElasticInt8:
-    """Trains `network` in place with the last `bp_layers` layers by BP. Raises ValueError for an impossible cutoff."""
+    """Trains `network` in place with the last `bp_layers` layers by BP. Raises ValueError for an impossible cutoff.
 
-    def __init__(self, network: Int8Network, bp_layers: int, noise: Noise | None = None) -> None:
+    `frozen` leaves the layers below the cutoff as they are: BP of the last layers alone.
+    """
+
+    def __init__(
+        self, network: Int8Network, bp_layers: int, noise: Noise | None = None, *, frozen: bool = False
+    ) -> None:
+        if frozen and not bp_layers:
+            raise ValueError("with frozen layers below the cutoff and none above it, nothing would learn")
         self.network = network
         self.noise = Noise() if noise is None else noise
         self.cutoff = network.architecture.cutoff(bp_layers)
-        self.has_zo = any(parameter.layer < self.cutoff for parameter in network.described)
+        self.has_zo = not frozen and any(parameter.layer < self.cutoff for parameter in network.described)
 
     def step(self, x: Int8Tensor, labels: Tensor, seed: int, *, zo_bits: int = 1, bp_bits: int = 4) -> StepResult:
         """One step on a batch. Raises InvalidInput and InvalidLabels, and then has changed nothing."""
@@ -66,7 +72,7 @@ class ElasticInt8:
         if self.has_zo:
             plus, minus, logits, kept = self.measure(x, labels, seed)
         else:
-            logits, kept = self.network.forward(x, record_from=0)
+            logits, kept = self.network.forward(x, record_from=self.cutoff)
             plus = minus = loss.cross_entropy(logits, labels)
         sign = (plus > minus) - (plus < minus)
         self.update_zo(seed, sign, zo_bits)
@@ -91,7 +97,7 @@ class ElasticInt8:
 
     def update_bp(self, kept: list[Activation], error: Int8Tensor, bits: int) -> None:
         for described, gradient in self.network.backward(kept, error):
-            apply_update(self.network.parameters[described.index].mantissa, reduce_gradient(gradient, bits))
+            rounding.descend(self.network.parameters[described.index].mantissa, gradient, bits)
 
 
 def accuracy(network: Int8Network, x: Int8Tensor, labels: Tensor, batch: int = 1000) -> tuple[int, int]:

@@ -9,30 +9,15 @@ t^2 k^2: the copying, which is most of the time, shrinks 6-fold for LeNet-5's fi
 the tile with zeros between them. Activations are laid out (B, H, W, C).
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-MAX_TERMS = 1 << 16
-"""The most products in a sum: 2**16 * 127**2 < 2**30, which leaves int32 room for a bias and for rounding."""
+from agentd.learn.int8.window import MAX_TERMS, Window
 
-_PATCH_BYTES = 1 << 20  # patches made at a time: they stay in cache, and memory does not grow with the batch
+_PATCH_BYTES = 1 << 18  # patches made at a time: they stay in cache, and memory does not grow with the batch
 _MAX_PATCH = 256
-
-
-@dataclass(frozen=True)
-class Window:
-    """The geometry of a convolution: a k x k kernel at this stride over an input padded with zeros."""
-
-    kernel: int
-    stride: int
-    padding: int
-
-    def output(self, height: int, width: int) -> tuple[int, int]:
-        reach = 2 * self.padding - self.kernel
-        return (height + reach) // self.stride + 1, (width + reach) // self.stride + 1
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +47,10 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a.T @ b for int8 (M, K) and (M, N) and any M: int64 (K, N). The sums over examples behind weight gradients."""
+    """a.T @ b for int8 (M, K) and (M, N) and any M: (K, N), int32 up to MAX_TERMS terms and int64 beyond. The sums over
+    examples behind weight gradients."""
+    if a.shape[0] <= MAX_TERMS:
+        return matmul(a.t().contiguous(), b)
     total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.int64)
     for start in range(0, a.shape[0], MAX_TERMS):
         total += matmul(a[start : start + MAX_TERMS].t().contiguous(), b[start : start + MAX_TERMS])

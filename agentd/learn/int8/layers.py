@@ -33,7 +33,8 @@ def forward(layer: Layer, weights: Weights, x: Int8Tensor) -> Int8Tensor:
     if isinstance(layer, Linear):
         return linear(weights, x)
     # Batch normalisation, folded to its affine map.
-    accumulator = x.mantissa.to(torch.int32) * weights[0].mantissa
+    accumulator = x.mantissa.to(torch.int32)
+    accumulator *= weights[0].mantissa
     exponent = x.exponent + weights[0].exponent
     _add_bias(accumulator, weights, exponent)
     return requantise(accumulator, exponent)
@@ -98,7 +99,8 @@ def backward(layer: Layer, weights: Weights, x: Int8Tensor, y: Int8Tensor, error
 
 
 def gradients(layer: Layer, weights: Weights, x: Int8Tensor, error: Int8Tensor) -> list[Tensor]:
-    """The int64 gradient of each of the layer's parameters, summed over the batch; each at an exponent of its own."""
+    """The gradient of each of the layer's parameters, summed over the batch, int32 or int64; each at an exponent of its
+    own."""
     e = error.mantissa
     flat = e.reshape(-1, e.shape[-1])
     if isinstance(layer, Conv):

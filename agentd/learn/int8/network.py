@@ -69,7 +69,7 @@ class Int8Network:
         return x, kept
 
     def backward(self, kept: list[Activation], error: Int8Tensor) -> Iterator[tuple[Parameter, Tensor]]:
-        """Yields (parameter, int64 gradient) from the last layer to the first one kept.
+        """Yields (parameter, gradient as int32 or int64) from the last layer to the first one kept.
 
         A layer's error is passed on before its gradients are yielded, so the caller may update at once.
         """

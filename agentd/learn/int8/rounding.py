@@ -10,6 +10,8 @@ from torch import Tensor
 from agentd.learn.int8.tensor import LIMIT, Int8Tensor
 
 BITS = 7  # magnitude bits of a mantissa
+_PIECE = 1 << 14  # entries updated at a time
+_ROUNDED = 1 << 18  # accumulators rounded at a time
 
 
 def largest(values: Tensor) -> int:
@@ -21,7 +23,7 @@ def largest(values: Tensor) -> int:
 def shift_nearest(values: Tensor, shift: int) -> Tensor:
     """values / 2**shift, rounded to the nearest, halves away from zero; overwrites `values`.
 
-    |values| + 2**(shift - 1) must fit the dtype (kernels.MAX_TERMS sees to it).
+    |values| + 2**(shift - 1) must fit the dtype (window.MAX_TERMS sees to it).
     """
     if shift <= 0:
         return values
@@ -57,27 +59,35 @@ def requantise(accumulator: Tensor, exponent: int, *, top: int | None = None, re
     """Accumulators (integers of any width, times 2**exponent) as mantissas; overwrites `accumulator`.
 
     The shift is the least that fits max |accumulator| (`top`, where it is known) into 7 bits. `rectify` applies a ReLU
-    on the way, which gives the same as a ReLU afterwards.
+    on the way, which gives the same as a ReLU afterwards. Goes in pieces, as a temporary of a large layer's 32-bit
+    accumulators would take more memory than fp32 does.
     """
     shift = max(0, (largest(accumulator) if top is None else top).bit_length() - BITS)
-    if rectify:
-        accumulator.clamp_(min=0)
-        if shift:
-            accumulator += 1 << (shift - 1)
-            accumulator >>= shift
-    else:
-        accumulator = shift_nearest(accumulator, shift)
-    return Int8Tensor(accumulator.clamp_(-LIMIT, LIMIT).to(torch.int8), exponent + shift)
+    mantissa = torch.empty(accumulator.shape, dtype=torch.int8)
+    flat, target = accumulator.reshape(-1), mantissa.view(-1)
+    for start in range(0, flat.numel(), _ROUNDED):
+        piece = flat[start : start + _ROUNDED]
+        if not rectify:
+            piece = shift_nearest(piece, shift)
+        else:
+            piece.clamp_(min=0)
+            if shift:
+                piece += 1 << (shift - 1)
+                piece >>= shift
+        target[start : start + _ROUNDED] = piece.clamp_(-LIMIT, LIMIT)
+    return Int8Tensor(mantissa, exponent + shift)
 
 
-def reduce_gradient(gradient: Tensor, bits: int) -> Tensor:
-    """A weight gradient cut to `bits` magnitude bits by pseudo-stochastic rounding: NITI's learning rate.
+def descend(weight: Tensor, gradient: Tensor, bits: int) -> None:
+    """weight <- clip(weight - gradient cut to `bits` magnitude bits), in place: NITI's update, bits its learning rate.
 
-    Any integer `bits`: at 0 and below, the largest entry moves its weight by one with probability about 2**bits.
+    The cut rounds pseudo-stochastically. Any integer `bits`: at 0 and below, the largest entry moves its weight by one
+    with probability about 2**bits. Goes in pieces that stay in cache: the temporaries of a whole layer would be several
+    times the layer.
     """
-    return shift_stochastic(gradient, largest(gradient).bit_length() - bits)
-
-
-def apply_update(weight: Tensor, update: Tensor) -> None:
-    """weight <- clip(weight - update), in place; `update` is wider than int8 and bounded well below its limit."""
-    weight.copy_((weight - update.clamp(-2 * LIMIT, 2 * LIMIT).to(torch.int16)).clamp_(-LIMIT, LIMIT))
+    shift = min(62, largest(gradient).bit_length() - bits)  # far more than cuts everything off
+    flat, update = weight.view(-1), gradient.reshape(-1)
+    for start in range(0, flat.numel(), _PIECE):
+        piece = slice(start, start + _PIECE)
+        cut = shift_stochastic(update[piece].to(torch.int64), shift).clamp_(-2 * LIMIT, 2 * LIMIT).to(torch.int16)
+        flat[piece] = (flat[piece] - cut).clamp_(-LIMIT, LIMIT)

@@ -6,19 +6,19 @@ architecture and exponents as metadata.
 """
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from agentd.learn.int8.architecture import Architecture, BatchNorm
 from agentd.learn.int8.errors import InvalidArchitecture, InvalidWeights
 from agentd.learn.int8.floating import FloatNetwork
 from agentd.learn.int8.network import Int8Network
-from agentd.learn.int8.tensor import Int8Tensor, dequantise, quantise
+from agentd.learn.int8.tensor import LIMIT, Int8Tensor, dequantise, quantise
 
 _EPSILON = 1e-5  # torch's default, as in floating.py
 _MOMENTS = ("running_mean", "running_var")
@@ -55,8 +55,11 @@ def quantised(model: FloatNetwork, calibration: Tensor | None = None) -> Int8Net
 
 
 def input_exponent(calibration: Tensor) -> int:
-    """The exponent for a network's inputs, from a float batch of typical ones. Raises InvalidInput."""
-    return quantise(calibration).exponent
+    """The exponent for a network's inputs, from a float batch of typical ones. Raises InvalidInput.
+
+    The largest may be clipped by one part in 128: values in [-1, 1] would else lose a bit for the sake of 1 itself.
+    """
+    return quantise(calibration * (LIMIT / (LIMIT + 1))).exponent
 
 
 def from_state(architecture: Architecture, state: Mapping[str, Tensor]) -> FloatNetwork:
@@ -107,16 +110,29 @@ def load_float(architecture: Architecture, path: Path) -> FloatNetwork:
     return from_state(architecture, tensors)
 
 
-def save_int8(network: Int8Network, path: Path) -> None:
-    """Writes mantissas, exponents and the architecture. The caller makes it visible and durable."""
+def save_int8(network: Int8Network, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Writes mantissas, exponents and the architecture, and further metadata. The caller makes it visible and
+    durable.
+
+    Equal networks give equal files; safetensors' own writer puts metadata in another order each time.
+    """
     names = [p.name for p in network.described]
     metadata = {
+        **(about or {}),
         "format": "agentd-int8",
         "architecture": json.dumps(network.architecture.as_dict(), sort_keys=True),
         "exponents": json.dumps({n: p.exponent for n, p in zip(names, network.parameters, strict=True)}),
     }
-    mantissas = {n: p.mantissa.contiguous() for n, p in zip(names, network.parameters, strict=True)}
-    save_file(mantissas, path, metadata)
+    tree: dict[str, object] = {"__metadata__": metadata}
+    at = 0
+    for name, p in zip(names, network.parameters, strict=True):
+        offsets = [at, at + p.mantissa.numel()]
+        tree[name] = {"dtype": "I8", "shape": list(p.shape), "data_offsets": offsets}
+        at = offsets[1]
+    header = json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    tensors = b"".join(p.mantissa.contiguous().numpy().tobytes() for p in network.parameters)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + tensors)
 
 
 def load_int8(path: Path) -> Int8Network:

@@ -1,0 +1,1 @@
+"""A camera is turned, and its classifier learns to see again: `make demo-drift`."""
