@@ -14,6 +14,6 @@ def test_a_minute_of_everything_at_once(capsys: pytest.CaptureFixture[str]) -> N
         print(f"\nsoak: {soak.told(findings, 60)}")
     assert not findings.problems, soak.told(findings, 60)
     counts = findings.counts
-    assert counts["answers"] > 50
-    assert counts["feedback"] > 20
+    assert counts["answers"] > 20
+    assert counts["feedback"] > 5
     assert min(counts[what] for what in ("hung up", "refused", "engine killed")) > 0
