@@ -1,4 +1,4 @@
-"""The command line of the daemon: `agentd [--config FILE] [run | config | fetch-model | version]`."""
+"""The command line of the daemon: `agentd [--config FILE] [COMMAND]`."""
 
 import argparse
 import os
@@ -8,21 +8,16 @@ from pathlib import Path
 import yaml
 
 from agentd import __version__, config, models
-from agentd.errors import AgentdError, InvalidConfig
-
-EX_CONFIG = 78  # sysexits.h; service managers do not restart on it (RestartPreventExitStatus=78)
+from agentd.errors import AgentdError
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
-    except InvalidConfig as error:
-        print(f"agentd: {error}", file=sys.stderr)
-        return EX_CONFIG
     except AgentdError as error:
         print(f"agentd: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `agentd config | head`
@@ -44,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="agentd", description=__doc__.partition(":")[0] + ".", parents=[common])
     parser.add_argument("--version", action="version", version=f"agentd {__version__}")
     parser.set_defaults(command=_run)
-    commands = parser.add_subparsers(title="commands", metavar="{run,config,fetch-model,version}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="{run,config,fetch-model,restore,install-service,version}"
+    )
     run = commands.add_parser("run", parents=[common], help="serve and learn, in the foreground (the default)")
     run.set_defaults(command=_run)
     show = commands.add_parser("config", parents=[common], help="print the effective settings as YAML")
@@ -52,6 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_config)
     fetch = commands.add_parser("fetch-model", parents=[common], help="fetch and check the configured model")
     fetch.set_defaults(command=_fetch_model)
+    restore = commands.add_parser("restore", parents=[common], help="put a backup into the state directory")
+    restore.add_argument("archive", type=Path, help="what `agentctl backup` wrote")
+    restore.add_argument("--replace", action="store_true", help="move the state that is there aside")
+    restore.set_defaults(command=_restore)
+    install = commands.add_parser("install-service", help="put the systemd units in place, or take them away")
+    install.add_argument("--uninstall", action="store_true", help="take them away; configuration and state stay")
+    install.add_argument("--gpu", action="store_true", help="let the service use a GPU (Jetson, NVIDIA)")
+    install.add_argument("--root", type=Path, default=Path("/"), help="another root directory; nothing is started then")
+    install.set_defaults(command=_install)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(command=_version)
     return parser
@@ -69,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     # imported here, so that a mistake in the settings is reported at once
     from agentd import daemon
 
-    return daemon.main(settings)
+    return daemon.main(settings, lambda: _load(options))
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -99,6 +105,28 @@ def _download_bar() -> models.Progress | None:
         )
 
     return show
+
+
+def _restore(options: argparse.Namespace) -> int:
+    settings = _load(options)
+    from agentd.daemon import locked
+    from agentd.store import backup
+
+    os.umask(0o077)
+    with locked(settings.state.dir):
+        index = backup.restore(options.archive, settings.state.dir, replace=options.replace)
+    print(f"{settings.state.dir}: the state of {index['created_at']}, {len(index['revisions'])} revisions")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from agentd import service
+
+    if options.uninstall:
+        service.uninstall(options.root)
+    else:
+        service.install(options.root, gpu=options.gpu)
+    return 0
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -152,6 +152,20 @@ class Gate:
 class Trial:
     duration: float = _key(60.0, _duration, "seconds a new revision serves on trial before it is committed")
     attempts: int = _key(3, _number(1, 100, int), "restarts a trial survives before it is rolled back")
+    max_latency: float = _key(
+        2.0, _number(1, 1000), "times the committed revision's time for a canary answer that a trial may take"
+    )
+    alpha: float = _key(
+        0.01, _number(1e-9, 0.5), "chance that a revision no worse than the last is taken back for its feedback"
+    )
+
+
+@dataclass(frozen=True)
+class Hold:
+    temperature: float | None = _key(
+        90.0, _number(20, 150), "°C of the hottest sensor above which no pass runs; null = off"
+    )
+    battery: float | None = _key(25.0, _number(0, 100), "percent under which no pass runs on battery; null = off")
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,22 @@ class Adapt:
     trigger: Trigger = field(default_factory=Trigger)
     gate: Gate = field(default_factory=Gate)
     trial: Trial = field(default_factory=Trial)
+    hold: Hold = field(default_factory=Hold)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    weight_human: float = _key(1.0, _number(0, 1), "how far labels and demonstrations of source human are believed")
+    weight_program: float = _key(0.8, _number(0, 1), "the same for source program")
+    weight_implicit: float = _key(0.5, _number(0, 1), "the same for source implicit; 0 keeps all of it in quarantine")
+    limit: int = _key(
+        600, _number(1, 10**9, int), "labels and demonstrations a minute of one source; what exceeds it is quarantined"
+    )
+    max_quarantined: int = _key(10_000, _number(1, 10**9, int), "pieces kept in quarantine per source; more get 429")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"human": self.weight_human, "program": self.weight_program, "implicit": self.weight_implicit}
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,7 @@ class Config:
     state: State = field(default_factory=State)
     memory: Memory = field(default_factory=Memory)
     adapt: Adapt = field(default_factory=Adapt)
+    feedback: Feedback = field(default_factory=Feedback)
     retention: Retention = field(default_factory=Retention)
     tasks: dict[str, Task] = field(default_factory=dict, metadata={"doc": "name: {choices, metric, prompt}"})
 

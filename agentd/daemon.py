@@ -5,62 +5,77 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from agentd import models, systemd
-from agentd.adapt.controller import Adaptation, known_directories, recover
+from agentd import logs, models, systemd
+from agentd.adapt.controller import Adaptation
+from agentd.adapt.holds import Holds
+from agentd.adapt.recovery import known_directories, recover
 from agentd.adapt.revision_files import RevisionFiles
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, tcp_socket, unix_socket
 from agentd.api.services import Services
+from agentd.budget import probe
+from agentd.clock import WallClock
 from agentd.config import Config, Task
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, CannotListen, InvalidConfig, RevisionCorrupt, StateDirLocked, StorageFailed
+from agentd.errors import (
+    AgentdError,
+    CannotListen,
+    CrashLoop,
+    InvalidConfig,
+    RevisionCorrupt,
+    StateDirLocked,
+    StorageFailed,
+)
 from agentd.ids import now
+from agentd.pressure import MemoryPressure, give_back
+from agentd.reload import compare
 from agentd.safetensors_header import ClassifierHeader
-from agentd.store import inferences, revisions, tasks
+from agentd.starts import LIMIT, Starts
+from agentd.store import events, inferences, revisions, tasks
 from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
 
 _PRUNE_EVERY = 3600.0  # seconds between looks at what retention lets go
+_STARTED_AFTER = 30  # seconds without a request after which a start counts as a success
 
 
-def main(config: Config) -> int:
-    """Runs the daemon until SIGTERM or SIGINT. Returns the process's exit status."""
-    level = logging.getLevelName(os.environ.get("AGENTD_LOG", "INFO").upper())
-    logging.basicConfig(
-        level=level if isinstance(level, int) else logging.INFO,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+def main(config: Config, reload: Callable[[], Config]) -> int:
+    """Runs the daemon until SIGTERM or SIGINT; on SIGHUP it asks `reload` for the settings again.
+
+    Returns the process's exit status.
+    """
+    os.umask(0o077)  # whatever is written here is for nobody else
+    logs.configure()
     try:
         with locked(config.state.dir):
-            return asyncio.run(run(config))
+            return asyncio.run(run(config, reload))
     except AgentdError as error:
         logger.error("%s", error)
-        return 1
+        return error.exit_status
 
 
-async def run(config: Config) -> int:
-    notifier = systemd.Notifier()
+async def run(config: Config, reload: Callable[[], Config]) -> int:
+    notifier, pressure = systemd.Notifier(), MemoryPressure()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         notifier.status("checking the model and the state")
-        services, servers = await build(config, stack)
+        services, servers = await build(config, stack, notifier)
         # Until here there is nothing to take down, and fetching a model can take long: a signal just ends the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
         serving = asyncio.gather(*(server.run_until_stopped() for server in servers))
         ready = asyncio.create_task(bring_up(services, stack))
         try:
@@ -68,8 +83,9 @@ async def run(config: Config) -> int:
             await _first(ready, stopping)
             if ready.done():
                 ready.result()
-                background = asyncio.create_task(feed_watchdog(services.supervisor, notifier))
-                stack.callback(background.cancel)
+                loop.add_signal_handler(signal.SIGHUP, reloader(services, notifier, reload))
+                for work in (feed_watchdog(services.supervisor, notifier), relieve(services, pressure)):
+                    stack.callback(asyncio.create_task(work).cancel)
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
                 await stopping.wait()
@@ -80,20 +96,24 @@ async def run(config: Config) -> int:
             ready.cancel()  # if it still loads the model, it takes the engine down again
             await asyncio.wait({ready})
             await serving
+    Starts(config.state.dir / "starts").succeeded()
     return 0
 
 
-async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[Server]]:
+async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifier) -> tuple[Services, list[Server]]:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
     model = await asyncio.to_thread(lambda: models.check(models.resolve(config.model.path), config.engine))
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
-    files = RevisionFiles(config.state.dir / "revisions", model.sha256)
+    digests = await store.call(revisions.digests)
+    files = RevisionFiles(config.state.dir / "revisions", model.sha256, digests)
     for note in await store.call(recover):
         logger.warning("%s", note)
     for name, task in tasks_of(config, model.classifier).items():
         await store.call(tasks.declare, declared(name, task))
     files.reconcile(await store.call(known_directories))
+    for left_over in (*config.state.dir.glob(".backup-*"), config.state.dir / ".restored"):
+        await asyncio.to_thread(shutil.rmtree, left_over, ignore_errors=True)
     activity = Activity()
 
     async def fall_back(error: RevisionCorrupt, revision: int) -> int:
@@ -108,8 +128,15 @@ async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[S
         fallback=fall_back,
     )
     adaptation = Adaptation(config, store, supervisor, activity, files, model.path, model.classifier)
-    services = Services(config, store, supervisor, activity, adaptation, model)
-    api, admin = listening(config, stack)
+
+    async def tell(kind: str, message: str) -> None:
+        logger.warning("%s: %s", kind, message)
+        with contextlib.suppress(AgentdError):
+            await store.call(events.add, kind, message)
+
+    holds = Holds(lambda: services.config.adapt.hold, activity, probe.read_sensors, tell)
+    services = Services(config, store, supervisor, activity, adaptation, model, holds)
+    api, admin = listening(config, stack, notifier)
     servers = [
         Server(application(services, with_admin=False), api),
         Server(application(services, with_admin=True), admin),
@@ -119,12 +146,23 @@ async def build(config: Config, stack: AsyncExitStack) -> tuple[Services, list[S
 
 async def bring_up(services: Services, stack: AsyncExitStack) -> None:
     """Loads the model, puts the committed revision in place and starts looking for things to learn."""
-    stack.push_async_callback(services.supervisor.stop)
-    await services.supervisor.start()
+    supervisor = services.supervisor
+    starts = Starts(services.config.state.dir / "starts")
+    count = starts.begin()
+    if count > LIMIT and supervisor.revision:
+        await supervisor.distrust(CrashLoop(supervisor.revision, count - 1, "daemon"))
+    stack.push_async_callback(supervisor.stop)
+    await supervisor.start()
     stack.push_async_callback(services.adaptation.shut_down)
     await services.adaptation.start_up()
-    pruning = asyncio.create_task(retention(services.config, services.store))
-    stack.callback(pruning.cancel)
+    clock = WallClock()
+    for work in (
+        retention(services, clock),
+        clock.watch(lambda seconds: clock_jumped(services, seconds)),
+        services.holds.watch(),
+        succeeded(starts, services.activity),
+    ):
+        stack.callback(asyncio.create_task(work).cancel)
 
 
 async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
@@ -133,8 +171,11 @@ async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
     waiting.cancel()
 
 
-def listening(config: Config, stack: AsyncExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The sockets of the API and of the admin API: inherited from systemd, or our own, removed at the end.
+def listening(
+    config: Config, stack: AsyncExitStack, notifier: systemd.Notifier
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """The sockets of the API and of the admin API: inherited from systemd, or our own, which are removed at the end
+    unless systemd keeps them for the next start.
 
     Raises CannotListen.
     """
@@ -143,14 +184,15 @@ def listening(config: Config, stack: AsyncExitStack) -> tuple[list[socket.socket
     except ValueError as error:
         raise CannotListen("what systemd passed", str(error)) from None
 
-    def own(path: Path, mode: int) -> list[socket.socket]:
+    def own(path: Path, mode: int, name: str) -> list[socket.socket]:
         made = unix_socket(path, mode)
-        stack.callback(path.unlink, missing_ok=True)
+        if not notifier.keep(name, made):
+            stack.callback(path.unlink, missing_ok=True)
         return [made]
 
     given = inherited.pop("admin", None)
-    api = list(inherited.values()) or own(config.api_socket, 0o660)
-    admin = [given] if given else own(config.admin_socket, 0o600)
+    api = list(inherited.values()) or own(config.api_socket, 0o660, "api")
+    admin = [given] if given else own(config.admin_socket, 0o600, "admin")
     return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
 
 
@@ -208,9 +250,10 @@ def locked(state: Path) -> Iterator[None]:
         except OSError:
             file.seek(0)
             raise StateDirLocked(state, file.read().strip() or "unknown") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        # Whose lock it is helps a reader only: a full disk is no reason not to start.
+        with contextlib.suppress(OSError):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 
@@ -223,11 +266,74 @@ async def feed_watchdog(supervisor: Supervisor, notifier: systemd.Notifier) -> N
         await asyncio.sleep(interval / 2)
 
 
-async def retention(config: Config, store: Store) -> None:
+async def retention(services: Services, clock: WallClock) -> None:
     """Lets go of served requests that are old and that nobody gave feedback on."""
     while True:
-        before = datetime.now(timezone.utc) - timedelta(seconds=config.retention.inferences)
+        before = datetime.now(timezone.utc) - timedelta(seconds=services.config.retention.inferences)
         limit = before.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        with contextlib.suppress(AgentdError):
-            await store.call(inferences.prune, limit)
+        if clock.trusted:
+            with contextlib.suppress(AgentdError):
+                await services.store.call(inferences.prune, limit)
         await asyncio.sleep(_PRUNE_EVERY)
+
+
+def clock_jumped(services: Services, seconds: float) -> None:
+    logger.warning("the wall clock jumped by %+.0f s", seconds)
+    services.adaptation.triggers.clock_jumped()
+    with contextlib.suppress(AgentdError):
+        services.store.submit(events.add, "clock jumped", f"by {seconds:+.0f} s")
+
+
+async def succeeded(starts: Starts, activity: Activity) -> None:
+    """A start counts as a success once a request was answered, or after a while without trouble."""
+    for _ in range(_STARTED_AFTER):
+        await asyncio.sleep(1)
+        if activity.served:
+            break
+    starts.succeeded()
+
+
+async def relieve(services: Services, pressure: MemoryPressure) -> None:
+    """Makes room when systemd reports memory pressure: a pass waits, and what is only kept for later goes."""
+
+    async def react() -> None:
+        await services.holds.pressure()
+        await asyncio.to_thread(give_back)
+
+    await pressure.watch(react)
+
+
+def reloader(services: Services, notifier: systemd.Notifier, read: Callable[[], Config]) -> Callable[[], None]:
+    """What SIGHUP does. A configuration with a mistake changes nothing."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            change = compare(services.config, await asyncio.to_thread(read))
+        except AgentdError as error:
+            logger.error("the configuration stays as it was: %s", error)
+            await services.store.call(events.add, "reload failed", str(error))
+        else:
+            await apply(services, change.config)
+            logger.info("configuration read again; %s", change.told)
+            await services.store.call(
+                events.add, "reloaded", change.told, data={"changed": change.changed, "fixed": change.fixed}
+            )
+        notifier.ready(f"serving revision {services.supervisor.revision}")
+
+    def begin() -> None:
+        notifier.reloading()
+        task = asyncio.create_task(reload())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    return begin
+
+
+async def apply(services: Services, config: Config) -> None:
+    """Lets a configuration count from now on, as far as nothing has to be started anew for it."""
+    services.config = config
+    services.supervisor.set_queue(config.serve.queue)
+    services.adaptation.reconfigure(config)
+    for name, task in config.tasks.items():
+        await services.store.call(tasks.declare, declared(name, task))

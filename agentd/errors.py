@@ -12,6 +12,7 @@ class AgentdError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    exit_status = 1  # of the daemon, when this keeps it from starting; sysexits.h where that has a number
 
 
 class InvalidRequest(AgentdError):
@@ -121,6 +122,18 @@ class InvalidLine(InvalidRequest):
         self.number = number
 
 
+class TooMuchFeedback(InvalidRequest):
+    status = 429
+    type = "rate_limit_error"
+    code = "too_much_feedback"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} pieces of feedback of this source wait in quarantine (feedback.max_quarantined); "
+            f"release or forget some, and send less a minute"
+        )
+
+
 class LabelNotInChoices(InvalidRequest):
     code = "label_not_in_choices"
 
@@ -157,6 +170,7 @@ class EngineDied(EngineUnavailable):
 
 class StorageFull(AgentdError):
     status = 507
+    exit_status = 73
     type = "storage_error"
     code = "storage_full"
 
@@ -169,6 +183,7 @@ class StorageFailed(AgentdError):
 
     type = "storage_error"
     code = "storage_failed"
+    exit_status = 74
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the state cannot be read or written: {detail}")
@@ -178,6 +193,7 @@ class ModelUnusable(AgentdError):
     """The model file is missing, is no GGUF, is cut short, or needs more than this build knows."""
 
     code = "model_unusable"
+    exit_status = 66
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"cannot use the model {path}: {reason}")
@@ -186,12 +202,16 @@ class ModelUnusable(AgentdError):
 class InvalidConfig(AgentdError):
     """Every mistake of a configuration, reported at once."""
 
+    exit_status = 78
+
     def __init__(self, source: object, problems: Sequence[str]) -> None:
         super().__init__("\n".join([f"{len(problems)} problem(s) in {source}:", *(f"  {line}" for line in problems)]))
         self.problems = list(problems)
 
 
 class StateDirLocked(AgentdError):
+    exit_status = 75
+
     def __init__(self, path: object, pid: str) -> None:
         super().__init__(
             f"another agentd (pid {pid}) already uses the state directory {path}; stop it, or set another state.dir"
@@ -199,11 +219,15 @@ class StateDirLocked(AgentdError):
 
 
 class CannotListen(AgentdError):
+    exit_status = 69
+
     def __init__(self, address: object, reason: str) -> None:
         super().__init__(f"cannot listen on {address}: {reason}")
 
 
 class StateTooNew(AgentdError):
+    exit_status = 65
+
     def __init__(self, path: object, unknown: Sequence[str]) -> None:
         super().__init__(
             f"{path} was written by a newer agentd (it has {', '.join(unknown)}); it was not touched. "
@@ -232,6 +256,26 @@ class RevisionCorrupt(AgentdError):
 
     def __init__(self, revision: int | str, reason: str) -> None:
         super().__init__(f"revision {revision} cannot be used: {reason}")
+
+
+class CrashLoop(RevisionCorrupt):
+    """A revision whose files are intact, and under which nothing stays alive."""
+
+    def __init__(self, revision: int, times: int, what: str) -> None:
+        super().__init__(revision, f"the {what} died {times} times in a row while it served")
+
+
+class ServiceNotInstalled(AgentdError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the service is not installed: {reason}")
+
+
+class BackupUnusable(AgentdError):
+    code = "backup_unusable"
+    exit_status = 65
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot restore {path}: {reason}")
 
 
 class TrainerFailed(PassFailed):

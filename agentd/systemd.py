@@ -6,6 +6,7 @@ here does nothing.
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -19,6 +20,7 @@ class Notifier:
         # A leading @ stands for the zero byte of an abstract address.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._watchdog = _watchdog_seconds(environment)
+        self._stores = environment.pop("FDSTORE", "0") not in ("", "0")
 
     @property
     def watchdog_interval(self) -> float | None:
@@ -43,6 +45,23 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> bool:
         """Start-up or shutdown goes on and is not stuck: allow `seconds` from now on."""
         return self.notify(EXTEND_TIMEOUT_USEC=str(int(seconds * 1e6)))
+
+    def reloading(self) -> bool:
+        """The configuration is being read again; `ready` ends it."""
+        return self.notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
+
+    def keep(self, name: str, kept: socket.socket) -> bool:
+        """Lets the service manager keep a socket over our restart, if it would (FileDescriptorStoreMax=, 254)."""
+        if not self._address or not self._stores:
+            return False
+        message = f"FDSTORE=1\nFDNAME={name}".encode()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.connect(self._address)
+                socket.send_fds(sender, [message], [kept.fileno()])
+        except OSError:
+            return False
+        return True
 
     def notify(self, **fields: str) -> bool:
         """Sends the fields in one datagram; False when nobody listens. Never raises OSError."""

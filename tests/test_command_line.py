@@ -61,7 +61,7 @@ def test_fetch_model_checks_the_configured_file(tmp_path: Path, model_path: Path
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(model_path.read_bytes()[:1_000_000])
     result = agentd("fetch-model", AGENTD_MODEL_PATH=str(damaged))
-    assert result.returncode == 1
+    assert result.returncode == 66
     assert result.stderr.startswith(f"agentd: cannot use the model {damaged}: it is cut short")
 
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from daemon_process import Answer, DaemonProcess, eventually, shared, streaming
 
-EX_CONFIG = 78
+# sysexits.h
+EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 65, 66, 69, 74, 75, 78
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def unstarted(model_path: Path) -> Iterator[DaemonProcess]:
         yield daemon
 
 
-def refuses(daemon: DaemonProcess, *expected: str, status: int = 1) -> None:
+def refuses(daemon: DaemonProcess, *expected: str, status: int) -> None:
     """The start fails with the exit status, one clear message and no traceback, and leaves no sockets."""
     code, log = daemon.run_to_end()
     assert code == status, log
@@ -35,14 +36,14 @@ def refuses(daemon: DaemonProcess, *expected: str, status: int = 1) -> None:
 
 def test_a_model_that_is_missing(unstarted: DaemonProcess) -> None:
     unstarted.configure("/nonexistent/model.gguf", {})
-    refuses(unstarted, "cannot use the model /nonexistent/model.gguf: there is no such file")
+    refuses(unstarted, "cannot use the model /nonexistent/model.gguf: there is no such file", status=EX_NOINPUT)
 
 
 def test_a_model_that_is_no_gguf(unstarted: DaemonProcess) -> None:
     model = unstarted.directory / "model.gguf"
     model.write_bytes(b"not a model" * 1000)
     unstarted.configure(model, {})
-    refuses(unstarted, "cannot use the model", str(model))
+    refuses(unstarted, "cannot use the model", str(model), status=EX_NOINPUT)
 
 
 def test_a_model_that_is_cut_short(unstarted: DaemonProcess, model_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_model_that_is_cut_short(unstarted: DaemonProcess, model_path: Path) -
     with model_path.open("rb") as source, model.open("wb") as sink:
         sink.write(source.read(10_000_000))
     unstarted.configure(model, {})
-    refuses(unstarted, "cannot use the model", str(model))
+    refuses(unstarted, "cannot use the model", str(model), status=EX_NOINPUT)
 
 
 def test_a_model_with_a_damaged_header(unstarted: DaemonProcess, model_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_model_with_a_damaged_header(unstarted: DaemonProcess, model_path: Pat
     data[8:16] = b"\xff" * 8  # the number of tensors
     model.write_bytes(data)
     unstarted.configure(model, {})
-    refuses(unstarted, "cannot use the model", str(model))
+    refuses(unstarted, "cannot use the model", str(model), status=EX_NOINPUT)
 
 
 def test_a_model_that_only_the_engine_finds_unusable(unstarted: DaemonProcess, model_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_model_that_only_the_engine_finds_unusable(unstarted: DaemonProcess, m
     assert data.count(b"blk.7.attn_q.weight") == 1
     model.write_bytes(data.replace(b"blk.7.attn_q.weight", b"blk.7.attn_r.weight"))
     unstarted.configure(model, {})
-    refuses(unstarted, "cannot use the model", str(model), "blk.7.attn_q.weight")
+    refuses(unstarted, "cannot use the model", str(model), "blk.7.attn_q.weight", status=EX_NOINPUT)
     assert (unstarted.state / "agentd.db").exists()  # the state was in order
 
 
@@ -77,23 +78,33 @@ def test_a_model_of_the_hub_without_a_network(unstarted: DaemonProcess) -> None:
     unstarted.configure("hf:owner/repository/model.gguf", {})
     cache = str(unstarted.directory / "hub")
     unstarted.environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": cache}
-    refuses(unstarted, "cannot use the model hf:owner/repository/model.gguf", "HF_HUB_OFFLINE", "model.path")
+    refuses(
+        unstarted,
+        "cannot use the model hf:owner/repository/model.gguf",
+        "HF_HUB_OFFLINE",
+        "model.path",
+        status=EX_NOINPUT,
+    )
 
 
 def test_a_mistake_in_the_configuration_is_not_worth_a_restart(unstarted: DaemonProcess) -> None:
     unstarted.config.write_text("serve: {slots: 0, sockt: x}\nadapt: {method: magic}\n")
     refuses(unstarted, "3 problem(s)", "serve.slots", "serve.sockt: unknown key", "adapt.method", status=EX_CONFIG)
     service = Path(__file__).parents[1] / "systemd" / "agentd.service"
-    assert f"RestartPreventExitStatus={EX_CONFIG}" in service.read_text()
+    assert f"RestartPreventExitStatus={EX_DATAERR} {EX_NOINPUT} {EX_CONFIG}" in service.read_text()
 
 
 def test_a_second_daemon_on_the_same_state_leaves_the_first_alone(model_path: Path) -> None:
     first = shared(model_path)
     with DaemonProcess(model_path, {"state": {"dir": str(first.state)}}) as second:
-        refuses(second, f"another agentd (pid {first.pid}) already uses the state directory {first.state}")
+        refuses(
+            second,
+            f"another agentd (pid {first.pid}) already uses the state directory {first.state}",
+            status=EX_TEMPFAIL,
+        )
     same = {"serve": {"socket": str(first.api), "admin_socket": str(first.admin)}, "state": {"dir": str(first.state)}}
     with DaemonProcess(model_path, same) as twin:
-        assert twin.run_to_end()[0] == 1
+        assert twin.run_to_end()[0] == EX_TEMPFAIL
     assert first.ask().status == 200
     assert first.status()["pid"] == first.pid
 
@@ -105,7 +116,7 @@ def test_a_second_daemon_on_the_same_sockets_leaves_the_first_alone(model_path: 
         {"serve": {"admin_socket": str(first.admin)}},
     ):
         with DaemonProcess(model_path, settings) as second:
-            refuses(second, "cannot listen on", "another server already listens there")
+            refuses(second, "cannot listen on", "another server already listens there", status=EX_UNAVAILABLE)
     assert first.get("/health").status == 200
     assert first.get("/admin/status", admin=True).status == 200
 
@@ -113,13 +124,13 @@ def test_a_second_daemon_on_the_same_sockets_leaves_the_first_alone(model_path: 
 def test_a_socket_path_that_is_a_file(unstarted: DaemonProcess) -> None:
     unstarted.admin.write_text("mine")
     code, log = unstarted.run_to_end()
-    assert (code, "a file that is no socket is there" in log, unstarted.api.exists()) == (1, True, False)
+    assert (code, "a file that is no socket is there" in log, unstarted.api.exists()) == (EX_UNAVAILABLE, True, False)
     assert unstarted.admin.read_text() == "mine"
 
 
 def test_a_state_directory_that_cannot_be_used(unstarted: DaemonProcess) -> None:
     unstarted.state.touch()
-    refuses(unstarted, str(unstarted.state), "File exists")
+    refuses(unstarted, str(unstarted.state), "File exists", status=EX_IOERR)
 
 
 def test_a_database_of_a_newer_version_is_not_touched(unstarted: DaemonProcess) -> None:
@@ -127,11 +138,11 @@ def test_a_database_of_a_newer_version_is_not_touched(unstarted: DaemonProcess) 
     unstarted.stop()
     path = unstarted.state / "agentd.db"
     db = sqlite3.connect(path)
-    db.execute("UPDATE _sqlite_migrations SET name = 'm999_from_the_future'")
+    db.execute("UPDATE _sqlite_migrations SET name = 'm999_from_the_future' WHERE name = 'm001_initial'")
     db.commit()
     db.close()
     before = path.read_bytes()
-    refuses(unstarted, "newer agentd", "m999_from_the_future", "not touched")
+    refuses(unstarted, "newer agentd", "m999_from_the_future", "not touched", status=EX_DATAERR)
     assert path.read_bytes() == before
 
 
@@ -140,7 +151,7 @@ def test_a_database_that_is_damaged(unstarted: DaemonProcess) -> None:
     path = unstarted.state / "agentd.db"
     path.write_bytes(b"SQLite format 4\0" + b"\xff" * 8176)
     before = path.read_bytes()
-    refuses(unstarted, str(path), "is damaged", "put a backup in its place")
+    refuses(unstarted, str(path), "is damaged", "put a backup in its place", status=EX_IOERR)
     assert path.read_bytes() == before
 
 

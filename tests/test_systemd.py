@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,30 @@ def test_notifications_arrive(manager: tuple[socket.socket, str]) -> None:
     assert receiver.recv(4096) == b"EXTEND_TIMEOUT_USEC=1500000"
     assert notifier.stopping()
     assert receiver.recv(4096) == b"STOPPING=1"
+
+
+def test_reloading_is_told_with_its_moment(manager: tuple[socket.socket, str]) -> None:
+    receiver, address = manager
+    before = time.monotonic_ns() // 1000
+    assert Notifier({"NOTIFY_SOCKET": address}).reloading()
+    first, second = receiver.recv(4096).decode().splitlines()
+    assert first == "RELOADING=1"
+    assert before <= int(second.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+
+
+def test_a_socket_is_kept_by_a_manager_that_keeps_some(manager: tuple[socket.socket, str], tmp_path: Path) -> None:
+    receiver, address = manager
+    environment = {"NOTIFY_SOCKET": address, "FDSTORE": "8"}
+    notifier = Notifier(environment)
+    assert environment == {}
+    with listener(tmp_path / "api") as ours:
+        assert notifier.keep("api", ours)
+        message, descriptors, _, _ = socket.recv_fds(receiver, 4096, 4)
+        assert message == b"FDSTORE=1\nFDNAME=api"
+        with socket.socket(fileno=descriptors[0]) as kept:
+            assert kept.getsockname() == str(tmp_path / "api")
+        assert not Notifier({"NOTIFY_SOCKET": address}).keep("api", ours), "this one keeps none"
+        assert not Notifier({"FDSTORE": "8"}).keep("api", ours)
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ class AdaptationPass:
             path = self._folder / LEDGER
             await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._parent, self._steps))
             files[LEDGER] = path
+        await self._refuse_known_to_be_bad(files)
         await self._advance("staged", revision=number)
         manifest: dict[str, Any] = {
             "parent": self._parent,
@@ -313,6 +314,14 @@ class AdaptationPass:
         return number
 
     # --- helpers
+
+    async def _refuse_known_to_be_bad(self, files: dict[str, Path]) -> None:
+        """What was rolled back once is not tried again unchanged."""
+        known = [row.id for row in await self._store.call(revisions.all) if row.state == "rolled_back"]
+        if (twin := await asyncio.to_thread(self._files.twin, files, known)) is not None:
+            reason = f"it is the same as revision {twin}, which was rolled back"
+            await self._advance("rejected", reason=reason)
+            raise Rejected(reason)
 
     async def _outcomes(self, holdout: list[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
         await self._engine.call("use", weights=weights)

@@ -11,11 +11,13 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd.adapt import dataset as datasets
+from agentd.adapt import transitions
 from agentd.adapt.adaptation_pass import AdaptationPass, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
 from agentd.adapt.planning import Setting, plan
+from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
 from agentd.adapt.revision_files import RevisionFiles
 from agentd.adapt.training import Training
@@ -24,7 +26,7 @@ from agentd.adapt.triggers import Triggers
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict, PassRefused, RevisionCorrupt
+from agentd.errors import AgentdError, Conflict, CrashLoop, PassRefused, RevisionCorrupt
 from agentd.safetensors_header import ClassifierHeader
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
@@ -52,7 +54,8 @@ class Adaptation:
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
-        self._trial: Trial | None = None
+        kind = ClassifierTrial if classifier else Trial
+        self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
         self._probed: dict[str, Any] | None = None
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
@@ -65,17 +68,39 @@ class Adaptation:
         """Picks up a trial that a restart interrupted, and starts looking for things to learn."""
         if trial := await self._store.call(trials.running):
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
-            self._task = asyncio.create_task(self._resume_trial(trial.revision, trial.pass_id))
+            resumed = self._probation.resume(trial.revision, trial.pass_id, self._progress)
+            self._task = asyncio.create_task(resumed)
         if self._config.adapt.enabled:
             self.triggers.run()
 
     async def shut_down(self) -> None:
         self.triggers.stop()
         if self._task and not self._task.done():
-            self._stop_reason = "the daemon stopped"
+            self._stop_reason = STOPPED
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    async def stop(self, reason: str) -> None:
+        """Ends the running pass or trial, if there is one, and waits until it has ended."""
+        if self._task and not self._task.done():
+            self._stop_reason = reason
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def reconfigure(self, config: Config) -> None:
+        """Settings that count from now on; a pass that runs keeps those it began with."""
+        self._config = config
+        self.triggers.reconfigure(config.adapt.trigger, enabled=config.adapt.enabled)
+
+    @property
+    def serving(self) -> int:
+        """The revision that serves now."""
+        return self._engine.revision
+
+    def folder(self, number: int) -> Path:
+        """The working directory of a pass."""
+        return self._folders / str(number)
 
     # --- what the admin API asks for
 
@@ -83,7 +108,9 @@ class Adaptation:
         """Starts a pass and returns its number. Raises Conflict while one runs."""
         if self._task and not self._task.done():
             assert self._progress is not None
-            raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
+            if not self._progress.done:
+                raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
+            await asyncio.wait({self._task})  # it only tidies up
         seed = self._config.adapt.seed
         row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
         await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
@@ -106,7 +133,7 @@ class Adaptation:
         """Stops the running pass and returns its number. Raises Conflict when none runs."""
         if self._task is None or self._task.done() or self._progress is None:
             raise Conflict("no pass is running")
-        await self._stop("cancelled by the owner")
+        await self.stop("cancelled by the owner")
         return self._progress.id
 
     async def rollback(self, revision: int | None, reason: str | None) -> dict[str, Any]:
@@ -124,16 +151,12 @@ class Adaptation:
             raise Conflict(f"revision {revision} is {row.state}; only committed revisions can serve")
         await asyncio.to_thread(self.files.verified, revision)
         why = reason or "rolled back by the owner"
-        await self._stop(why)
+        await self.stop(why)
         milliseconds = await self._activate(revision, why)
         return {"revision": revision, "previous": serving, "swap_ms": round(milliseconds, 3)}
 
     async def trial_json(self) -> dict[str, Any] | None:
-        running = await self._store.call(trials.running)
-        if running is None:
-            return None
-        left = self._trial.seconds_left if self._trial else None
-        return {"revision": running.revision, "attempts_left": running.attempts_left, "seconds_left": left}
+        return await self._probation.as_json()
 
     def progress_json(self, *, running_only: bool = False) -> dict[str, Any] | None:
         if self._progress is None or (running_only and self._progress.done):
@@ -155,17 +178,27 @@ class Adaptation:
         return dict(rows.fetchall())
 
     async def fall_back(self, error: RevisionCorrupt, revision: int) -> int:
-        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, in the end the base."""
+        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, in the end the base.
+
+        If its files are intact and the engine dies of it all the same, nothing learned is trusted: the base.
+        """
         await self._event("revision corrupt", str(error), revision=revision)
+        if isinstance(error, CrashLoop):
+            await self._store.call(revisions.activate, 0, str(error))
+            return 0
         for ancestor in (await self._store.call(revisions.lineage, revision))[1:]:
-            try:
-                await asyncio.to_thread(self.files.verified, ancestor)
-            except RevisionCorrupt:
-                continue
-            await self._store.call(revisions.activate, ancestor, str(error))
-            return ancestor
+            if await asyncio.to_thread(self._intact, ancestor):
+                await self._store.call(revisions.activate, ancestor, str(error))
+                return ancestor
         await self._store.call(revisions.activate, 0, str(error))
         return 0
+
+    def _intact(self, revision: int) -> bool:
+        try:
+            self.files.verified(revision)
+        except RevisionCorrupt:
+            return False
+        return True
 
     # --- one pass
 
@@ -184,19 +217,22 @@ class Adaptation:
                 outcome, reason = "rolled_back", str(error)
             except PassRefused as error:
                 outcome, reason = "refused", str(error)
-                await self._store.call(
-                    passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
-                )
+                with contextlib.suppress(AgentdError):
+                    await self._store.call(
+                        passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
+                    )
             except asyncio.CancelledError:
-                outcome, reason = "failed", self._stop_reason or "cancelled"
-                await self._fail(number, reason)
+                reason = self._stop_reason or "cancelled"
+                outcome = await self._abandon(number, reason)
             except Exception as error:
                 if not isinstance(error, AgentdError):
                     logger.exception("pass %d failed", number)
-                outcome, reason = "failed", describe_failure(error)
-                await self._fail(number, reason)
+                reason = describe_failure(error)
+                outcome = await self._abandon(number, reason)
             finally:
                 guard.cancel()
+        if outcome == "trial":
+            return  # it goes on after the restart
         progress.finish(outcome, reason)
         before = {f"{name}_before": size for name, size in memory.before.items()}
         peaks = {**memory.peaks, **before, "total": memory.total}
@@ -245,7 +281,7 @@ class Adaptation:
             seed=seed,
         )
         revision = await recipe.run(data)
-        await self._try_out(revision, progress)
+        await self._probation.begin(revision, progress)
 
     async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset, Replan]:
         adapt = self._config.adapt
@@ -288,7 +324,7 @@ class Adaptation:
             folder=folder,
             seed=seed,
         )
-        await self._try_out(await recipe.run(data), progress)
+        await self._probation.begin(await recipe.run(data), progress)
 
     async def _plan_classifier(self, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, datasets.Dataset]:
         assert self._classifier is not None
@@ -319,88 +355,7 @@ class Adaptation:
                 return
             await asyncio.sleep(0.25)
 
-    # --- trial, commit, rollback
-
-    async def _try_out(self, revision: int, progress: Progress) -> None:
-        """Serves the revision on trial and commits it, or takes it back and raises RolledBack."""
-        progress.begin("swap")
-        attempts = self._config.adapt.trial.attempts
-
-        def begin(db: Database) -> None:
-            revisions.set_state(db, revision, "trial")
-            passes.advance(db, progress.id, "trial")
-            trials.start(db, revision, progress.id, attempts)
-
-        await self._store.call(begin)
-        progress.state = "trial"
-        await self._watch_trial(revision, progress)
-
-    async def _watch_trial(self, revision: int, progress: Progress) -> None:
-        previous = await self._store.call(revisions.committed)
-        try:
-            milliseconds = await self._engine.swap(revision)
-            await self._event(
-                "swapped",
-                f"revision {revision} on trial, {milliseconds:.2f} ms",
-                progress.id,
-                revision,
-                swap_ms=round(milliseconds, 3),
-            )
-            progress.begin("trial", message=f"revision {revision} serves on trial")
-            kind = ClassifierTrial if self._classifier else Trial
-            self._trial = kind(self._engine, self._config.adapt.trial)
-            problem = await self._trial.run()
-        except asyncio.CancelledError:
-            if self._stop_reason == "the daemon stopped":
-                raise  # the trial goes on after the restart
-            await self._take_back(revision, previous, progress.id, self._stop_reason or "cancelled")
-            raise RolledBack(self._stop_reason or "cancelled") from None
-        except AgentdError as error:
-            problem = str(error)
-        finally:
-            self._trial = None
-        if problem:
-            await self._take_back(revision, previous, progress.id, problem)
-            raise RolledBack(problem)
-
-        def commit(db: Database) -> None:
-            trials.finish(db, revision, "passed")
-            revisions.set_state(db, revision, "committed")
-            revisions.activate(db, revision, f"pass {progress.id} committed")
-            if progress.id:
-                passes.advance(db, progress.id, "committed")
-
-        await self._store.call(commit)
-
-    async def _take_back(self, revision: int, previous: int, number: int, reason: str) -> None:
-        def undo(db: Database) -> None:
-            trials.finish(db, revision, "failed", reason)
-            revisions.set_state(db, revision, "rolled_back", reason)
-            if number:
-                passes.advance(db, number, "rolled_back", reason=reason)
-
-        await self._store.call(undo)
-        with contextlib.suppress(AgentdError):  # an engine that is down comes back on the committed revision
-            await self._engine.swap(previous)
-
-    async def _resume_trial(self, revision: int, number: int | None) -> None:
-        """After a restart: the trial goes on if it has attempts left."""
-        progress = self._progress
-        assert progress is not None
-        left = await self._store.call(trials.spend_attempt, revision)
-        previous = await self._store.call(revisions.committed)
-        outcome, reason = "committed", None
-        try:
-            if left <= 0:
-                await self._take_back(revision, previous, number or 0, "no attempts left after restarts")
-                raise RolledBack("no attempts left after restarts")
-            await self._watch_trial(revision, progress)
-        except RolledBack as error:
-            outcome, reason = "rolled_back", str(error)
-        except asyncio.CancelledError:
-            return
-        progress.finish(outcome, reason)
-        await self._event(f"pass {outcome}", reason or f"revision {revision} serves", number, revision)
+    # --- what serves, and what is over
 
     async def _activate(self, revision: int, reason: str) -> float:
         previous = await self._store.call(revisions.committed)
@@ -413,19 +368,21 @@ class Adaptation:
         await self._event("rolled back", f"revision {revision} serves: {reason}", revision=revision)
         return milliseconds
 
-    async def _stop(self, reason: str) -> None:
-        if self._task and not self._task.done():
-            self._stop_reason = reason
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def _fail(self, number: int, reason: str) -> None:
-        with contextlib.suppress(AgentdError, ValueError):
-            await self._store.call(lambda db: passes.advance(db, number, "failed", reason=reason))
-            await self._store.call(discard_staged, number, reason)
+    async def _abandon(self, number: int, reason: str) -> str:
+        """Ends a pass that was cut short; returns its state then."""
+        try:
+            keep = self._stop_reason == STOPPED
+            outcome = await self._store.call(transitions.abandon, number, reason, keep_trial=keep)
+            committed = await self._store.call(revisions.committed)
+            if committed != self._engine.revision and not keep:
+                await self._engine.swap(committed)
+        except AgentdError as error:
+            logger.error("pass %d could not be ended: %s", number, error)
+            return "failed"
+        return outcome
 
     async def _facts(self) -> tuple[int, float]:
-        if self.paused or (self._task and not self._task.done()) or not self._engine.ready:
+        if self.paused or self._activity.held or (self._task and not self._task.done()) or not self._engine.ready:
             return 0, 0.0
         return await self._store.call(examples.count_new), self._activity.idle_seconds
 
@@ -438,34 +395,3 @@ class Adaptation:
     ) -> None:
         logger.info("%s: %s", kind, message)
         await self._store.call(events.add, kind, message, pass_id=number or None, revision=revision, data=data)
-
-
-class RolledBack(Exception):
-    """The trial ended and what served before serves again; recorded already."""
-
-
-def discard_staged(db: Database, number: int, reason: str) -> None:
-    """Marks what a pass staged and never tried out as discarded."""
-    for row in revisions.all(db):
-        if row.pass_id == number and row.state == "staged":
-            revisions.set_state(db, row.id, "discarded", reason)
-
-
-def recover(db: Database) -> list[str]:
-    """After a start: every pass that was cut short is failed with the reason; a trial is left to be resumed."""
-    notes = []
-    running = trials.running(db)
-    for row in passes.unfinished(db):
-        if row.state == "trial" and running is not None and running.pass_id == row.id:
-            continue
-        reason = f"the daemon stopped while the pass was {row.state}"
-        passes.advance(db, row.id, "failed", reason=reason)
-        discard_staged(db, row.id, reason)
-        events.add(db, "pass failed", reason, pass_id=row.id)
-        notes.append(f"pass {row.id}: {reason}")
-    return notes
-
-
-def known_directories(db: Database) -> set[int]:
-    """Revisions whose files must be kept."""
-    return {row.id for row in revisions.all(db) if row.state in ("committed", "trial", "rolled_back")}

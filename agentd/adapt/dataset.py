@@ -19,12 +19,14 @@ _DEV_EVERY = 8  # one training example in eight judges the training itself; the 
 
 @dataclass(frozen=True)
 class Member:
-    """An example in its role: `train`, `dev` or `holdout`. `number` is its place in the engine's session."""
+    """An example in its role: `train`, `dev` or `holdout`. `number` is its place in the engine's session;
+    `established` that it judged an earlier revision that was committed."""
 
     number: int
     example: Example
     role: str
     task: Task
+    established: bool = False
 
     @property
     def choices(self) -> list[str]:
@@ -67,8 +69,13 @@ def select(db: Database, *, limit: int, seed: int, gate: Gate) -> Dataset:
     chosen = [example for example in chosen if example.task not in left_out]
     roles = [(example, "dev" if is_dev(example.id) else "train") for example in chosen]
     roles += [(example, "holdout") for name in sorted(holdout) for example in holdout[name]]
+    old = {id for name in known for id in examples.established(db, name)}
     dataset = Dataset(
-        [Member(i, example, role, known[example.task]) for i, (example, role) in enumerate(roles)], left_out
+        [
+            Member(i, example, role, known[example.task], role == "holdout" and example.id in old)
+            for i, (example, role) in enumerate(roles)
+        ],
+        left_out,
     )
     if not dataset.of("train"):
         why = "; ".join(f"task {name}: {reason}" for name, reason in left_out.items())

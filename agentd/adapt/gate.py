@@ -13,10 +13,12 @@ from agentd.learn.significance import mcnemar, paired_permutation
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one model does on a task's holdout. `hits` is empty for free text."""
+    """How one model does on a task's holdout. `hits` is empty for free text; `established` says of each example whether
+    it judged an earlier revision, and is empty where none did."""
 
     losses: list[float]
     hits: list[bool]
+    established: list[bool] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -25,6 +27,15 @@ class Outcome:
     @property
     def accuracy(self) -> float | None:
         return sum(self.hits) / len(self.hits) if self.hits else None
+
+    def among(self, chosen: Sequence[bool]) -> "Outcome":
+        """The same, on the chosen examples alone."""
+
+        def those(values: list[Any]) -> list[Any]:
+            return [value for value, taken in zip(values, chosen, strict=True) if taken]
+
+        # A task may have demonstrations among its labels: those have a loss and no hit.
+        return Outcome(those(self.losses), those(self.hits) if len(self.hits) == len(self.losses) else [])
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ def outcomes(
         )
         outcome = found.setdefault(member.example.task, Outcome([], []))
         outcome.losses.append(result.loss)
+        outcome.established.append(member.established)
         if result.predicted is not None:
             right = result.predicted == tokens[member.number]["correct"]
             outcome.hits.append(right and all(map(math.isfinite, score["choices"])))
@@ -71,13 +83,16 @@ def judge(
 ) -> Verdict:
     """The candidate must be finite, stay under the drift cap, lose on no task, and be better on one it learned.
 
+    What was established before counts for itself: new feedback that contradicts it, as flipped labels do, brings new
+    holdout along that agrees with it, and could outvote the old.
+
     Better: the paired test of the hits (McNemar, mid-p) or of the losses (permutation) is significant. With two tests
     on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni). `drift` None: not measured.
     """
     level = gate.alpha / (2 * max(1, len(adapted)))
     figures: dict[str, dict[str, Any]] = {}
     finite = (drift is None or math.isfinite(drift)) and all(math.isfinite(x) for o in after.values() for x in o.losses)
-    losers, winners = [], []
+    losers, winners, contradicted = [], [], []
     for name, old in before.items():
         new = after[name]
         facts: dict[str, Any] = {
@@ -89,17 +104,23 @@ def judge(
         figures[name] = facts
         if not finite:
             continue
-        if old.accuracy is not None and new.accuracy is not None:
-            # Counted in examples: one more or less is no regression that a test could see.
-            allowed = max(gate.max_regression * len(old.hits), 1.0)
-            lost = float(sum(old.hits) - sum(new.hits))
+        lost, allowed = _lost(old, new, gate)
+        if old.hits:
             facts["p_accuracy"] = mcnemar(old.hits, new.hits)
-        else:
-            allowed, lost = gate.max_regression * abs(old.loss), new.loss - old.loss
         facts["p_loss"] = paired_permutation(old.losses, new.losses, seed)
         if lost > allowed:
             losers.append(name)
-        elif name in adapted and min(facts.get("p_accuracy", 1.0), facts["p_loss"]) <= level and lost <= 0:
+        elif any(old.established) and not all(old.established):
+            known, anew = old.among(old.established), new.among(old.established)
+            facts["established"] = {
+                "n": len(known.losses),
+                "before": {"accuracy": known.accuracy, "loss": known.loss},
+                "after": {"accuracy": anew.accuracy, "loss": anew.loss},
+            }
+            old_lost, old_allowed = _lost(known, anew, gate)
+            if old_lost > old_allowed:
+                contradicted.append(name)
+        if name in adapted and min(facts.get("p_accuracy", 1.0), facts["p_loss"]) <= level and lost <= 0:
             winners.append(name)
     if not finite:
         return Verdict(False, "the candidate's outputs are not finite", figures, None)
@@ -110,6 +131,10 @@ def judge(
         return Verdict(False, reason, figures, drift)
     if losers:
         return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift)
+    if contradicted:
+        shown = {name: figures[name]["established"] for name in contradicted}
+        reason = f"it lost on the holdout that earlier revisions were judged by: {_described(contradicted, shown)}"
+        return Verdict(False, reason, figures, drift)
     if not winners:
         smallest = min(
             (min(f.get("p_accuracy", 1.0), f["p_loss"]) for n, f in figures.items() if n in adapted), default=1
@@ -117,6 +142,14 @@ def judge(
         reason = f"no task improved significantly (smallest p {smallest:.3g}, needed {level:.3g})"
         return Verdict(False, reason, figures, drift)
     return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift)
+
+
+def _lost(old: Outcome, new: Outcome, gate: Gate) -> tuple[float, float]:
+    """What the new one lost and what it may lose: in examples that are right, or for free text in nats."""
+    if old.hits and new.hits:
+        # One more or less is no regression that a test could see.
+        return float(sum(old.hits) - sum(new.hits)), max(gate.max_regression * len(old.hits), 1.0)
+    return new.loss - old.loss, gate.max_regression * abs(old.loss)
 
 
 def _described(names: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,24 +7,30 @@ revisions/<n>/ledger          the zeroth-order steps that made the control vecto
 revisions/<n>/network.safetensors   of a classifier, instead of adapter and control vector: the whole int8 network
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agentd import faults
 from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
 NETWORK = "network.safetensors"
 
+_WEIGHTS = (ADAPTER, CONTROL)
+
 
 class RevisionFiles:
-    def __init__(self, root: Path, base_sha256: str) -> None:
-        self._root, self._base = root, base_sha256
+    """`digests` are the sha256 of the manifests that the database knows, by revision; a manifest must match its own."""
+
+    def __init__(self, root: Path, base_sha256: str, digests: Mapping[int, str] | None = None) -> None:
+        self._root, self._base, self._digests = root, base_sha256, dict(digests or {})
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def directory(self, revision: int) -> Path:
@@ -44,21 +50,28 @@ class RevisionFiles:
             body = {**manifest, "revision": revision, "base_sha256": self._base, "files": sums}
             text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
             _write(temporary / MANIFEST, text)
+            faults.point("revision files written")
             _sync(temporary)
             temporary.rename(target)
+            faults.point("revision files renamed")
             _sync(self._root)
+            faults.point("revision files synced")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
             raise kind(f"revision {revision}: {error.strerror or error}") from None
-        return hashlib.sha256(text).hexdigest()
+        self._digests[revision] = hashlib.sha256(text).hexdigest()
+        return self._digests[revision]
 
     def manifest(self, revision: int) -> dict[str, Any] | None:
         """What is written about a revision; None for the base. Raises RevisionCorrupt."""
         if revision == 0:
             return None
         try:
-            tree = json.loads((self.directory(revision) / MANIFEST).read_bytes())
+            text = (self.directory(revision) / MANIFEST).read_bytes()
+            if self._digests.get(revision) not in (None, hashlib.sha256(text).hexdigest()):
+                raise ValueError("sha256 differs")
+            tree = json.loads(text)
             if not isinstance(tree["files"], dict):
                 raise TypeError("files")
         except OSError as error:
@@ -97,6 +110,20 @@ class RevisionFiles:
         if revision == 0:
             return 0
         return sum(path.stat().st_size for path in self.directory(revision).glob("*") if path.is_file())
+
+    def remove(self, revision: int) -> None:
+        """Deletes the files of a revision that is given up."""
+        shutil.rmtree(self.directory(revision), ignore_errors=True)
+
+    def twin(self, files: Mapping[str, Path], others: Iterable[int]) -> int | None:
+        """The one of `others` whose adapter and control vector are these very files, if there is one."""
+        sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name in _WEIGHTS}
+        for other in others:
+            with contextlib.suppress(RevisionCorrupt):
+                known = (self.manifest(other) or {"files": {}})["files"]
+                if {name: facts["sha256"] for name, facts in known.items() if name in _WEIGHTS} == sums:
+                    return other
+        return None
 
     def reconcile(self, known: set[int]) -> list[str]:
         """Removes what no row knows: directories a crash left behind. Returns their names."""

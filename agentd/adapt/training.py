@@ -95,7 +95,7 @@ class Training:
                         # Before its first line it has not yet seen to it that it dies with the daemon: a process
                         # stopped then would stay for ever if the daemon was killed.
                         self._started = True
-                        self._give_way(self._activity.active > 0)
+                        self._give_way(self._activity.busy)
                     try:
                         event = json.loads(line)
                     except ValueError:
@@ -125,7 +125,7 @@ class Training:
             asyncio.get_running_loop().call_later(_RESUME_AFTER, self._resume)
 
     def _resume(self) -> None:
-        if self._stopped and self._activity.active == 0:
+        if self._stopped and not self._activity.busy:
             self._stopped = False
             self._signal(signal.SIGCONT)
 

@@ -27,19 +27,39 @@ class Triggers:
         self._held: tuple[int, float] | None = None
 
     def run(self) -> None:
-        self._scheduler.add_job(
-            self.consider,
-            "interval",
-            seconds=self._config.check,
-            max_instances=1,
-            coalesce=True,
-            misfire_grace_time=None,
-        )
+        self._add_job()
         self._scheduler.start()
 
     def stop(self) -> None:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
+
+    def reconfigure(self, config: Trigger, *, enabled: bool) -> None:
+        """Takes other settings, and starts or stops looking."""
+        self._config = config
+        if not enabled:
+            self._scheduler.remove_all_jobs()
+        elif self._scheduler.running:
+            self._add_job()
+        else:
+            self.run()
+
+    def clock_jumped(self) -> None:
+        """The scheduler plans by the wall clock: set back by a day, it would look again in a day."""
+        if self._scheduler.get_jobs():
+            self._add_job()
+
+    def _add_job(self) -> None:
+        self._scheduler.add_job(
+            self.consider,
+            "interval",
+            id="consider",
+            replace_existing=True,
+            seconds=self._config.check,
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,
+        )
 
     def note(self, new_examples: int, committed: bool) -> None:
         """Called after every pass: one that did not commit is not tried again at once on the same examples."""

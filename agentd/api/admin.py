@@ -18,6 +18,8 @@ from agentd.engine.protocol import ModelInfo
 from agentd.errors import InvalidRequest, RevisionCorrupt
 from agentd.store import events, examples, feedback, inferences, passes, revisions, tasks
 
+_FEEDBACK_FILTERS = ("kind", "task", "state", "author")
+
 
 def _page(request: Request, *also: str) -> dict[str, int]:
     only(request, "limit", "offset", *also)
@@ -35,7 +37,8 @@ async def status(request: Request) -> Response:
             "uptime_seconds": round(time.monotonic() - s.started, 1),
             "model": _model(s),
             "state": _state(s),
-            "problem": s.supervisor.problem,
+            "problem": s.supervisor.problem or s.supervisor.degraded,
+            "held": s.holds.reasons,
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),
             "pass": s.adaptation.progress_json(running_only=True),
@@ -62,7 +65,7 @@ async def status(request: Request) -> Response:
 
 def _state(s: Services) -> str:
     if s.supervisor.ready:
-        return "serving"
+        return "degraded" if s.supervisor.degraded else "serving"
     return "degraded" if s.supervisor.restarts else "loading"
 
 
@@ -160,11 +163,12 @@ async def pause(request: Request) -> Response:
 
 async def list_feedback(request: Request) -> Response:
     s, query = services(request), request.query_params
-    page = _page(request, "kind", "task")
+    page = _page(request, *_FEEDBACK_FILTERS)
     _one_of(request, "kind", KINDS)
-    kind, task = query.get("kind"), query.get("task")
-    rows = await s.store.call(feedback.list_, **page, kind=kind, task=task)
-    total = await s.store.call(feedback.count, kind=kind, task=task)
+    _one_of(request, "state", feedback.STATES)
+    chosen = {name: query.get(name) for name in _FEEDBACK_FILTERS}
+    rows = await s.store.call(feedback.list_, **page, only=chosen)
+    total = await s.store.call(feedback.count, chosen)
     return JSONResponse({"feedback": [row.as_json() for row in rows], "total": total})
 
 

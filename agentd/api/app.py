@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from agentd.api import admin, budget, classify, completions, feedback, meta
+from agentd.api import admin, backup, budget, classify, completions, feedback, forgetting, meta, openapi
 from agentd.api.requests import on_error
 from agentd.api.services import Services
 from agentd.errors import AgentdError
@@ -27,6 +27,7 @@ API: list[BaseRoute] = [
     _get("/v1/models/{model:path}", meta.model),
     _post("/v1/feedback", feedback.add_feedback),
     _post("/v1/examples", feedback.add_examples),
+    _get("/openapi.json", openapi.serve),
     _get("/health", meta.health),
     _get("/metrics", meta.metrics),
 ]
@@ -44,11 +45,15 @@ ADMIN: list[BaseRoute] = [
     _post("/admin/rollback", admin.rollback),
     _post("/admin/pause", admin.pause),
     _post("/admin/resume", admin.pause),
+    _post("/admin/forget", forgetting.forget),
+    _post("/admin/rebuild", forgetting.rebuild),
+    _post("/admin/release", forgetting.release),
     _get("/admin/feedback", admin.list_feedback),
     _get("/admin/examples", admin.list_examples),
     _get("/admin/tasks", admin.list_tasks),
     _get("/admin/inferences", admin.list_inferences),
     _get("/admin/inferences/{inference}", admin.show_inference),
+    _get("/admin/backup", backup.download),
     _get("/admin/events", admin.list_events),
     _get("/admin/budget", budget.budget),
 ]

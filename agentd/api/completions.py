@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Send
 
+from agentd.api.peers import author
 from agentd.api.requests import error_body, only, parse
 from agentd.api.schemas import ChatCompletion, Completion, TextCompletion
 from agentd.api.services import Services, services
@@ -45,6 +46,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         kind="chat",
+        author=author(request),
     )
     return await _respond(request, answer)
 
@@ -54,7 +56,13 @@ async def completions(request: Request) -> Response:
     only(request)
     body = await parse(request, TextCompletion, s.config.serve.max_body)
     answer = Answer(
-        s, body, input={"prompt": body.prompt}, logprobs=body.logprobs, max_tokens=body.max_tokens, kind="completion"
+        s,
+        body,
+        input={"prompt": body.prompt},
+        logprobs=body.logprobs,
+        max_tokens=body.max_tokens,
+        kind="completion",
+        author=author(request),
     )
     return await _respond(request, answer)
 
@@ -71,12 +79,14 @@ class Answer:
         logprobs: int | None,
         max_tokens: int | None,
         kind: str,
+        author: str | None,
     ) -> None:
         if s.model.classifier:
             raise NotALanguageModel(s.model_name)
         if body.model not in (None, "default", s.model_name):
             raise UnknownModel(body.model, s.model_name)
         self._services, self.body, self._input, self._kind = s, body, input, kind
+        self._author = author
         self._logprobs, self._max_tokens = logprobs, max_tokens or s.config.serve.max_tokens
         self.id = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid7()
         self._created, self._created_at, self._start = int(time.time()), now(), time.perf_counter()
@@ -223,6 +233,7 @@ class Answer:
             completion_tokens=self.last.completion_tokens,
             ttft_ms=self._ttft,
             latency_ms=1e3 * (time.perf_counter() - self._start),
+            author=self._author,
         )
 
     def _head(self, kind: str) -> dict[str, Any]:

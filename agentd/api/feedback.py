@@ -8,12 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api.classify import CLASSIFY_TASK, of_lists
+from agentd.api.peers import author
 from agentd.api.requests import only, parse, read, validate
 from agentd.api.schemas import MAX_NAME, ExampleLine, FeedbackBody
-from agentd.api.services import services
-from agentd.errors import InvalidLine, InvalidRequest
+from agentd.api.services import Services, services
+from agentd.errors import InvalidLine, InvalidRequest, TooMuchFeedback
 from agentd.safetensors_header import ClassifierHeader
-from agentd.store import examples, feedback, tasks
+from agentd.store import feedback, imports, tasks
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
 from agentd.store.tasks import Task
@@ -36,10 +37,26 @@ async def add_feedback(request: Request) -> Response:
         source=body.source,
         tags=body.tags,
         idempotency_key=key,
+        author=author(request),
+        quarantine=await _flooded(s, author(request), body),
     )
-    row, created = await s.store.call(feedback.add, given)
+    row, created = await s.store.call(feedback.add, given, s.config.feedback.weights)
     answer = {"id": row.id, "created": created, "example_id": row.example_id, "task": row.task}
+    if row.state != "accepted":
+        answer |= {"state": row.state, "reason": row.reason}
     return JSONResponse(answer, 201 if created else 200)
+
+
+async def _flooded(s: Services, who: str | None, body: FeedbackBody) -> str | None:
+    """Why this piece is kept apart, if its source says more than anybody could mean. Raises TooMuchFeedback."""
+    if body.kind not in ("label", "demonstration"):
+        return None
+    limits = s.config.feedback
+    if not s.flood.exceeded(who, body.source, limits.limit):
+        return None
+    if await s.store.call(feedback.quarantined, who, body.source) >= limits.max_quarantined:
+        raise TooMuchFeedback(limits.max_quarantined)
+    return f"more than {limits.limit} a minute from this source (feedback.limit)"
 
 
 async def add_examples(request: Request) -> Response:
@@ -49,14 +66,17 @@ async def add_examples(request: Request) -> Response:
     body = await read(request, s.config.serve.max_import, "serve.max_import")
     known = {task.name: task for task in await s.store.call(tasks.all)}
     # in a thread: a long body takes seconds, in which the others want their tokens
-    new = await asyncio.to_thread(_parse_lines, body, known, s.model.classifier)
+    new = await asyncio.to_thread(_parse_lines, body, known, s.model.classifier, author(request))
     if not new:
         raise InvalidRequest("the body holds no examples; send one JSON object a line")
-    stored = await s.store.call(examples.add_many, new)
+    prepared = await asyncio.to_thread(imports.prepare, new)
+    stored = await imports.add(s.store, prepared)
     return JSONResponse({**stored, "tasks": Counter(example.task for example in new)})
 
 
-def _parse_lines(body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None) -> list[NewExample]:
+def _parse_lines(
+    body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None, who: str | None
+) -> list[NewExample]:
     """The examples of a JSONL body, with the numbers of their lines. Raises InvalidLine for the first wrong one."""
     new = []
     for number, line in enumerate(body.split(b"\n"), 1):
@@ -64,14 +84,16 @@ def _parse_lines(body: bytes, known: dict[str, Task], classifier: ClassifierHead
             continue
         try:
             given = validate(line, ExampleLine)
-            made = _example(given, known, number) if classifier is None else _classified(given, classifier, number)
-            new.append(made)
+            if classifier is None:
+                new.append(_example(given, known, number, who))
+            else:
+                new.append(_classified(given, classifier, number, who))
         except InvalidRequest as error:
             raise InvalidLine(number, str(error)) from None
     return new
 
 
-def _example(line: ExampleLine, known: dict[str, Task], number: int) -> NewExample:
+def _example(line: ExampleLine, known: dict[str, Task], number: int, who: str | None) -> NewExample:
     name = line.task or "default"
     task = known.get(name)
     if line.input is not None or line.png is not None:
@@ -86,10 +108,10 @@ def _example(line: ExampleLine, known: dict[str, Task], number: int) -> NewExamp
     else:
         input = {"prompt": line.prompt}
     kind, target = ("label", line.label) if line.label is not None else ("demonstration", line.completion)
-    return NewExample(task=name, kind=kind, input=input, target=target or "", line=number)
+    return NewExample(task=name, kind=kind, input=input, target=target or "", line=number, author=who)
 
 
-def _classified(line: ExampleLine, classifier: ClassifierHeader, number: int) -> NewExample:
+def _classified(line: ExampleLine, classifier: ClassifierHeader, number: int, who: str | None) -> NewExample:
     if line.label is None:
         raise InvalidRequest("a classifier learns from labels")
     if line.input is not None:
@@ -98,4 +120,6 @@ def _classified(line: ExampleLine, classifier: ClassifierHeader, number: int) ->
         input = {"png": line.png}
     else:
         raise InvalidRequest("a classifier's examples have an input (nested lists of numbers) or a png (base64)")
-    return NewExample(task=line.task or CLASSIFY_TASK, kind="label", input=input, target=line.label, line=number)
+    return NewExample(
+        task=line.task or CLASSIFY_TASK, kind="label", input=input, target=line.label, line=number, author=who
+    )

@@ -195,6 +195,44 @@ class RollbackBody(Body):
     reason: str | None = Field(None, max_length=1000)
 
 
+class Selected(Body):
+    """What is to be forgotten: everything that any of the fields names. Inferences go with all that was said about
+    them; authors (`uid:1000`) with all they asked and said."""
+
+    feedback: list[Name] = Field(default_factory=list, max_length=10_000)
+    inferences: list[Name] = Field(default_factory=list, max_length=10_000)
+    examples: list[Name] = Field(default_factory=list, max_length=10_000)
+    authors: list[Name] = Field(default_factory=list, max_length=100)
+    tags: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @model_validator(mode="after")
+    def _something(self) -> "Selected":
+        if not (self.feedback or self.inferences or self.examples or self.authors or self.tags):
+            raise ValueError("name what to forget: feedback, inferences, examples, authors or tags")
+        return self
+
+
+class ForgetBody(Selected):
+    """POST /admin/forget."""
+
+    dry_run: bool = False
+
+
+class RebuildBody(Body):
+    """POST /admin/rebuild: options of the pass, and what to forget before."""
+
+    without: Selected | None = None
+    method: Literal["auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"] | None = None
+    blocks: int | None = Field(None, ge=0, le=10**4)
+    zo_steps: int | None = Field(None, ge=0, le=10**6)
+
+
+class ReleaseBody(Body):
+    """POST /admin/release: ids of feedback that leaves quarantine."""
+
+    feedback: list[Name] = Field(min_length=1, max_length=10_000)
+
+
 def explain(error: ValidationError) -> InvalidRequest:
     """A validation error in one line per problem; a field that OpenAI has and agentd does not is called that."""
     for problem in error.errors():

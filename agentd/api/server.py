@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agentd.api.peers import credentials
 from agentd.errors import CannotListen
 
 HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that nobody reads
@@ -78,6 +79,8 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
+        # asyncio's wrapper of the socket has the same getsockopt
+        self.client = credentials(transport.get_extra_info("socket")) or self.client
         self._watch()
 
     def data_received(self, data: bytes) -> None:

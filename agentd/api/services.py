@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from agentd.adapt.controller import Adaptation
+from agentd.adapt.holds import Holds
+from agentd.api.peers import Flood
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
@@ -21,8 +23,10 @@ class Services:
     activity: Activity
     adaptation: Adaptation
     model: ModelFile
+    holds: Holds
     started: float = field(default_factory=time.monotonic)
     model_created: int = 0
+    flood: Flood = field(default_factory=Flood)
 
     def __post_init__(self) -> None:
         self.model_created = int(self.model.path.stat().st_mtime)

@@ -73,8 +73,8 @@ def prior_gain(method: str, blocks: int) -> float:
     """The gain where nothing is known yet about this device and its tasks.
 
     Measured on SmolLM2-135M with 480 movie reviews, judged on others: MeZO 0.20; backpropagation in the last block
-    0.25, in the last two 0.29, and no more beyond; zeroth-order steps on top brought 0.01. Block-wise BP in all blocks was as good
-    as the best of these, in one epoch.
+    0.25, in the last two 0.29, and no more beyond; zeroth-order steps on top brought 0.01. Block-wise BP in all
+    blocks was as good as the best of these, in one epoch.
     """
     if method == "mezo" or blocks == 0:
         return 0.20

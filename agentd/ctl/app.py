@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from agentd import __version__
-from agentd.ctl import adapt, budget, doctor, events, examples, feedback, inferences, passes, revisions, status
+from agentd.ctl import (
+    adapt,
+    backup,
+    budget,
+    doctor,
+    events,
+    examples,
+    feedback,
+    forgetting,
+    inferences,
+    passes,
+    revisions,
+    status,
+)
 from agentd.ctl.errors import MEANINGS, CtlError, ExitCode
 from agentd.ctl.options import SOCKET_VARIABLE, Socket
 
@@ -41,6 +54,9 @@ app.command()(adapt.cancel)
 app.command()(adapt.pause)
 app.command()(adapt.resume)
 app.command()(budget.budget)
+app.command()(forgetting.rebuild)
+feedback.app.command()(forgetting.forget)
+feedback.app.command()(forgetting.release)
 app.add_typer(feedback.app, name="feedback")
 app.command()(examples.examples)
 app.command()(examples.tasks)
@@ -48,6 +64,7 @@ app.command()(inferences.ask)
 app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
+app.command()(backup.backup)
 app.command()(doctor.doctor)
 app.command()(status.version)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import http.client
 import json
 import os
@@ -48,6 +49,21 @@ class Daemon:
     def upload(self, path: str, lines: bytes) -> JSON:
         """Posts a JSONL body as it is; the daemon checks the lines and stores all of them or none."""
         return self._exchange("POST", path, lines, "application/x-ndjson")
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """Yields the parts of an answer that is no JSON. Raises NotReachable if it breaks off before its end."""
+        connection = _UnixConnection(self.path, self.timeout)
+        try:
+            response = self._request(connection, "GET", path, None, "")
+            left = int(response.getheader("Content-Length", "0"))
+            read = functools.partial(response.read, 1 << 16)
+            while part := self._guard(read):
+                left -= len(part)
+                yield part
+            if left:
+                raise NotReachable(self.path, "the answer broke off before its end", "look at its log, then try again")
+        finally:
+            connection.close()
 
     def stream(self, path: str, body: JSON) -> Iterator[JSON]:
         """Posts `body` and yields the JSON of each server-sent event until `[DONE]`."""

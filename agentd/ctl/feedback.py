@@ -24,6 +24,8 @@ _FEEDBACK = [
     Column("kind", "kind"),
     Column("task", "task"),
     Column("source", "source"),
+    Column("author", "author"),
+    Column("state", "state"),
     Column("inference", "inference_id"),
     Column("value", "value", wide=True),
 ]
@@ -114,11 +116,16 @@ def list_(
     offset: Offset = 0,
     kind: Annotated[str | None, typer.Option(metavar="KIND", help="Only feedback of this kind.")] = None,
     task: TaskFilter = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="STATE", help="accepted, duplicate, outweighed or quarantined.")
+    ] = None,
+    author: Annotated[str | None, typer.Option(metavar="WHO", help="Only of this user, such as uid:1000.")] = None,
     as_json: Json = False,
     socket: Socket = None,
 ) -> None:
     """The feedback that was given."""
-    answer = Daemon(socket).get("/admin/feedback", limit=limit, offset=offset, kind=kind, task=task)
+    query = {"kind": kind, "task": task, "state": state, "author": author}
+    answer = Daemon(socket).get("/admin/feedback", limit=limit, offset=offset, **query)
     if as_json:
         output.document(answer)
     else:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from agentd import logs
 from agentd.engine import wire
 from agentd.engine.protocol import Classifier, Engine, Generate, Piece
 from agentd.engine.session import Session
@@ -198,7 +199,7 @@ class Runner:
 
 def main() -> int:
     """`python -m agentd.engine.runner FD SETTINGS`: talks over the inherited descriptor FD."""
-    logging.basicConfig(level=os.environ.get("AGENTD_LOG", "WARNING"), format="engine: %(levelname)s %(message)s")
+    logs.configure(default="WARNING", prefix="engine: ")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what follows
     channel = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from agentd import faults
 from agentd.engine.activity import Activity
 from agentd.engine.client import EngineClient
 from agentd.engine.protocol import Classification, Generate, ModelInfo, Piece
-from agentd.errors import AgentdError, EngineDied, EngineUnavailable, Overloaded, RevisionCorrupt
+from agentd.errors import AgentdError, CrashLoop, EngineDied, EngineUnavailable, Overloaded, RevisionCorrupt
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ Files = Callable[[int], tuple[Path | None, Path | None]]
 """Adapter and control vector of a revision, verified; raises RevisionCorrupt."""
 
 _BACKOFF = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)  # seconds between restarts of an engine that keeps dying
+_LEARNING = frozenset({"encode", "tap", "loss", "score", "drift"})  # background work, which may be held
+_CRASH_LOOP = 4  # deaths in a row after which a revision is not tried again
 _HEALTHY = 60.0  # seconds of life after which the backoff starts anew
 
 
@@ -46,18 +50,31 @@ class Supervisor:
         self.restarts = 0
         self.info: ModelInfo | None = None
         self.problem: str | None = None
+        self.degraded: str | None = None  # why the base serves in place of a revision; until another is chosen
 
     @property
     def ready(self) -> bool:
         return self._up.is_set()
+
+    def set_queue(self, limit: int) -> None:
+        """How many requests may wait."""
+        self._limit = self._settings["slots"] + limit
 
     @property
     def pid(self) -> int | None:
         return self._client.pid if self._client else None
 
     async def start(self) -> None:
-        """Starts the engine; raises if the very first start fails, because then the model or its settings are wrong."""
-        await self._launch()
+        """Starts the engine; raises if that fails with the base model, because then the model or its settings are
+        wrong."""
+        for failures in itertools.count(1):
+            try:
+                await self._launch()
+                break
+            except EngineUnavailable:  # and EngineDied
+                if self.revision == 0:
+                    raise
+                await self._give_up_on(failures)
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -71,7 +88,12 @@ class Supervisor:
             await self._client.stop()
 
     async def call(self, op: str, *, on_progress: Callable[[Any], None] | None = None, **arguments: Any) -> Any:
-        """A command to the engine that runs now. Raises EngineDied if it dies meanwhile; nothing is retried."""
+        """A command to the engine that runs now. Raises EngineDied if it dies meanwhile; nothing is retried.
+
+        Background work waits here as long as it is held.
+        """
+        if op in _LEARNING:
+            await self._activity.released()
         if not self._up.is_set() or self._client is None:
             raise EngineUnavailable(self.problem or "the engine is starting")
         return await self._client.call(op, on_progress=on_progress, **arguments)
@@ -133,13 +155,17 @@ class Supervisor:
     async def swap(self, revision: int) -> float:
         """Stages a revision's files and lets every new request be answered by it. Returns the swap's milliseconds."""
         async with self._swapping:
-            return await self._swap(revision)
+            milliseconds = await self._swap(revision)
+            self.degraded = None
+            return milliseconds
 
     async def _swap(self, revision: int) -> float:
         previous = self.revision
         await self._stage(revision)
+        faults.point("swap staged")
         seconds = await self._command("swap", weights=str(revision))
         self.revision = revision
+        faults.point("swap done")
         if previous not in (0, revision):
             with contextlib.suppress(AgentdError):
                 await self._command("unstage", weights=str(previous))
@@ -156,6 +182,8 @@ class Supervisor:
         return await self._client.call(op, **arguments)
 
     async def _wait_until_up(self) -> None:
+        if self._up.is_set():
+            return
         try:
             await asyncio.wait_for(self._up.wait(), 60)
         except asyncio.TimeoutError:
@@ -172,6 +200,18 @@ class Supervisor:
             raise
         self.problem = None
         self._up.set()
+
+    async def _give_up_on(self, failures: int) -> None:
+        """A revision under which the engine dies again and again is left for the base model."""
+        if failures < _CRASH_LOOP or self.revision == 0:
+            return
+        await self.distrust(CrashLoop(self.revision, failures, "engine"))
+
+    async def distrust(self, error: CrashLoop) -> None:
+        """Serves something else than the revision that `error` names, and is degraded for that reason."""
+        async with self._swapping:
+            self.revision = await self._fallback(error, self.revision)
+            self.degraded = str(error)
 
     async def _restore(self) -> None:
         """Puts the revision that should serve into a fresh engine, or the best one that can be used."""
@@ -197,6 +237,7 @@ class Supervisor:
             while not self._up.is_set():
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 try:
+                    await self._give_up_on(failures)
                     await self._launch()
                 except Exception as error:  # whatever it was, without this loop nothing would be served again
                     self.problem = str(error) or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlite_utils import Database
 
+from agentd import faults
 from agentd.errors import InvalidRequest, StateTooNew, StorageFailed, StorageFull
 from agentd.store.migrations import migrations, unknown_migrations
 
@@ -23,7 +24,7 @@ _SHM_REGION = 32 * 2**10  # bytes by which SQLite grows the shared-memory file o
 
 class Store:
     """The state of one daemon in SQLite: write-ahead log, synced at every commit (an acknowledged write survives a
-    power cut), foreign keys enforced.
+    power cut), foreign keys enforced, deleted content overwritten.
 
     More than one connection that writes is what the WAL-reset bug of SQLite before 3.51.3 needs to corrupt a
     database, hence one connection in one thread. Work is done in the order it was handed in.
@@ -61,6 +62,23 @@ class Store:
         """`submit`, and awaits the result. If the caller is cancelled, work that has begun is still completed."""
         return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
+    def raw(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `work` in the store's thread outside of any transaction, for what SQLite does only there; waits."""
+
+        def run() -> T:
+            with _storage_errors(self.path):
+                return work(self._db.conn)
+
+        return self._thread.submit(run).result()
+
+    async def checkpoint(self) -> None:
+        """Moves the write-ahead log into the database file and empties it: nothing deleted is left in it."""
+        await asyncio.wrap_future(self._thread.submit(self._checkpoint))
+
+    def _checkpoint(self) -> None:
+        with _storage_errors(self.path):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def close(self) -> None:
         """Does the work that is queued, then closes the database. May be called again."""
         try:
@@ -70,8 +88,11 @@ class Store:
         self._thread.shutdown()
 
     def _transaction(self, work: Callable[[Database], T]) -> T:
+        faults.begin()
         with _storage_errors(self.path), self._db.atomic():
-            return work(self._db)
+            result = work(self._db)
+        faults.committed()
+        return result
 
     def _open(self) -> Database:
         with _storage_errors(self.path):
@@ -84,10 +105,12 @@ class Store:
             connection = sqlite3.connect(self.path)
             try:
                 db = Database(connection, execute_plugins=False)
-                _check(db)
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                _check(db, self.path)
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
                     db.execute(f"PRAGMA {pragma}")
+                faults.begin()
                 migrations.apply(db)
+                faults.committed()
             except BaseException:
                 connection.close()
                 raise
@@ -101,8 +124,13 @@ def _refuse_newer(path: Path) -> None:
             raise StateTooNew(path, names)
 
 
-def _check(db: Database) -> None:
+def _check(db: Database, path: Path) -> None:
     """Reads every page. Raises sqlite3.DatabaseError at the first that is damaged."""
+    # SQLite takes what is missing of the last page for zeros. With a log, that page is whole in there.
+    (page,) = db.execute("PRAGMA page_size").fetchone()
+    wal = path.with_name(path.name + "-wal")
+    if path.stat().st_size % page and not (wal.exists() and wal.stat().st_size):
+        raise sqlite3.DatabaseError("the file ends in the middle of a page")
     (problem,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)

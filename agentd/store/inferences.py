@@ -11,7 +11,8 @@ from agentd.store.row import Row, insert, select
 
 @dataclass(frozen=True)
 class Inference(Row):
-    """`input` is {"messages": [...]} or {"prompt": "..."}; `revision` is the one that answered."""
+    """`input` is {"messages": [...]} or {"prompt": "..."}; `revision` is the one that answered, `author` who asked
+    (`uid:1000`, from the socket)."""
 
     table = "inferences"
 
@@ -28,6 +29,7 @@ class Inference(Row):
     completion_tokens: int
     ttft_ms: float | None
     latency_ms: float
+    author: str | None = None
 
 
 def record(db: Database, inference: Inference) -> None:

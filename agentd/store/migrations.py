@@ -7,7 +7,7 @@ from contextlib import closing
 
 from sqlite_utils import Database, Migrations
 
-from agentd import ids
+from agentd import faults, ids
 
 migrations = Migrations("agentd")
 
@@ -25,6 +25,15 @@ def m001_initial(db: Database) -> None:
     for statement in _INITIAL:
         db.execute(statement)
     db.execute("INSERT INTO revisions (id, created_at, state, summary) VALUES (0, ?, 'base', '{}')", [ids.now()])
+    faults.change("migration m001_initial")
+
+
+@migrations()
+def m002_trust(db: Database) -> None:
+    """Who said something, how far it is believed, and which revisions hold what has since been forgotten."""
+    for statement in _TRUST:
+        db.execute(statement)
+    faults.change("migration m002_trust")
 
 
 @migrations()
@@ -191,4 +200,20 @@ _INITIAL = (
         revision INTEGER,
         data TEXT NOT NULL -- JSON
     ) STRICT""",
+)
+
+_TRUST = (
+    "ALTER TABLE inferences ADD COLUMN author TEXT",  # who was at the socket: uid:1000
+    "ALTER TABLE feedback ADD COLUMN author TEXT",
+    """
+    ALTER TABLE feedback ADD COLUMN state TEXT NOT NULL DEFAULT 'accepted'
+        CHECK (state IN ('accepted', 'duplicate', 'outweighed', 'quarantined'))""",
+    "ALTER TABLE feedback ADD COLUMN reason TEXT",  # of the state
+    "ALTER TABLE examples ADD COLUMN author TEXT",  # who set the target
+    "ALTER TABLE examples ADD COLUMN weight REAL NOT NULL DEFAULT 1.0 CHECK (weight > 0 AND weight <= 1)",
+    "ALTER TABLE revisions ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",  # examples it learned and we forgot
+    "CREATE INDEX feedback_author ON feedback (author, source)",
+    "CREATE INDEX examples_author ON examples (author)",
+    "CREATE INDEX inferences_author ON inferences (author)",
+    "CREATE INDEX feedback_state ON feedback (state)",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from agentd import ids
+from agentd import faults, ids
 from agentd.errors import NotFound
 from agentd.store.row import Row, columns, select, to_json
 
@@ -62,6 +62,7 @@ def create(db: Database, trigger: str, parent_revision: int, seed: int, options:
         " VALUES (?, ?, 'triggered', ?, ?, ?)",
         [ids.now(), trigger, parent_revision, seed, to_json(dict(options))],
     )
+    faults.change("pass triggered")
     return latest(db, 1)[0]
 
 
@@ -84,7 +85,9 @@ def advance(db: Database, /, id: int, state: str, **values: Any) -> Pass:
     current = get(db, id).state
     if current in TERMINAL or (state != "failed" and state not in _NEXT[current]):
         raise ValueError(f"pass {id} is {current} and cannot become {state}")
-    return _set(db, id, {**values, "state": state, "finished_at": ids.now() if state in TERMINAL else None})
+    row = _set(db, id, {**values, "state": state, "finished_at": ids.now() if state in TERMINAL else None})
+    faults.change(f"pass {state}")
+    return row
 
 
 def latest(db: Database, limit: int, offset: int = 0) -> list[Pass]:

@@ -5,14 +5,15 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from agentd import ids
+from agentd import faults, ids
 from agentd.errors import NotFound
 from agentd.store.row import Row, insert, select
 
 
 @dataclass(frozen=True)
 class Revision(Row):
-    """`summary` is {task: {"before", "after", "n"}}: the task's metric on holdout, against the parent."""
+    """`summary` is {task: {"before", "after", "n"}}: the task's metric on holdout, against the parent.
+    `forgotten` counts the examples that it or an ancestor learned and that have been forgotten since."""
 
     table = "revisions"
 
@@ -26,6 +27,7 @@ class Revision(Row):
     blocks: int | None
     manifest_sha256: str | None
     summary: dict[str, Any]
+    forgotten: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def next_id(db: Database) -> int:
 
 def add(db: Database, revision: Revision) -> None:
     insert(db, revision)
+    faults.change(f"revision {revision.state}")
 
 
 def get(db: Database, id: int) -> Revision:
@@ -67,6 +70,7 @@ def set_state(db: Database, id: int, state: str, reason: str | None = None) -> N
     """Raises NotFound."""
     if db.execute("UPDATE revisions SET state = ?, reason = ? WHERE id = ?", [state, reason, id]).rowcount == 0:
         raise NotFound("revision", id)
+    faults.change(f"revision {state}")
 
 
 def committed(db: Database) -> int:
@@ -82,12 +86,18 @@ def activate(db: Database, revision: int, reason: str) -> Activation:
         "INSERT INTO activations (at, revision, previous, reason) VALUES (?, ?, ?, ?)",
         [ids.now(), revision, committed(db), reason],
     )
+    faults.change("revision activated")
     return history(db, 1)[0]
 
 
 def history(db: Database, limit: int) -> list[Activation]:
     """Newest first."""
     return select(db, Activation, "ORDER BY id DESC LIMIT ?", [limit])
+
+
+def digests(db: Database) -> dict[int, str]:
+    """The sha256 of every revision's manifest, where one is known."""
+    return dict(db.execute("SELECT id, manifest_sha256 FROM revisions WHERE manifest_sha256 IS NOT NULL").fetchall())
 
 
 def children(db: Database, id: int) -> list[int]:

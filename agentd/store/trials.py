@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from agentd import ids
+from agentd import faults, ids
 from agentd.errors import NotFound
 from agentd.store.row import Row, select
 
@@ -28,12 +28,14 @@ def start(db: Database, revision: int, pass_id: int | None, attempts: int) -> Tr
     db.execute(
         "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, 'running', NULL)", [revision, pass_id, ids.now(), attempts]
     )
+    faults.change("trial started")
     return _get(db, revision)
 
 
 def spend_attempt(db: Database, revision: int) -> int:
     """Takes one attempt away and returns how many are left. Raises NotFound."""
     db.execute("UPDATE trials SET attempts_left = max(attempts_left - 1, 0) WHERE revision = ?", [revision])
+    faults.change("trial attempt spent")
     return _get(db, revision).attempts_left
 
 
@@ -44,6 +46,7 @@ def finish(db: Database, revision: int, state: str, reason: str | None = None) -
         == 0
     ):
         raise NotFound("trial of revision", revision)
+    faults.change(f"trial {state}")
 
 
 def running(db: Database) -> Trial | None:

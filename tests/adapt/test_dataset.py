@@ -7,7 +7,7 @@ from agentd.adapt import dataset as datasets
 from agentd.adapt.dataset import is_dev, select
 from agentd.config import Gate
 from agentd.errors import PassRefused
-from agentd.store import examples, tasks
+from agentd.store import examples, imports, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
 
@@ -32,7 +32,7 @@ def add(store: Store, n: int, task: str = "likes", labels: list[str] | None = No
         )
         for i in range(first, first + n)
     ]
-    store.do(examples.add_many, new)
+    store.do(imports.add_many, new)
 
 
 def test_holdout_is_never_trained_on(store: Store) -> None:

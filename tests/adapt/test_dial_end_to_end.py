@@ -13,8 +13,8 @@ from test_pass_end_to_end import adapt, examples, finished, progress
 MB = 10**6
 BUDGET = 1000 * MB  # for the pass, as long as nobody else takes it
 DAEMON = 170 * MB  # that daemon and engine take, their mapped weights aside
-FLOOR_BELOW = 150 * MB  # the reserve
-BELOW_FLOOR = 150 * MB
+FLOOR_BELOW = 100 * MB  # the reserve
+BELOW_FLOOR = 50 * MB
 
 # Takes memory until this much is left, whatever else the machine does, and keeps it.
 TAKE = """

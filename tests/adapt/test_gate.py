@@ -93,3 +93,26 @@ def test_what_is_not_finite_is_refused(bad: float, where: str) -> None:
     assert not verdict.accepted
     assert "not finite" in verdict.reason
     assert verdict.drift is None
+
+
+def test_new_holdout_cannot_outvote_what_earlier_revisions_were_judged_by() -> None:
+    """Flipped labels come with flipped holdout: here 200 of it, against 60 that judged before."""
+    old = [False] * 200 + [True] * 60
+    before = Outcome([1.5] * 200 + [0.3] * 60, [False] * 200 + [True] * 50 + [False] * 10, old)
+    after = Outcome([0.3] * 200 + [1.5] * 60, [True] * 200 + [True] * 20 + [False] * 40, old)
+    verdict = judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
+    assert not verdict.accepted
+    assert "earlier revisions were judged by" in verdict.reason
+    assert verdict.tasks["t"]["established"]["n"] == 60
+    forgotten = Outcome(after.losses, after.hits)
+    assert judge({"t": before}, {"t": forgotten}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0).accepted is False
+    unknown = {"t": Outcome(before.losses, before.hits)}
+    assert judge(unknown, {"t": forgotten}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0).accepted
+
+
+def test_free_text_is_judged_on_established_holdout_too() -> None:
+    old = [False] * 80 + [True] * 40
+    before, after = Outcome([2.0] * 120, [], old), Outcome([0.5] * 80 + [2.5] * 40, [], old)
+    verdict = judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
+    assert not verdict.accepted
+    assert "earlier revisions" in verdict.reason

@@ -31,10 +31,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def examples(n: int) -> bytes:
+FLIPPED = {"positive": "no", "negative": "yes"}
+
+
+def examples(n: int, first: int = 0, answers: dict[str, str] = ANSWERS) -> bytes:
     rows = (json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines())
-    train = [row for row in rows if row["split"] == "train"][:n]
-    lines = [json.dumps({"task": "reviews", "text": row["text"], "label": ANSWERS[row["label"]]}) for row in train]
+    train = [row for row in rows if row["split"] == "train"][first : first + n]
+    lines = [json.dumps({"task": "reviews", "text": row["text"], "label": answers[row["label"]]}) for row in train]
     return "\n".join(lines).encode()
 
 
@@ -55,7 +58,7 @@ def adapt(daemon: DaemonProcess, **options: Any) -> int:
     return int(answer.json["pass"])
 
 
-def finished(daemon: DaemonProcess, number: int, timeout: float = 240) -> dict[str, Any]:
+def finished(daemon: DaemonProcess, number: int, timeout: float = 500) -> dict[str, Any]:
     """The pass's row, once it has ended."""
 
     def look() -> dict[str, Any] | None:
@@ -240,6 +243,22 @@ def test_kill_9_in_the_middle_of_a_pass(
     eventually(lambda: progress(daemon)["id"] == again and progress(daemon)["phase"] == "tap", 60)
     assert daemon.post("/admin/cancel", admin=True).status == 200
     assert finished(daemon, again, 30)["reason"] == "cancelled by the owner"
+
+
+def test_a_pass_on_flipped_labels_is_rejected(
+    daemon: DaemonProcess, adapted: tuple[dict[str, Any], Client], model_path: Path
+) -> None:
+    """All that is new is wrong, its holdout too; what judged the revision that serves speaks against it."""
+    before = texts(daemon)
+    daemon.configure(model_path, {**SETTINGS, "adapt": {**SETTINGS["adapt"], "max_examples": 96}})
+    os.kill(daemon.pid, signal.SIGHUP)
+    assert daemon.post("/v1/examples", examples(110, 160, FLIPPED)).json["added"] == 110
+    row = finished(daemon, adapt(daemon, method="suffix-bp", blocks=1, zo_steps=0))
+    assert row["state"] == "rejected", row["gate"]
+    facts = row["gate"]["tasks"]["reviews"]
+    assert "lost" in row["reason"] or "no task improved" in row["reason"]
+    assert facts["n"] > 40
+    assert texts(daemon) == before
 
 
 def put_on_trial(daemon: DaemonProcess, attempts: int) -> int:

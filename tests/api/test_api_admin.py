@@ -35,7 +35,7 @@ def post(daemon: DaemonProcess, path: str, body: Any = None, status: int = 200) 
 
 
 STATUS = {
-    *("version", "pid", "uptime_seconds", "model", "state", "problem", "revision", "trial", "pass", "requests"),
+    *("version", "pid", "uptime_seconds", "model", "state", "problem", "held", "revision", "trial", "pass", "requests"),
     *("engine_restarts", "feedback", "examples", "memory", "next_trigger", "state_dir", "socket"),
 }
 MODEL = {"name", "path", "sha256", "n_layer", "n_embd", "n_ctx", "n_params", "size_bytes", "architecture"}

@@ -12,7 +12,7 @@ from agentd.api.services import Services
 from agentd.config import Config, Memory, State
 from agentd.gguf_header import read_header
 from agentd.models import ModelFile
-from agentd.store import examples, passes, tasks
+from agentd.store import imports, passes, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
 
@@ -27,9 +27,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def client(store: Store, model: Path, tmp_path: Path, **memory: Any) -> TestClient:
     config = Config(state=State(dir=tmp_path), memory=Memory(**memory))
     nobody = cast(Any, None)  # the engine, its requests and the passes: this handler asks none of them
-    services = Services(
-        config, store, nobody, nobody, nobody, ModelFile(model, "0" * 64, model.stat().st_size, read_header(model))
-    )
+    file = ModelFile(model, "0" * 64, model.stat().st_size, read_header(model))
+    services = Services(config, store, nobody, nobody, nobody, file, nobody)
     return TestClient(application(services, with_admin=True), raise_server_exceptions=True)
 
 
@@ -72,7 +71,7 @@ def test_real_examples_and_earlier_passes_count(store: Store, model_path: Path, 
         tasks.declare(db, tasks.Task("t", ["yes", "no"], False, "accuracy", None, "config", "2026-01-01T00:00:00Z"))
         text = "A film about a lighthouse, number {}."
         new = [NewExample("t", "label", {"prompt": text.format(i)}, "yes" if i % 2 else "no", None) for i in range(300)]
-        examples.add_many(db, new)
+        imports.add_many(db, new)
         passes.create(db, "manual", 0, 0, {})
         figures = {"adapted": True, "before": {"accuracy": 0.5}, "after": {"accuracy": 0.8}}
         planned = {"method": "suffix-bp", "blocks": 1, "predicted": {"trainer: runtime": 500}}

@@ -82,7 +82,7 @@ def test_import_names_the_file_and_the_line_that_is_broken(daemon: ScriptedDaemo
 
 def test_list_passes_its_filters_on(daemon: ScriptedDaemon) -> None:
     result = daemon.run("feedback", "list", "--kind", "label", "--task", "sentiment", "-n", "5", "--offset", "10")
-    assert [line.split("\t")[6] for line in result.stdout.splitlines()] == ["positive", "false"]
+    assert [line.split("\t")[8] for line in result.stdout.splitlines()] == ["positive", "false"]
     query = daemon.asked_for("GET /admin/feedback")[0].query
     assert query == {"limit": "5", "offset": "10", "kind": "label", "task": "sentiment"}
 

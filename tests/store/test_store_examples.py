@@ -1,3 +1,5 @@
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -7,7 +9,7 @@ import pytest
 
 from agentd import ids
 from agentd.errors import InvalidLine, LabelNotInChoices
-from agentd.store import examples, tasks
+from agentd.store import examples, imports, tasks
 from agentd.store.database import Store
 from agentd.store.examples import Example, NewExample
 from agentd.store.tasks import Task
@@ -25,7 +27,7 @@ def new(n: int, target: str = "good", task: str = "sentiment", kind: str = "labe
 
 
 def fill(store: Store, n: int) -> list[Example]:
-    store.do(examples.add_many, [new(i) for i in range(n)])
+    store.do(imports.add_many, [new(i) for i in range(n)])
     return store.do(examples.list_, n)
 
 
@@ -68,9 +70,9 @@ def test_a_label_must_be_a_choice(store: Store) -> None:
 
 
 def test_an_import_counts_what_it_did_and_declares_tasks(store: Store) -> None:
-    store.do(examples.add_many, [new(1), new(2)])
+    store.do(imports.add_many, [new(1), new(2)])
     many = [new(1), new(2, "bad"), new(3), new(3), new(4, "Hello.", "greeting", "demonstration"), new(5, "dog", "pet")]
-    assert store.do(examples.add_many, many) == {"added": 3, "replaced": 1, "unchanged": 2}
+    assert store.do(imports.add_many, many) == {"added": 3, "replaced": 1, "unchanged": 2}
     assert (store.do(tasks.get, "greeting").choices, store.do(tasks.get, "greeting").metric) == ([], "loss")
     assert (store.do(tasks.get, "pet").choices, store.do(tasks.get, "pet").open) == (["dog"], True)
 
@@ -80,9 +82,9 @@ def test_an_import_with_a_broken_line_stores_nothing(store: Store, broken: NewEx
     before = fill(store, 5)
     many = [new(3, "bad"), new(7), new(8, "cat", "animal"), broken, new(10)]
     with pytest.raises(InvalidLine, match=r"^line 4: .*nothing of this file was stored"):
-        store.do(examples.add_many, many)
+        store.do(imports.add_many, many)
     with pytest.raises(InvalidLine, match=r"^line 17: "):
-        store.do(examples.add_many, [new(7), replace(broken, line=17)])
+        store.do(imports.add_many, [new(7), replace(broken, line=17)])
     assert store.do(examples.list_, 10) == before
     assert store.do(tasks.find, "animal") is None
 
@@ -130,3 +132,38 @@ def test_lists_are_filtered_and_paged_from_the_newest(store: Store) -> None:
     assert [example.task for example in store.do(examples.list_, 10, task="pet")] == ["pet"]
     held = [example for example in everything if example.split == "holdout"]
     assert store.do(examples.list_, 3, 1, task="sentiment", split="holdout") == held[1:4]
+
+
+def test_a_long_import_leaves_room_for_others_and_is_all_or_nothing(tmp_path: Path) -> None:
+    """While 20 000 examples are stored, somebody else waits for milliseconds; what is refused leaves nothing."""
+    many = [NewExample("t", "label", {"prompt": f"{i} " * 20}, f"{i % 2}", line=i + 1) for i in range(20_000)]
+    wrong = [*many[:-1], NewExample("closed", "label", {"prompt": "x"}, "maybe", line=20_000)]
+    choices = Task("closed", ["yes", "no"], False, "accuracy", None, "config", "2026-01-01")
+    waits: list[float] = []
+
+    async def run(store: Store) -> dict[str, int]:
+        await store.call(tasks.declare, choices)
+
+        async def ask() -> None:
+            while True:
+                began = time.monotonic()
+                await store.call(examples.count_new)
+                waits.append(time.monotonic() - began)
+                await asyncio.sleep(0.005)
+
+        asking = asyncio.create_task(ask())
+        with pytest.raises(InvalidLine, match="line 20000: label 'maybe'"):
+            await imports.add(store, await asyncio.to_thread(imports.prepare, wrong))
+        assert await store.call(examples.count) == {}
+        assert [task.name for task in await store.call(tasks.all)] == ["closed"]
+        counts = await imports.add(store, await asyncio.to_thread(imports.prepare, many))
+        asking.cancel()
+        return counts
+
+    with closing(Store(tmp_path / "import.db")) as store:
+        assert asyncio.run(run(store)) == {"added": 20_000, "replaced": 0, "unchanged": 0}
+        assert store.do(imports.add_many, many[:10]) == {"added": 0, "replaced": 0, "unchanged": 10}
+        left = store.do(lambda db: db.execute("SELECT name FROM sqlite_temp_master").fetchall())
+    assert left == []
+    assert len(waits) > 20
+    assert sorted(waits)[-len(waits) // 20] < 1.0

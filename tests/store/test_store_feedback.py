@@ -182,8 +182,8 @@ def test_without_a_key_the_same_body_counts_twice(store: Store, asked: str) -> N
 def test_lists_are_filtered_and_paged_from_the_newest(store: Store, asked: str) -> None:
     given = [store.do(feedback.add, NewFeedback(asked, "float", n, task=f"t{n % 2}"))[0] for n in range(6)]
     store.do(feedback.add, NewFeedback(asked, "comment", "hm", task="t0"))
-    assert store.do(feedback.list_, 2, 1, kind="float") == [given[4], given[3]]
-    assert store.do(feedback.list_, 10, kind="float", task="t1") == [given[5], given[3], given[1]]
-    assert (store.do(feedback.count), store.do(feedback.count, task="t0")) == (7, 4)
+    assert store.do(feedback.list_, 2, 1, {"kind": "float"}) == [given[4], given[3]]
+    assert store.do(feedback.list_, 10, 0, {"kind": "float", "task": "t1"}) == [given[5], given[3], given[1]]
+    assert (store.do(feedback.count), store.do(feedback.count, {"task": "t0"})) == (7, 4)
     with pytest.raises(NotFound, match="no feedback 'x'"):
         store.do(feedback.get, "x")

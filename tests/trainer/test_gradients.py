@@ -159,7 +159,8 @@ def make_engine_learner(
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         assert request["ask"] == "tap"
         assert (request["first"], request["end"]) == (first, 30)
-        states, places, row, at = [], [], n_prefix, 0
+        states: list[torch.Tensor] = []
+        places, row = [], n_prefix
         with expected.attached(reference), torch.no_grad():
             for number in request["examples"]:
                 placed = []
@@ -167,7 +168,7 @@ def make_engine_learner(
                     hidden = reference(torch.tensor([tokens]), output_hidden_states=True).hidden_states[first:30]
                     states.append(torch.cat(hidden)[:, 0 if not states else n_prefix :])
                     placed.append([row, len(tokens) - n_prefix])
-                    row, at = row + placed[-1][1], at + 1
+                    row += placed[-1][1]
                 places.append(placed)
         Path(request["path"]).write_bytes(torch.cat(states, dim=1).numpy().tobytes())
         return {"prefix_rows": n_prefix, "sequences": places}

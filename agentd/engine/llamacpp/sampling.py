@@ -1,7 +1,9 @@
 """From logits to a token: llama.cpp's own samplers, constrained by a grammar where one is asked for."""
 
+import contextlib
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import llama_cpp as lc
@@ -41,7 +43,8 @@ class Sampler:
                 raise InvalidRequest(f"cannot use this JSON schema: {error}", param="response_format") from None
         self._grammar = None
         if grammar is not None:
-            self._grammar = lc.llama_sampler_init_grammar(vocab, grammar.encode("utf-8", "replace"), b"root")
+            with _silent():
+                self._grammar = lc.llama_sampler_init_grammar(vocab, grammar.encode("utf-8", "replace"), b"root")
             if not (self._grammar and grammar.strip()):  # an empty one would allow everything
                 raise InvalidRequest("the grammar is not valid GBNF with a rule `root`", param="grammar")
         self._chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
@@ -102,6 +105,20 @@ class Sampler:
         lc.llama_sampler_free(self._chain)
         if self._grammar:
             lc.llama_sampler_free(self._grammar)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """llama.cpp's parser prints a grammar it does not understand to stderr, past its own logging; a client's text has
+    no place in a log. The engine's one thread may redirect it for that moment."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _view(candidates: "np.ndarray[Any, np.dtype[Any]]") -> Any:

@@ -1,0 +1,63 @@
+"""Taking feedback back: forgetting it, and learning again without it.
+
+Forgetting deletes rows and working files at once. The weights of revisions that learned from what was forgotten are
+another matter: `forget` names them, `rebuild` gives them up and learns again from the nearest revision that did not.
+"""
+
+import asyncio
+import shutil
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd.adapt.controller import Adaptation
+from agentd.store import forgetting
+from agentd.store.database import Store
+from agentd.store.forgetting import Forgotten, Selection
+
+
+async def forget(store: Store, adaptation: Adaptation, selection: Selection, *, dry_run: bool) -> dict[str, Any]:
+    """Deletes what `selection` names and returns what that was, and the revisions that had learned from it.
+
+    A running pass is stopped: it may be learning from it. Raises NotFound.
+    """
+    found: Forgotten = await store.call(forgetting.look, selection)
+    if not dry_run:
+        await adaptation.stop("feedback is being forgotten")
+        found = await store.call(forgetting.forget, selection)
+        await asyncio.to_thread(_remove_folders, adaptation, found.passes)
+        await store.checkpoint()  # deleted pages are overwritten in the log first
+    return {**found.as_json(), "dry_run": dry_run}
+
+
+async def rebuild(
+    store: Store, adaptation: Adaptation, selection: Selection | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Forgets what `selection` names, gives up every revision that holds something forgotten, and starts a pass from
+    the nearest one that does not, on what those had learned otherwise.
+
+    Returns what was forgotten, the revision that serves now, those given up, and the pass, None if nothing had to be
+    learned again. Raises NotFound, and what stands in the way of a rollback.
+    """
+    forgotten = None
+    if selection is not None:
+        forgotten = await forget(store, adaptation, selection, dry_run=False)
+    await adaptation.stop("the revisions are rebuilt")
+    serving = adaptation.serving
+    clean = await store.call(forgetting.clean_ancestor, serving)
+    if clean != serving:
+        await adaptation.rollback(clean, "rebuilt: revisions since then hold what was forgotten")
+    given_up = await store.call(_give_up)
+    for number in given_up:
+        await asyncio.to_thread(adaptation.files.remove, number)
+    started = await adaptation.start("manual", options) if given_up else None
+    return {"forgotten": forgotten, "revision": adaptation.serving, "given_up": given_up, "pass": started}
+
+
+def _give_up(db: Database) -> list[int]:
+    return forgetting.discard_holders(db, "it held what was forgotten")
+
+
+def _remove_folders(adaptation: Adaptation, numbers: list[int]) -> None:
+    for number in numbers:
+        shutil.rmtree(adaptation.folder(number), ignore_errors=True)

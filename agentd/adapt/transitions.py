@@ -1,0 +1,53 @@
+"""State changes of a pass that concern more rows than its own: each is one transaction."""
+
+from sqlite_utils import Database
+
+from agentd.store import passes, revisions, trials
+
+
+def begin_trial(db: Database, revision: int, number: int, attempts: int) -> None:
+    revisions.set_state(db, revision, "trial")
+    passes.advance(db, number, "trial")
+    trials.start(db, revision, number, attempts)
+
+
+def commit(db: Database, revision: int, number: int) -> None:
+    """The trial is passed. `number` is 0 where no pass made the revision."""
+    trials.finish(db, revision, "passed")
+    revisions.set_state(db, revision, "committed")
+    revisions.activate(db, revision, f"pass {number} committed")
+    if number:
+        passes.advance(db, number, "committed")
+
+
+def take_back(db: Database, revision: int, number: int, reason: str) -> None:
+    trials.finish(db, revision, "failed", reason)
+    revisions.set_state(db, revision, "rolled_back", reason)
+    if number:
+        passes.advance(db, number, "rolled_back", reason=reason)
+
+
+def abandon(db: Database, number: int, reason: str, *, keep_trial: bool = False) -> str:
+    """Ends a pass that was cut short, whatever state it is in, and returns the state it has then.
+
+    A trial is taken back, or left to be resumed after a restart (`keep_trial`).
+    """
+    row = passes.get(db, number)
+    if row.state in passes.TERMINAL:
+        return row.state
+    running = trials.running(db)
+    if running is not None and running.pass_id == number:
+        if keep_trial:
+            return row.state
+        take_back(db, running.revision, number, reason)
+        return "rolled_back"
+    passes.advance(db, number, "failed", reason=reason)
+    discard_staged(db, number, reason)
+    return "failed"
+
+
+def discard_staged(db: Database, number: int, reason: str) -> None:
+    """Marks what a pass staged and never tried out as discarded."""
+    for row in revisions.all(db):
+        if row.pass_id == number and row.state == "staged":
+            revisions.set_state(db, row.id, "discarded", reason)

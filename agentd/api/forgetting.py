@@ -1,0 +1,47 @@
+"""POST /admin/forget, /admin/rebuild and /admin/release: what was said is taken back, or let out of quarantine."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from agentd.adapt import rebuild as rebuilding
+from agentd.api.requests import only, parse
+from agentd.api.schemas import ForgetBody, RebuildBody, ReleaseBody, Selected
+from agentd.api.services import services
+from agentd.store import events, feedback
+from agentd.store.forgetting import Selection
+
+
+async def forget(request: Request) -> Response:
+    s = services(request)
+    only(request)
+    body = await parse(request, ForgetBody, s.config.serve.max_body)
+    found = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run)
+    return JSONResponse(found)
+
+
+async def rebuild(request: Request) -> Response:
+    s = services(request)
+    only(request)
+    body = await parse(request, RebuildBody, s.config.serve.max_body)
+    options = body.model_dump(exclude_none=True, exclude={"without"})
+    selection = None if body.without is None else _selection(body.without)
+    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, options), 202)
+
+
+async def release(request: Request) -> Response:
+    s = services(request)
+    only(request)
+    body = await parse(request, ReleaseBody, s.config.serve.max_body)
+    rows = await s.store.call(feedback.release, body.feedback, s.config.feedback.weights)
+    await s.store.call(events.add, "released", f"{len(rows)} feedback left quarantine")
+    return JSONResponse({"released": [row.id for row in rows]})
+
+
+def _selection(body: Selected) -> Selection:
+    return Selection(
+        feedback=tuple(body.feedback),
+        inferences=tuple(body.inferences),
+        examples=tuple(body.examples),
+        authors=tuple(body.authors),
+        tags=tuple(body.tags.items()),
+    )

@@ -1,0 +1,196 @@
+"""Forgetting: taking feedback back, with what came of it, and naming the revisions that had learned from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd import faults
+from agentd.errors import NotFound
+from agentd.store import events, examples, revisions
+from agentd.store.examples import Example
+from agentd.store.feedback import Feedback
+from agentd.store.row import select, to_json
+
+_HOLDING = ("staged", "trial", "committed", "rolled_back")  # states of revisions whose weights are still there
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be forgotten: everything that any of these names. `tags` are name and text of one tag each."""
+
+    feedback: tuple[str, ...] = ()
+    inferences: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    authors: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What went: ids of rows, and the passes whose working files hold texts of it. `revisions` are those that learned
+    from it and still exist; `inherited` those among them that have it from an ancestor only."""
+
+    feedback: list[str] = field(default_factory=list)
+    inferences: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+    revisions: list[int] = field(default_factory=list)
+    inherited: list[int] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {name: len(getattr(self, name)) for name in ("feedback", "inferences", "examples")}
+        return {**counts, "passes": self.passes, "revisions": self.revisions, "inherited": self.inherited}
+
+
+def look(db: Database, selection: Selection) -> Forgotten:
+    """What `forget` would take away; changes nothing. Raises NotFound for ids that do not exist."""
+    given = _feedback(db, selection)
+    asked = _inferences(db, selection, given)
+    # Whoever asks for an inference to be forgotten means all that was said about it.
+    given |= _ids(db, "SELECT id FROM feedback WHERE inference_id IN (SELECT value FROM json_each(?))", asked)
+    learned = _examples(db, selection, given, asked)
+    passes = _numbers(
+        db, "SELECT DISTINCT pass_id FROM pass_examples WHERE example_id IN (SELECT value FROM json_each(?))", learned
+    )
+    direct = set(
+        _numbers(
+            db,
+            "SELECT DISTINCT revisions.id FROM revisions JOIN pass_examples USING (pass_id)"
+            " WHERE role != 'holdout' AND example_id IN (SELECT value FROM json_each(?))",
+            learned,
+        )
+    )
+    every = revisions.all(db)
+    tainted = set(direct)
+    for row in every:  # parents come before their children
+        if row.parent in tainted:
+            tainted.add(row.id)
+    there = {row.id for row in every if row.state in _HOLDING}
+    return Forgotten(
+        feedback=sorted(given),
+        inferences=sorted(asked),
+        examples=sorted(learned),
+        passes=passes,
+        revisions=sorted(tainted & there),
+        inherited=sorted((tainted - direct) & there),
+    )
+
+
+def forget(db: Database, selection: Selection) -> Forgotten:
+    """Deletes it. An example that others have vouched for too keeps their latest answer.
+
+    Raises NotFound for ids that do not exist. Revisions are left as they are and marked; see `adapt.rebuild`.
+    """
+    found = look(db, selection)
+    with db.atomic():
+        for id in found.revisions:
+            db.execute("UPDATE revisions SET forgotten = forgotten + ? WHERE id = ?", [len(found.examples) or 1, id])
+        gone = to_json(found.feedback)
+        db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
+        for example in select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(found.examples)]):
+            others = select(
+                db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC LIMIT 1", [example.id]
+            )
+            if others and example.id not in selection.examples:
+                _answer_of(db, example, others[0])
+            else:
+                db.execute("DELETE FROM examples WHERE id = ?", [example.id])
+        asked = to_json(found.inferences)
+        db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [asked])
+        faults.change("feedback forgotten")
+        events.add(db, "forgotten", _told(found), data={"revisions": found.revisions, "passes": found.passes})
+    return found
+
+
+def clean_ancestor(db: Database, revision: int) -> int:
+    """The nearest revision on the way to the base that holds nothing forgotten and may serve."""
+    for id in revisions.lineage(db, revision):
+        row = revisions.get(db, id)
+        if row.state in ("base", "committed") and row.forgotten == 0:
+            return id
+    return 0
+
+
+def discard_holders(db: Database, reason: str) -> list[int]:
+    """Gives up every revision that holds something forgotten, and makes what its pass learned new again.
+
+    Returns the revisions. The serving one must not be among them any more.
+    """
+    holders = [row for row in revisions.all(db) if row.forgotten and row.state in ("committed", "rolled_back")]
+    with db.atomic():
+        for row in holders:
+            revisions.set_state(db, row.id, "discarded", reason)
+            db.execute(
+                "UPDATE examples SET state = 'new' WHERE state = 'used' AND id IN"
+                " (SELECT example_id FROM pass_examples WHERE pass_id = ? AND role != 'holdout')",
+                [row.pass_id],
+            )
+    return [row.id for row in holders]
+
+
+def _feedback(db: Database, selection: Selection) -> set[str]:
+    _require(db, "feedback", "feedback", selection.feedback)
+    found = set(selection.feedback)
+    found |= _ids(db, "SELECT id FROM feedback WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
+    for name, text in selection.tags:
+        statement = "SELECT feedback.id FROM feedback, json_each(tags) AS tag WHERE tag.key = ? AND tag.value = ?"
+        found |= {id for (id,) in db.execute(statement, [name, text])}
+    return found
+
+
+def _inferences(db: Database, selection: Selection, given: set[str]) -> set[str]:
+    """Those asked for, and those that only the feedback in `given` was about: they hold its author's words."""
+    _require(db, "inferences", "inference", selection.inferences)
+    found = set(selection.inferences)
+    found |= _ids(db, "SELECT id FROM inferences WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
+    return found | _ids(
+        db,
+        "SELECT DISTINCT inference_id FROM feedback AS f WHERE inference_id IS NOT NULL"
+        " AND id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (SELECT 1 FROM feedback AS other"
+        " WHERE other.inference_id = f.inference_id AND other.id NOT IN (SELECT value FROM json_each(?1)))",
+        given,
+    )
+
+
+def _examples(db: Database, selection: Selection, given: set[str], asked: set[str]) -> set[str]:
+    _require(db, "examples", "example", selection.examples)
+    found = set(selection.examples)
+    inside = "IN (SELECT value FROM json_each(?))"
+    found |= _ids(db, f"SELECT DISTINCT example_id FROM feedback WHERE example_id NOT NULL AND id {inside}", given)
+    found |= _ids(db, f"SELECT id FROM examples WHERE source_inference_id {inside}", asked)
+    return found | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
+
+
+def _answer_of(db: Database, example: Example, other: Feedback) -> None:
+    if (example.kind, example.target) != (other.kind, other.value):
+        examples.put(
+            db,
+            examples.NewExample(
+                example.task, other.kind, example.input, other.value, other.inference_id, author=other.author
+            ),
+        )
+    else:
+        db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
+
+
+def _told(found: Forgotten) -> str:
+    text = f"{len(found.feedback)} feedback, {len(found.examples)} examples, {len(found.inferences)} inferences"
+    if not found.revisions:
+        return f"{text}; no revision had learned from them"
+    return f"{text}; revisions that learned from them: {', '.join(map(str, found.revisions))}"
+
+
+def _require(db: Database, table: str, noun: str, ids: Iterable[str]) -> None:
+    for id in ids:
+        if db.execute(f"SELECT 1 FROM {table} WHERE id = ?", [id]).fetchone() is None:
+            raise NotFound(noun, id)
+
+
+def _ids(db: Database, statement: str, values: Iterable[str]) -> set[str]:
+    return {id for (id,) in db.execute(statement, [to_json(list(values))])}
+
+
+def _numbers(db: Database, statement: str, values: Iterable[str]) -> list[int]:
+    return sorted(number for (number,) in db.execute(statement, [to_json(list(values))]))

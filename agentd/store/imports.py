@@ -1,0 +1,138 @@
+"""Importing many examples at once: all of them or none, and without keeping the store's thread for seconds.
+
+The rows are laid out in a temporary table, some thousand at a time, with other work in between; one transaction then
+merges them, in SQL, into what is there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlite_utils import Database
+
+from agentd import ids
+from agentd.errors import AgentdError, InvalidLine, InvalidRequest
+from agentd.store import tasks
+from agentd.store.database import Store
+from agentd.store.examples import NewExample, identify, split_of
+from agentd.store.row import to_json
+
+CHUNK = 2000  # rows; some 20 ms of the store's time
+
+_Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows of `staged`, one per example; `counts` is what lines for the same input did to one another."""
+
+    rows: list[_Row]
+    counts: dict[str, int]
+
+
+def prepare(many: Sequence[NewExample]) -> Prepared:
+    """Needs no database, and takes most of the time. Raises InvalidLine."""
+    rows: dict[str, _Row] = {}
+    counts = {"added": 0, "replaced": 0, "unchanged": 0}
+    for number, new in enumerate(many, 1):
+        line = new.line or number
+        try:
+            input = to_json(new.input)
+            id = identify(new.task, new.input)
+            if not new.target:
+                raise InvalidRequest(f"the value of a {new.kind} must not be empty", param="value")
+            new.target.encode()
+        except (InvalidRequest, UnicodeEncodeError) as error:
+            raise InvalidLine(line, str(error)) from error
+        if (earlier := rows.get(id)) is not None:
+            counts["unchanged" if earlier[3:6:2] == (new.kind, new.target) else "replaced"] += 1
+        rows[id] = (
+            id,
+            earlier[1] if earlier else line,
+            new.task,
+            new.kind,
+            input,
+            new.target,
+            split_of(id),
+            new.source_inference_id,
+            new.author,
+            new.weight,
+        )
+    return Prepared(list(rows.values()), counts)
+
+
+async def add(store: Store, prepared: Prepared) -> dict[str, int]:
+    """Adds all examples or none; returns how many were added, replaced (another target than before), unchanged.
+
+    Raises InvalidLine for the first that its task does not admit.
+    """
+    table = f"staged_{ids.uuid7()}"
+    try:
+        await store.call(_create, table)
+        for start in range(0, len(prepared.rows), CHUNK):
+            await store.call(_fill, table, prepared.rows[start : start + CHUNK])
+        return await store.call(_merge, table, prepared.counts)
+    finally:
+        store.submit(_drop, table)
+
+
+def add_many(db: Database, many: Sequence[NewExample]) -> dict[str, int]:
+    """The same at once, in the transaction that is open."""
+    prepared = prepare(many)
+    table = f"staged_{ids.uuid7()}"
+    try:
+        _create(db, table)
+        _fill(db, table, prepared.rows)
+        return _merge(db, table, prepared.counts)
+    finally:
+        _drop(db, table)
+
+
+def _create(db: Database, table: str) -> None:
+    db.execute(
+        f"CREATE TEMP TABLE {table} (id TEXT PRIMARY KEY, line INTEGER, task TEXT, kind TEXT, input TEXT, target TEXT,"
+        " split TEXT, source TEXT, author TEXT, weight REAL)"
+    )
+
+
+def _fill(db: Database, table: str, rows: Sequence[_Row]) -> None:
+    db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _drop(db: Database, table: str) -> None:
+    db.execute(f"DROP TABLE IF EXISTS {table}")
+
+
+def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
+    with db.atomic():
+        # What is admitted depends on the label, for demonstrations on nothing but the task.
+        distinct = (
+            f"SELECT task, kind, target, min(line) FROM {table}"
+            " GROUP BY task, kind, CASE kind WHEN 'label' THEN target END ORDER BY min(line)"
+        )
+        for task, kind, target, line in db.execute(distinct).fetchall():
+            try:
+                tasks.admit(db, task, kind, target)
+            except AgentdError as error:
+                raise InvalidLine(line, str(error)) from error
+        (total,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
+        same = "staged.kind = examples.kind AND staged.target = examples.target"
+        known, unchanged = db.execute(
+            f"SELECT count(*), coalesce(sum({same}), 0) FROM {table} AS staged JOIN examples USING (id)"
+        ).fetchone()
+        db.execute(
+            f"UPDATE examples SET weight = staged.weight FROM {table} AS staged"
+            f" WHERE staged.id = examples.id AND {same} AND staged.weight > examples.weight"
+        )
+        db.execute(
+            "INSERT INTO examples (id, task, kind, input, target, split, state, source_inference_id, created_at,"
+            " updated_at, author, weight)"
+            " SELECT id, task, kind, input, target, split, 'new', source, :now, :now, author, weight"
+            f" FROM {table} WHERE true ORDER BY line"
+            " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, target = excluded.target, state = 'new',"
+            " updated_at = :now, author = excluded.author, weight = excluded.weight,"
+            " source_inference_id = coalesce(excluded.source_inference_id, source_inference_id)"
+            " WHERE excluded.kind != kind OR excluded.target != target",
+            {"now": ids.now()},
+        )
+    added = {"added": total - known, "replaced": known - unchanged, "unchanged": unchanged}
+    return {name: counts[name] + n for name, n in added.items()}

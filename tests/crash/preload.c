@@ -1,0 +1,130 @@
+/* Lets the n-th call that changes something under one directory fail, or kills the process there.
+ *
+ * Loaded with LD_PRELOAD, it stands between libc and everything above it: SQLite, Python, NumPy, llama.cpp. The counter
+ * lives in shared memory, so that the calls of processes forked later count along.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define DESCRIPTORS 65536
+
+static char directory[4096];
+static _Atomic long *calls;  /* shared; NULL: not armed */
+static long failing;         /* the call that fails, counted from 1; 0: none does */
+static int error;            /* what it fails with; 0: SIGKILL instead */
+static int lasting;          /* whether every later call fails too */
+static unsigned char ours[DESCRIPTORS];
+
+/* Starts to count calls under `path`. */
+void fault_arm(const char *path, long n, int number, int stays) {
+    if (!calls)
+        calls = mmap(NULL, sizeof *calls, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    atomic_store(calls, 0);
+    snprintf(directory, sizeof directory, "%s", path);
+    failing = n, error = number, lasting = stays;
+}
+
+long fault_calls(void) { return calls ? atomic_load(calls) : 0; }
+
+static int fails(void) {
+    long n = atomic_fetch_add(calls, 1) + 1;
+    if (!failing || (lasting ? n < failing : n != failing))
+        return 0;
+    if (!error)
+        kill(getpid(), SIGKILL);
+    errno = error;
+    return 1;
+}
+
+static int inside(const char *path) {
+    size_t length = strlen(directory);
+    return calls && length && path && !strncmp(path, directory, length);
+}
+
+static int open_inside(int descriptor) {
+    return calls && descriptor >= 0 && descriptor < DESCRIPTORS && ours[descriptor];
+}
+
+#define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+
+#define OPEN(name)                                                                                                     \
+    int name(const char *path, int flags, ...) {                                                                       \
+        REAL(name);                                                                                                    \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;                                        \
+        va_end(rest);                                                                                                  \
+        int known = inside(path);                                                                                      \
+        if (known && flags & (O_CREAT | O_TRUNC) && fails())                                                           \
+            return -1;                                                                                                 \
+        int descriptor = real(path, flags, mode);                                                                      \
+        if (descriptor >= 0 && descriptor < DESCRIPTORS)                                                               \
+            ours[descriptor] = known;                                                                                  \
+        return descriptor;                                                                                             \
+    }
+OPEN(open)
+OPEN(open64)
+
+#define OPENAT(name)                                                                                                   \
+    int name(int at, const char *path, int flags, ...) {                                                               \
+        REAL(name);                                                                                                    \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;                                        \
+        va_end(rest);                                                                                                  \
+        int known = inside(path);                                                                                      \
+        if (known && flags & (O_CREAT | O_TRUNC) && fails())                                                           \
+            return -1;                                                                                                 \
+        int descriptor = real(at, path, flags, mode);                                                                  \
+        if (descriptor >= 0 && descriptor < DESCRIPTORS)                                                               \
+            ours[descriptor] = known;                                                                                  \
+        return descriptor;                                                                                             \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+
+int close(int descriptor) {
+    REAL(close);
+    if (descriptor >= 0 && descriptor < DESCRIPTORS)
+        ours[descriptor] = 0;
+    return real(descriptor);
+}
+
+#define ON_DESCRIPTOR(type, name, parameters, ...)                                                                     \
+    type name parameters {                                                                                             \
+        REAL(name);                                                                                                    \
+        if (open_inside(descriptor) && fails())                                                                        \
+            return -1;                                                                                                 \
+        return real(__VA_ARGS__);                                                                                      \
+    }
+ON_DESCRIPTOR(ssize_t, write, (int descriptor, const void *data, size_t n), descriptor, data, n)
+ON_DESCRIPTOR(ssize_t, pwrite, (int descriptor, const void *data, size_t n, off_t at), descriptor, data, n, at)
+ON_DESCRIPTOR(ssize_t, pwrite64, (int descriptor, const void *data, size_t n, off64_t at), descriptor, data, n, at)
+ON_DESCRIPTOR(int, ftruncate, (int descriptor, off_t size), descriptor, size)
+ON_DESCRIPTOR(int, ftruncate64, (int descriptor, off64_t size), descriptor, size)
+ON_DESCRIPTOR(int, fsync, (int descriptor), descriptor)
+ON_DESCRIPTOR(int, fdatasync, (int descriptor), descriptor)
+
+#define ON_PATH(name, parameters, ...)                                                                                 \
+    int name parameters {                                                                                              \
+        REAL(name);                                                                                                    \
+        if (inside(path) && fails())                                                                                   \
+            return -1;                                                                                                 \
+        return real(__VA_ARGS__);                                                                                      \
+    }
+ON_PATH(rename, (const char *path, const char *to), path, to)
+ON_PATH(mkdir, (const char *path, mode_t mode), path, mode)
+ON_PATH(unlink, (const char *path), path)
+ON_PATH(rmdir, (const char *path), path)
+ON_PATH(chmod, (const char *path, mode_t mode), path, mode)

@@ -1,0 +1,227 @@
+"""Schema-driven fuzzing of a running daemon, over its socket: `python -m tools.fuzz [--cases 5000] [--socket PATH]`.
+
+Schemathesis makes the requests from the daemon's own /openapi.json: what the schema allows, and what it does not. Every
+answer must come, none may be a 5xx, what the schema forbids must be refused, errors must have their shape; and memory
+and descriptors must stay where they are. Without --socket, a daemon with a tiny model is started for it.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlencode, urlsplit
+
+import psutil
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+
+from tools.processes import TinyDaemon
+
+SECONDS = 30.0  # after which an answer counts as missing
+GROWTH = 48 * 2**20  # bytes by which a process may have grown since every operation was tried
+_EACH = 20  # cases of one operation at a time
+_TOKENS = 3  # of an answer, when the case would have it as long as it likes
+_LENIENT = {"/v1/examples"}  # a body of lines, which the schema has no word for
+schemathesis.serializer.alias("application/x-ndjson", "application/json")  # one line
+_MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+
+
+@dataclass
+class Report:
+    """What came back. `problems` are the cases that must not be."""
+
+    cases: int = 0
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    before: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+
+    def told(self) -> str:
+        statuses = ", ".join(f"{status}: {n}" for status, n in sorted(self.statuses.items()))
+        lines = [f"{self.cases} cases in {self.seconds:.0f} s ({statuses})"]
+        lines += [f"{name}: {self.before.get(name, 0)} → {self.after[name]}" for name in self.after]
+        lines += [f"{len(self.problems)} problems", *self.problems[:20]]
+        return "\n".join(lines)
+
+
+class Client:
+    """Requests over one kept connection, opened again when the server has closed it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: http.client.HTTPConnection | None = None
+
+    def send(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        for attempt in range(2):
+            connection = self._connection or self._open()
+            try:
+                connection.request(method, target, body, headers)
+                response = connection.getresponse()
+                answer = response.status, response.read()
+            except (ConnectionError, http.client.RemoteDisconnected):
+                self.close()
+                if attempt:
+                    raise
+                continue
+            if response.will_close:
+                self.close()
+            return answer
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("agentd", timeout=SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(SECONDS)
+        connection.sock.connect(str(self._path))
+        self._connection = connection
+        return connection
+
+
+def fuzz(path: Path, pids: dict[str, int], cases: int, number: int = 0, limit: float = 3600.0) -> Report:
+    """Sends `cases` cases or some more to the admin socket at `path`, at most for `limit` seconds."""
+    client, report = Client(path), Report()
+    status, text = client.send("GET", "/openapi.json", None, {})
+    assert status == 200, text
+    schema = schemathesis.openapi.from_dict(json.loads(text))
+    found: list[Any] = [cast(Any, result).ok() for result in schema.get_all_operations()]
+    began, turn = time.monotonic(), 0
+    each = max(1, min(_EACH, cases // (5 * len(found))))
+    while report.cases < cases and time.monotonic() - began < limit:
+        for operation in found:
+            for mode in _MODES:
+                if time.monotonic() - began < limit:
+                    _cases(client, operation, mode, each, number + turn, report)
+        if turn == 0:
+            report.before = sizes(pids)
+        turn += 1
+    report.seconds = time.monotonic() - began
+    report.after = sizes(pids)
+    for name, size in report.after.items():
+        allowed = GROWTH if name.endswith("bytes") else 8
+        if size > report.before[name] + allowed:
+            report.problems.append(f"{name} grew from {report.before[name]} to {size}")
+    client.close()
+    return report
+
+
+def sizes(pids: dict[str, int]) -> dict[str, int]:
+    """Resident memory and descriptors of the processes."""
+    found: dict[str, int] = {}
+    for name, pid in pids.items():
+        process = psutil.Process(pid)
+        found[f"{name} resident bytes"] = process.memory_info().rss
+        found[f"{name} descriptors"] = process.num_fds()
+    return found
+
+
+def _cases(client: Client, operation: Any, mode: GenerationMode, n: int, number: int, report: Report) -> None:
+    @seed(number)
+    @settings(
+        max_examples=n, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Any) -> None:
+        _case(client, operation, mode, case, report)
+
+    with contextlib.suppress(Unsatisfiable):  # an operation without parameters cannot be asked wrongly
+        run()
+
+
+def _case(client: Client, operation: Any, mode: GenerationMode, case: Any, report: Report) -> None:
+    if operation.method.upper() == "POST" and isinstance(case.body, dict) and "completions" in operation.path:
+        _shorten(case.body)
+    method, target, body, headers = _request(case)
+    report.cases += 1
+    what = f"{mode.value}: {method} {target} {(body or b'')[:300]!r}"
+    try:
+        status, answer = client.send(method, target, body, headers)
+    except (OSError, http.client.HTTPException) as error:
+        report.problems.append(f"no answer ({type(error).__name__}: {error}): {what}")
+        client.close()
+        return
+    report.statuses[status] += 1
+    if status >= 500 and status not in (501, 503):
+        report.problems.append(f"{status}: {what}: {answer[:300]!r}")
+    if status >= 400 and not _is_error(answer):
+        report.problems.append(f"{status} without an error's shape: {what}: {answer[:300]!r}")
+    if mode is GenerationMode.NEGATIVE and status < 300 and operation.path not in _LENIENT and _forbidden(case):
+        report.problems.append(f"{status} for what the schema forbids: {what}")
+
+
+def _shorten(body: dict[str, Any]) -> None:
+    """Long answers would only cost time."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = body.get(name)
+        if name == "max_tokens" or isinstance(value, int):
+            body[name] = value if isinstance(value, int) and not isinstance(value, bool) and value <= 0 else _TOKENS
+
+
+def _request(case: Any) -> tuple[str, str, bytes | None, dict[str, str]]:
+    """The case as it goes over the wire."""
+    sent = case.as_transport_kwargs(base_url="http://agentd")
+    target = urlsplit(sent["url"]).path or "/"
+    if query := sent.get("params"):
+        target += "?" + urlencode(query, doseq=True)
+    body: bytes | None = None
+    if sent.get("json") is not None:
+        body = json.dumps(sent["json"]).encode("utf-8", "surrogatepass")
+    elif sent.get("data") is not None:
+        data = sent["data"]
+        body = data if isinstance(data, bytes) else str(data).encode("utf-8", "surrogatepass")
+    kept = ("content-type",)
+    headers = {name: str(value) for name, value in sent["headers"].items() if name.lower() in kept}
+    return sent["method"], target, body, headers
+
+
+def _forbidden(case: Any) -> bool:
+    """Whether the schema's own word is that the body is wrong; types of texts in queries and paths are all texts."""
+    meta = case.meta
+    if meta is None:
+        return False
+    return any(
+        location.value == "body" and info.mode is GenerationMode.NEGATIVE for location, info in meta.components.items()
+    )
+
+
+def _is_error(answer: bytes) -> bool:
+    try:
+        error = json.loads(answer)["error"]
+        return bool({"message", "type", "code"} <= error.keys())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that nobody needs")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        if options.socket is None:
+            daemon = stack.enter_context(TinyDaemon())
+            path, pids = daemon.admin.path, daemon.pids()
+        else:
+            path, pids = options.socket, {}
+        report = fuzz(path, pids, options.cases, options.seed)
+    print(report.told())
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
