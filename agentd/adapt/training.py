@@ -149,7 +149,7 @@ def _environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "MALLOC_ARENA_MAX": "1",
-        "GOMP_SPINCOUNT": "500",  # as for the engine: beside busy processes threads that spin for long stop everything
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",  # each shape of a matrix product has one; the default keeps 1024
+        "GOMP_SPINCOUNT": "20000",  # beside busy processes threads that spin for long make no progress
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",  # each shape of a matrix product has one; the default keeps 1024
     }
     return {**inherited, **quiet}

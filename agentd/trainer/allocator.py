@@ -26,8 +26,14 @@ def while_training() -> None:
 
 
 def give_back() -> None:
-    """Returns what is free in the heap to the system."""
+    """Returns what is free in the heap to the system, what only cycles hold included."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Returns what is free in the heap to the system. Between steps, because every batch has shapes of its own and the
+    gaps that one leaves do not fit the next."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -56,6 +56,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         part = _batch(training, options.seed, epoch, i, options.batch)
         loss = learner.step(part, options.lr * schedule(step, steps))
         done = step
+        allocator.trim()
         seconds = round(time.monotonic() - start, 3)
         emit({"event": "step", "step": step, "steps": steps, "epoch": epoch, "loss": loss, "seconds": seconds})
         if parked():

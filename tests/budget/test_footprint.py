@@ -167,7 +167,7 @@ background = engine.background(lambda: False)
 task = "Is this review positive or negative? The plot is thin, number {}, and the actors try hard to save it."
 examples = [background.encode({"prompt": task.format(i)}, [" positive", " negative"], " positive") for i in range(24)]
 background.use("0")
-tap = background.tap(examples, 29, Path(sys.argv[2]))
+tap = background.tap(examples, range(29, 30), Path(sys.argv[2]))
 drift = background.drift([task * 3] * 3, "0", "0")
 for part in (background.score(examples), tap, background.loss(examples, 0.1, 1, 0.1), drift):
     for _ in part:
