@@ -1,0 +1,90 @@
+"""The table and the picture of what bench_elastic measured.
+
+    python -m tools.bench_elastic_report RESULTS.jsonl [--plot FILE.png]
+
+A row is the mean over seeds with its spread (largest minus smallest); ratios are taken between runs of the same task
+and seed, which ran one after the other.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+Row = dict[str, Any]
+BASELINE = "peft-fp32"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: per task and method accuracy, loss, seconds, peak, and the last two as ratios to PEFT's."""
+    lines = [
+        "| task | method | seeds | accuracy | spread | held-out loss | seconds | peak | time / PEFT | memory / PEFT |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for (task, name), group in grouped(rows).items():
+        accuracies = [row["accuracy"] for row in group]
+        base = {row["seed"]: row for row in rows if row["task"] == task and row["method"] == BASELINE}
+        pairs = [(row, base[row["seed"]]) for row in group if row["seed"] in base and row.get("peak_bytes")]
+        ratios = [
+            f"{mean(row[key] / other[key] for row, other in pairs):.2f}" if pairs else ""
+            for key in ("seconds", "peak_bytes")
+        ]
+        peak = mean(row.get("peak_bytes", 0) for row in group) / 1e6
+        lines.append(
+            f"| {task} | {name} | {len(group)} | {mean(accuracies):.1%} | {max(accuracies) - min(accuracies):.1%} | "
+            f"{mean(row['loss'] for row in group):.3f} | {mean(row['seconds'] for row in group):.0f} | "
+            f"{f'{peak:.0f} MB' if peak else ''} | {ratios[0]} | {ratios[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        k = f", k = {row['blocks']}" if row["blocks"] else ""
+        found[row["task"], row["method"] + k].append(row)
+    return dict(found)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy against seconds and against peak memory, a panel of each per task."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = sorted({row["task"] for row in rows})
+    figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), squeeze=False)
+    for line, task in zip(axes, tasks, strict=True):
+        for panel, key, label in ((line[0], "seconds", "seconds"), (line[1], "peak_bytes", "peak memory in MB")):
+            for (of, name), group in grouped(rows).items():
+                if of != task or not group[0].get("peak_bytes"):
+                    continue
+                scale = 1e-6 if key == "peak_bytes" else 1.0
+                panel.plot(
+                    [scale * row[key] for row in group], [100 * row["accuracy"] for row in group], "o", label=name
+                )
+            panel.set_xlabel(label)
+            panel.set_ylabel(f"{task}: accuracy in %")
+            panel.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Reports what bench_elastic measured.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    print(table(rows))
+    if options.plot:
+        plot(rows, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
