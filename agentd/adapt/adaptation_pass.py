@@ -175,16 +175,15 @@ class AdaptationPass:
         watch = asyncio.ensure_future(self._dial.watch(setting, self._training, progress))
         try:
             await asyncio.wait({train, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not watch.done():
-                await asyncio.wait({train})
-            move = watch.result() if watch.done() else None
+            if watch.done():
+                watch.result()
             try:
                 done = await train
             except TrainerFailed:
-                if move is None or not move.lost:
+                if self._dial.move is None or not self._dial.move.lost:
                     raise
-                return None, move
-            return done, None if done["event"] == "done" else move
+                return None, self._dial.move
+            return done, None if done["event"] == "done" else self._dial.move
         finally:
             for task in (train, watch):
                 task.cancel()

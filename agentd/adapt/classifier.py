@@ -314,13 +314,15 @@ class ClassifierPass:
 class ClassifierTrial(Trial):
     """The canary is an input of zeros: it must be answered, with probabilities that are numbers."""
 
+    canary = "an input of zeros"
+
     async def _ask(self, prompt: str) -> None:
         info = self._engine.info
         assert info is not None
         assert info.input_shape is not None
         answer = await self._engine.classify(zeros(tuple(info.input_shape)))
         if not math.isclose(math.fsum(answer.probabilities), 1.0, abs_tol=1e-6):
-            raise ArithmeticError
+            raise ArithmeticError("got probabilities that do not add up to one")
 
 
 def zeros(shape: tuple[int, ...]) -> dict[str, Any]:

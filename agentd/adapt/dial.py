@@ -47,6 +47,7 @@ class Dial:
     def __init__(self, memory: MemoryWatch, floor: int, replan: Replan, note: Note) -> None:
         self._memory, self._floor, self._replan, self._note = memory, floor, replan, note
         self.moves = 0
+        self.move: Move | None = None  # why the running trainer was told to stop, as soon as it was
 
     @property
     def squeezed(self) -> str | None:
@@ -58,23 +59,28 @@ class Dial:
             return f"processes waited for memory {pressure:.0f} % of the last 10 s"
         return None
 
-    async def watch(self, setting: Setting, training: Training, progress: Progress) -> Move:
-        """Returns when the trainer of this setting has to stop, having told it so."""
+    async def watch(self, setting: Setting, training: Training, progress: Progress) -> None:
+        """Returns once the trainer of this setting has had to stop; `move` says why."""
+        self.move = None
         looked = time.monotonic()
         limit = int(_LIMIT * setting.choice.plan.needed_by("trainer")) + _SLACK
         while True:
             await asyncio.sleep(INTERVAL)
             taken = self._memory.now.get("trainer", 0)
             if taken > limit:
+                why = f"the trainer took {taken / 1e6:.0f} MB of the {limit / 1e6:.0f} MB allowed"
+                self.move = Move(why, lost=True, smaller=True)
                 training.kill()
-                return Move(f"the trainer took {taken / 1e6:.0f} MB of the {limit / 1e6:.0f} MB allowed", True, True)
+                return
             if reason := self.squeezed:
-                return await self._park(training, Move(reason, smaller=True))
+                await self._park(training, Move(reason, smaller=True))
+                return
             if time.monotonic() - looked > _DWELL:
                 looked = time.monotonic()
                 is_early = progress.steps and progress.step < _EARLY * progress.steps
                 if is_early and await self._better_fits(setting):
-                    return await self._park(training, Move("there is memory again"))
+                    await self._park(training, Move("there is memory again"))
+                    return
 
     async def next(self, setting: Setting, move: Move) -> Setting:
         """What to go on with after a move, once something fits. Raises PassFailed when memory does not return."""
@@ -124,7 +130,8 @@ class Dial:
             return plan.needed > now.needed and _ROOM * plan.needed <= found.choice.budget
         return False
 
-    async def _park(self, training: Training, move: Move) -> Move:
+    async def _park(self, training: Training, move: Move) -> None:
+        self.move = move
         training.park()
         deadline = time.monotonic() + _PARK
         while training.pid is not None:
@@ -133,7 +140,6 @@ class Dial:
                 move.lost = True
                 break
             await asyncio.sleep(0.05)
-        return move
 
 
 def place(step: int, steps: int, new_steps: int) -> int:

@@ -34,6 +34,8 @@ class Trial:
     `complaints` says what is wrong with the feedback the revision gets, if anything.
     """
 
+    canary = "a canary prompt"
+
     def __init__(
         self,
         engine: Supervisor,
@@ -79,11 +81,11 @@ class Trial:
         try:
             await self._canaries()
         except asyncio.TimeoutError:
-            return f"a canary prompt was not answered within {_PATIENCE:.0f} s"
+            return f"{self.canary} was not answered within {_PATIENCE:.0f} s"
         except AgentdError as error:
-            return f"a canary prompt failed: {error}"
-        except ArithmeticError:
-            return "a canary prompt gave probabilities that are not finite"
+            return f"{self.canary} failed: {error}"
+        except ArithmeticError as error:
+            return f"{self.canary} {error}"
         return None
 
     def _slower(self) -> str | None:
@@ -109,7 +111,7 @@ class Trial:
         async for piece in self._engine.generate(request):
             for entry in piece.logprobs:
                 if not entry["logprob"] > float("-inf"):
-                    raise ArithmeticError
+                    raise ArithmeticError("gave probabilities that are not finite")
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

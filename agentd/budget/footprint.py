@@ -26,7 +26,7 @@ DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose di
 ENGINE_RUNTIME = 13 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
-TRAINER_RUNTIME = 335 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
+TRAINER_RUNTIME = 295 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
 
 # Trainer, see trainer/learner.py, head.py and shortcuts.py.
 MICRO_BUDGET = 40 * MIB  # bytes a micro-batch may keep for its backward pass, about

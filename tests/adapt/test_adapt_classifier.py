@@ -237,7 +237,7 @@ class Faulty:
         (Classification([0.25] * 4, 1), None),
         (Classification([float("nan")] * 4, 1), "do not add up to one"),
         (Classification([0.5] * 4, 1), "do not add up to one"),
-        (EngineDied("killed by SIGKILL"), "could not be classified: .*SIGKILL"),
+        (EngineDied("killed by SIGKILL"), "an input of zeros failed: .*SIGKILL"),
     ],
 )
 def test_a_trial_ends_at_the_first_wrong_answer(outcome: Classification | AgentdError, problem: str | None) -> None:

@@ -52,7 +52,7 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
             try:
                 assert ballast.stdout is not None
                 assert ballast.stdout.readline() == b"taken\n"
-                moved = eventually(lambda: moves(daemon, number), 60)
+                moved = eventually(lambda: moves(daemon, number), 120)
                 assert daemon.ask("What is the capital of France?", max_tokens=4).status == 200
                 time.sleep(3)
             finally:

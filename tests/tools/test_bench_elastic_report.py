@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tools.bench_elastic_report import plot, table
 
 
@@ -29,5 +31,6 @@ def test_ratios_are_those_of_runs_with_the_same_seed() -> None:
 
 
 def test_it_draws_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     plot(ROWS, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
