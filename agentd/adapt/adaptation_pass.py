@@ -1,22 +1,16 @@
-"""A pass, read from top to bottom: plan → tap → train → gate → stage → swap and trial.
-
-Every step is written to the database before the act it describes. Whatever raises ends the pass as refused or failed;
-serving never depends on it.
-"""
+"""How a language model learns in a pass: backpropagation in the last blocks, zeroth-order steps in the trunk."""
 
 import asyncio
 import logging
 import math
-import shutil
-from collections.abc import Awaitable, Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from agentd.adapt import adapter_file, gate, zeroth_order
-from agentd.adapt import dataset as datasets
+from agentd.adapt import adapter_file, zeroth_order
+from agentd.adapt.attempt import CANDIDATE, Attempt
 from agentd.adapt.backpropagation import NLL_WEIGHT, TRAINED, Backpropagation
-from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.dataset import Dataset
 from agentd.adapt.dial import Dial, Move, Replan, place
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -25,30 +19,26 @@ from agentd.adapt.training import Training
 from agentd.budget.expectation import ZO_STEPS
 from agentd.config import Config
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, PassFailed, TrainerFailed
-from agentd.ids import now
+from agentd.errors import TrainerFailed
 from agentd.learn import ledger
 from agentd.learn.spsa import StepResult
-from agentd.store import events, examples, passes, revisions
+from agentd.store import passes
 from agentd.store.database import Store
-from agentd.store.revisions import Revision
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
 _SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, at the most this often
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
 _DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
 
-class Rejected(Exception):
-    """The gate said no; the verdict is recorded already."""
+class AdaptationPass(Attempt):
+    """A language model's pass: adapters by backpropagation in the last blocks, control vectors by zeroth-order steps in
+    the trunk."""
 
-
-class AdaptationPass:
-    """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
+    nll_weight = NLL_WEIGHT
+    staged = (CANDIDATE, TRAINED)
 
     def __init__(
         self,
@@ -66,55 +56,19 @@ class AdaptationPass:
         folder: Path,
         seed: int,
     ) -> None:
-        self._config, self._store, self._engine, self._files = config, store, engine, files
-        self._training, self._setting, self._progress = training, setting, progress
+        super().__init__(
+            config=config, store=store, engine=engine, files=files, progress=progress, folder=folder, seed=seed
+        )
+        self._training, self._setting, self._model = training, setting, model
         self._dial = Dial(memory, config.memory.floor, replan, self._event)
-        self._model, self._folder, self._seed = model, folder, seed
-        self._parent = engine.revision
-        self._tokens: dict[int, dict[str, Any]] = {}
         self._new: dict[str, Path] = {}
-        self._rows: list[dict[str, Any]] = []
         self._steps: list[ledger.Step] = []
 
-    async def run(self, data: Dataset) -> int:
-        started = now()
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self._engine.call("open")
-        try:
-            data = await self._encode(data)
-            if self._setting.blocks:
-                await self._train_blocks(data)
-            if self._setting.zo_steps:
-                await self._train_trunk(data, self._setting.zo_steps - len(self._steps))
-            await self._advance("trained")
-            verdict = await self._gate(data)
-        finally:
-            await self._close()
-        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
-        learned = [member.example.id for member in data.of("train", "dev")]
-        await self._store.call(examples.mark_used, learned, started)
-        if not verdict.accepted:
-            await self._advance("rejected", reason=verdict.reason)
-            raise Rejected(verdict.reason)
-        return await self._stage(data, verdict)
-
-    # --- the steps
-
-    async def _encode(self, data: Dataset) -> Dataset:
-        """Tokenises what the pass works on; the parent's adapters are what it starts from."""
-        self._progress.begin("tap", len(data.members), "tokenising")
-        source, target = self._folder / "examples.jsonl", self._folder / "tokens.jsonl"
-        data.write(source)
-        await self._engine.call("encode", source=str(source), target=str(target), on_progress=self._count)
-        data, self._tokens = await asyncio.to_thread(datasets.usable, data, target)
-        roles = [(member.example.id, member.role) for member in data.members]
-        await self._store.call(passes.add_examples, self._progress.id, roles)
-        n_train, n_holdout = len(data.of("train", "dev")), len(data.of("holdout"))
-        await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
-        for what, why in list(data.left_out.items())[:20]:
-            await self._event("left out", f"{what}: {why}")
-        await self._engine.call("use", weights=str(self._parent))
-        return data
+    async def _learn(self, data: Dataset) -> None:
+        if self._setting.blocks:
+            await self._train_blocks(data)
+        if self._setting.zo_steps:
+            await self._train_trunk(data, self._setting.zo_steps - len(self._steps))
 
     async def _train_blocks(self, data: Dataset) -> None:
         """Backpropagation in the last blocks: in as many as memory allows at any time, see adapt/dial.py."""
@@ -133,7 +87,7 @@ class AdaptationPass:
                 folder=self._folder,
                 setting=self._setting,
                 members=members,
-                tokens=self._tokens,
+                tokens=self._encoded,
                 options=options,
             )
             done, move = await self._segment(learning, adapter, control, len(members))
@@ -252,84 +206,17 @@ class AdaptationPass:
             await self._engine.call("write_control", path=str(control))
             self._new[CONTROL] = control
 
-    async def _gate(self, data: Dataset) -> gate.Verdict:
-        """Scores holdout with what serves and with the candidate, in this engine."""
-        holdout = data.of("holdout")
-        self._progress.begin("gate", 2 * len(holdout), "holdout: what serves")
-        before = await self._outcomes(holdout, str(self._parent), 0)
-        await self._stage_candidate()
-        self._progress.message = "holdout: the candidate"
-        after = await self._outcomes(holdout, CANDIDATE, len(holdout))
-        self._progress.message = "drift on neutral text"
-        drift = await self._drift()
-        adapted = {member.example.task for member in data.of("train")}
-        verdict = await asyncio.to_thread(
-            lambda: gate.judge(
-                before, after, adapted=adapted, drift=drift, gate=self._config.adapt.gate, seed=self._seed
-            )
-        )
-        accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
-        self._progress.accuracy = accuracies[0] if accuracies else None
-        await self._advance("gated", gate=verdict.as_json())
-        return verdict
-
-    async def _stage(self, data: Dataset, verdict: gate.Verdict) -> int:
-        """Writes the revision: the pass's state, the files, its row. Files without a row go at the next start."""
-        self._progress.begin("stage")
-        number = await self._store.call(revisions.next_id)
+    async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files = await asyncio.to_thread(self._files.verified, self._parent)
         files = {name: path for name, path in files.items() if name in (ADAPTER, CONTROL)} | self._new
         if self._steps:
             path = self._folder / LEDGER
             await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._parent, self._steps))
             files[LEDGER] = path
-        await self._refuse_known_to_be_bad(files)
-        await self._advance("staged", revision=number)
-        manifest: dict[str, Any] = {
-            "parent": self._parent,
-            "pass": self._progress.id,
-            "created_at": now(),
-            "method": self._setting.method,
-            "blocks": self._setting.blocks,
-            "zo_steps": len(self._steps),
-            "tasks": verdict.tasks,
-            "n_train": len(data.of("train", "dev")),
-        }
-        digest = await asyncio.to_thread(self._files.write, number, files, manifest)
-        summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
-        row = Revision(
-            id=number,
-            parent=self._parent,
-            pass_id=self._progress.id,
-            created_at=manifest["created_at"],
-            state="staged",
-            reason=verdict.reason,
-            method=self._setting.method,
-            blocks=self._setting.blocks,
-            manifest_sha256=digest,
-            summary=summary,
-        )
-        await self._store.call(revisions.add, row)
-        return number
+        setting = self._setting
+        return files, {"method": setting.method, "blocks": setting.blocks, "zo_steps": len(self._steps)}
 
     # --- helpers
-
-    async def _refuse_known_to_be_bad(self, files: dict[str, Path]) -> None:
-        """What was rolled back once is not tried again unchanged."""
-        known = [row.id for row in await self._store.call(revisions.all) if row.state == "rolled_back"]
-        if (twin := await asyncio.to_thread(self._files.twin, files, known)) is not None:
-            reason = f"it is the same as revision {twin}, which was rolled back"
-            await self._advance("rejected", reason=reason)
-            raise Rejected(reason)
-
-    async def _outcomes(self, holdout: list[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
-        await self._engine.call("use", weights=weights)
-
-        def count(scored: int) -> None:
-            self._progress.step = done + scored
-
-        scores = await self._engine.call("score", examples=[member.number for member in holdout], on_progress=count)
-        return gate.outcomes(holdout, self._tokens, scores, NLL_WEIGHT)
 
     async def _drift(self) -> float:
         """KL(base ‖ candidate) on neutral text, in nats per token."""
@@ -338,28 +225,6 @@ class AdaptationPass:
     async def _stage_candidate(self) -> None:
         adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
         await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
-
-    async def _advance(self, state: str, **columns: Any) -> None:
-        self._progress.state = state
-        await self._store.call(passes.advance, self._progress.id, state, **columns)
-
-    async def _event(self, kind: str, message: str, **data: Any) -> None:
-        logger.info("pass %d: %s: %s", self._progress.id, kind, message)
-        await self._store.call(events.add, kind, message, pass_id=self._progress.id, data=data)
-
-    async def _close(self) -> None:
-        """Frees the background context. An engine that died has freed it already."""
-        await _quietly(lambda: self._engine.call("abandon"))
-        await _quietly(lambda: self._engine.call("unstage", weights=CANDIDATE))
-        await _quietly(lambda: self._engine.call("unstage", weights=TRAINED))
-
-    async def _flush_steps(self) -> None:
-        rows, self._rows = self._rows, []
-        if rows:
-            await self._store.call(passes.add_steps, self._progress.id, rows)
-
-    def _count(self, done: int) -> None:
-        self._progress.step = done
 
     def _on_training(self, event: dict[str, Any]) -> None:
         progress = self._progress
@@ -383,27 +248,6 @@ class AdaptationPass:
         self._rows.append(row)
 
 
-async def _quietly(step: Callable[[], Awaitable[T]]) -> None:
-    try:
-        await step()
-    except AgentdError as error:
-        logger.debug("while closing a pass: %s", error)
-
-
 def neutral_texts() -> list[str]:
     """Text that has nothing to do with any task: what drift from the base is measured on."""
     return (resources.files("agentd.adapt") / "neutral.txt").read_text().strip().split("\n\n")
-
-
-def prune_folders(root: Path, keep: int) -> None:
-    """Deletes the working directories of all but the newest passes."""
-    folders = sorted((path for path in root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
-    for folder in folders[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def describe_failure(error: BaseException) -> str:
-    """The reason a pass is recorded with."""
-    if isinstance(error, AgentdError | PassFailed):
-        return str(error)
-    return f"{type(error).__name__}: {error}"

@@ -1,36 +1,28 @@
-"""A classifier's pass: plan → learn in the engine → gate → stage. The trial, commit and rollback are everybody's.
+"""How a classifier learns in a pass: inside the engine, in integers. All else is the same as in any other pass.
 
 The dial is the cutoff of ElasticZO-INT8: the last k layers learn by integer backpropagation, those below by
 zeroth-order steps (`elasticzo`), or not at all (`suffix-bp`, which with all layers is full backpropagation); k = 0 is
 `mezo`.
 """
 
-import asyncio
 import base64
-import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt import dataset as datasets
-from agentd.adapt import gate
-from agentd.adapt.adaptation_pass import CANDIDATE, Rejected
-from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.attempt import CANDIDATE, Attempt
+from agentd.adapt.dataset import Dataset
 from agentd.adapt.progress import Progress
 from agentd.adapt.revision_files import LEDGER, NETWORK, RevisionFiles
 from agentd.adapt.trial import Trial
 from agentd.budget import probe
 from agentd.config import Config
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, PassRefused
-from agentd.ids import now
+from agentd.errors import PassRefused
 from agentd.learn.int8 import memory
 from agentd.safetensors_header import ClassifierHeader
-from agentd.store import events, examples, passes, revisions
 from agentd.store.database import Store
-from agentd.store.revisions import Revision
 
 BATCH = 32
 STEPS = 600
@@ -43,7 +35,6 @@ BP_BITS = (2, 1, 0, -1)
 # that can be counted; code paged in, allocator, Python's objects.
 RUNTIME = 12 << 20
 _EXAMPLE = 6000  # bytes an example takes in Python objects besides its mantissas
-_NATS_WEIGHT = 0.0  # the loss is the cross-entropy alone
 _PATIENCE = 30.0  # seconds a canary may take
 _KEPT_STEPS = 200  # rows of a pass's steps at the most
 
@@ -140,8 +131,11 @@ def _predicted(header: ClassifierHeader, data: Dataset, k: int) -> dict[str, int
     }
 
 
-class ClassifierPass:
-    """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
+class ClassifierPass(Attempt):
+    """A classifier's pass, which learns inside the engine. It has no neutral inputs to drift on: its one task is all it
+    knows."""
+
+    nll_weight = 0.0  # the loss is the cross-entropy alone
 
     def __init__(
         self,
@@ -155,46 +149,14 @@ class ClassifierPass:
         folder: Path,
         seed: int,
     ) -> None:
-        self._config, self._store, self._engine, self._files = config, store, engine, files
-        self._setting, self._progress, self._folder, self._seed = setting, progress, folder, seed
-        self._parent = engine.revision
-        self._classes: dict[int, dict[str, Any]] = {}
-        self._rows: list[dict[str, Any]] = []
+        super().__init__(
+            config=config, store=store, engine=engine, files=files, progress=progress, folder=folder, seed=seed
+        )
+        self._setting = setting
+        self._zo_steps = 0
         self._network, self._ledger = folder / NETWORK, folder / LEDGER
 
-    async def run(self, data: Dataset) -> int:
-        started = now()
-        await self._engine.call("open")
-        try:
-            data = await self._encode(data)
-            done = await self._learn(data)
-            await self._advance("trained")
-            verdict = await self._gate(data)
-        finally:
-            await self._close()
-        learned = [member.example.id for member in data.of("train", "dev")]
-        await self._store.call(examples.mark_used, learned, started)
-        if not verdict.accepted:
-            await self._advance("rejected", reason=verdict.reason)
-            raise Rejected(verdict.reason)
-        return await self._stage(data, verdict, done)
-
-    async def _encode(self, data: Dataset) -> Dataset:
-        self._progress.begin("tap", len(data.members), "reading the examples")
-        source, target = self._folder / "examples.jsonl", self._folder / "classes.jsonl"
-        data.write(source)
-        await self._engine.call("encode", source=str(source), target=str(target), on_progress=self._count)
-        data, self._classes = await asyncio.to_thread(datasets.usable, data, target)
-        roles = [(member.example.id, member.role) for member in data.members]
-        await self._store.call(passes.add_examples, self._progress.id, roles)
-        n_train, n_holdout = len(data.of("train", "dev")), len(data.of("holdout"))
-        await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
-        for what, why in list(data.left_out.items())[:20]:
-            await self._store.call(events.add, "left out", f"{what}: {why}", pass_id=self._progress.id)
-        await self._engine.call("use", weights=str(self._parent))
-        return data
-
-    async def _learn(self, data: Dataset) -> dict[str, Any]:
+    async def _learn(self, data: Dataset) -> None:
         setting = self._setting
         what = f"backpropagation in {setting.blocks} of {setting.layers} layers"
         self._progress.begin("zo" if setting.has_zo else "train", setting.steps, what)
@@ -217,84 +179,19 @@ class ClassifierPass:
                 ledger=str(self._ledger),
             )
         finally:
-            rows, self._rows = self._rows, []
-            await self._store.call(passes.add_steps, self._progress.id, rows)
+            await self._flush_steps()
+        self._zo_steps = done["zo_steps"]
         self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
-        return done
 
-    async def _gate(self, data: Dataset) -> gate.Verdict:
-        """Scores holdout with what serves and with the candidate, each example alone, as it would be served."""
-        holdout = data.of("holdout")
-        self._progress.begin("gate", 2 * len(holdout), "holdout: what serves")
-        before = await self._outcomes(holdout, str(self._parent), 0)
+    async def _stage_candidate(self) -> None:
         await self._engine.stage(CANDIDATE, self._network, None)
-        self._progress.message = "holdout: the candidate"
-        after = await self._outcomes(holdout, CANDIDATE, len(holdout))
-        adapted = {member.example.task for member in data.of("train")}
-        settings = self._config.adapt.gate
-        # A classifier has no neutral inputs to drift on: its one task is all it knows.
-        verdict = await asyncio.to_thread(
-            lambda: gate.judge(before, after, adapted=adapted, drift=None, gate=settings, seed=self._seed)
-        )
-        accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
-        self._progress.accuracy = accuracies[0] if accuracies else None
-        await self._advance("gated", gate=verdict.as_json())
-        return verdict
 
-    async def _stage(self, data: Dataset, verdict: gate.Verdict, done: dict[str, Any]) -> int:
-        self._progress.begin("stage")
-        number = await self._store.call(revisions.next_id)
+    async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files = {NETWORK: self._network}
-        if done["zo_steps"]:
+        if self._zo_steps:
             files[LEDGER] = self._ledger
-        await self._advance("staged", revision=number)
-        manifest: dict[str, Any] = {
-            "parent": self._parent,
-            "pass": self._progress.id,
-            "created_at": now(),
-            "method": self._setting.method,
-            "blocks": self._setting.blocks,
-            "zo_steps": done["zo_steps"],
-            "tasks": verdict.tasks,
-            "n_train": len(data.of("train", "dev")),
-        }
-        digest = await asyncio.to_thread(self._files.write, number, files, manifest)
-        summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
-        row = Revision(
-            id=number,
-            parent=self._parent,
-            pass_id=self._progress.id,
-            created_at=manifest["created_at"],
-            state="staged",
-            reason=verdict.reason,
-            method=self._setting.method,
-            blocks=self._setting.blocks,
-            manifest_sha256=digest,
-            summary=summary,
-        )
-        await self._store.call(revisions.add, row)
-        return number
-
-    async def _outcomes(self, holdout: Sequence[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
-        await self._engine.call("use", weights=weights)
-
-        def count(scored: int) -> None:
-            self._progress.step = done + scored
-
-        scores = await self._engine.call("score", examples=[member.number for member in holdout], on_progress=count)
-        return gate.outcomes(holdout, self._classes, scores, _NATS_WEIGHT)
-
-    async def _advance(self, state: str, **columns: Any) -> None:
-        self._progress.state = state
-        await self._store.call(passes.advance, self._progress.id, state, **columns)
-
-    async def _close(self) -> None:
-        with contextlib.suppress(AgentdError):  # an engine that died has dropped it already
-            await self._engine.call("abandon")
-            await self._engine.call("unstage", weights=CANDIDATE)
-
-    def _count(self, done: int) -> None:
-        self._progress.step = done
+        made = {"method": self._setting.method, "blocks": self._setting.blocks, "zo_steps": self._zo_steps}
+        return files, made
 
     def _on_step(self, figures: dict[str, Any]) -> None:
         progress, setting = self._progress, self._setting

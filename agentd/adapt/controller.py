@@ -12,7 +12,8 @@ from sqlite_utils import Database
 
 from agentd.adapt import dataset as datasets
 from agentd.adapt import transitions
-from agentd.adapt.adaptation_pass import AdaptationPass, Rejected, describe_failure, prune_folders
+from agentd.adapt.adaptation_pass import AdaptationPass
+from agentd.adapt.attempt import Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan

@@ -23,7 +23,7 @@ from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
 NETWORK = "network.safetensors"
 
-_WEIGHTS = (ADAPTER, CONTROL)
+_WEIGHTS = (ADAPTER, CONTROL, NETWORK)
 
 
 class RevisionFiles:
@@ -116,7 +116,7 @@ class RevisionFiles:
         shutil.rmtree(self.directory(revision), ignore_errors=True)
 
     def twin(self, files: Mapping[str, Path], others: Iterable[int]) -> int | None:
-        """The one of `others` whose adapter and control vector are these very files, if there is one."""
+        """The one of `others` whose weights are these very files, if there is one."""
         sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name in _WEIGHTS}
         for other in others:
             with contextlib.suppress(RevisionCorrupt):

@@ -30,6 +30,7 @@ async def status(request: Request) -> Response:
     s = services(request)
     only(request)
     counts = await s.store.call(examples.count)
+    apart = await s.store.call(feedback.count, {"state": "quarantined"})
     return JSONResponse(
         {
             "version": __version__,
@@ -44,7 +45,7 @@ async def status(request: Request) -> Response:
             "pass": s.adaptation.progress_json(running_only=True),
             "requests": {"served": s.activity.served, "failed": s.activity.failed, **_load(s)},
             "engine_restarts": s.supervisor.restarts,
-            "feedback": {"total": await s.store.call(feedback.count)},
+            "feedback": {"total": await s.store.call(feedback.count), "quarantined": apart},
             "examples": counts,
             "memory": {
                 "available_bytes": probe.read().available,

@@ -41,7 +41,10 @@ def summary(answer: JSON) -> JSON:
     if running and not running["done"]:
         parts = [running["phase"], progress.steps(running), progress.loss(running), progress.left(running)]
         summary["pass"] = f"{running['id']}: " + "  ".join(part for part in parts if part)
-    summary["feedback"] = answer["feedback"]["total"]
+    feedback = answer["feedback"]
+    summary["feedback"] = feedback["total"]
+    if apart := feedback["quarantined"]:
+        summary["feedback"] = f"{feedback['total']}, {apart} in quarantine (agentctl feedback list --state quarantined)"
     for task, counts in answer["examples"].items():
         train = counts["train"]
         summary[f"examples of {task}"] = f"{train['new']} new, {train['used']} used, {counts['holdout']} holdout"

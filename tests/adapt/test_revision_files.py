@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.adapt.revision_files import ADAPTER, CONTROL, MANIFEST, RevisionFiles
+from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER, MANIFEST, NETWORK, RevisionFiles
 from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 BASE = "ab" * 32
@@ -142,3 +142,14 @@ def test_what_a_crash_left_behind_is_removed(files: RevisionFiles, sources: dict
     (files.directory(1).parent / ".3.tmp").mkdir()
     assert sorted(files.reconcile({1})) == [".3.tmp", "2"]
     assert set(files.verified(1)) == {ADAPTER, CONTROL}
+
+
+@pytest.mark.parametrize("name", [ADAPTER, CONTROL, NETWORK])
+def test_a_twin_has_the_same_weights_whatever_led_to_them(files: RevisionFiles, tmp_path: Path, name: str) -> None:
+    weights, changed, ledger = (tmp_path / what for what in ("weights", "changed", "ledger"))
+    for path, data in ((weights, b"weights"), (changed, b"weightz"), (ledger, b"steps")):
+        path.write_bytes(data)
+    files.write(1, {name: changed}, {"parent": 0})
+    files.write(2, {name: weights, LEDGER: ledger}, {"parent": 0})
+    assert files.twin({name: weights}, [1, 2]) == 2
+    assert files.twin({name: weights}, [1]) is None

@@ -48,7 +48,7 @@ def test_status(daemon: DaemonProcess) -> None:
     assert (status["state"], status["pid"], status["revision"]) == ("serving", daemon.pid, 0)
     assert (status["model"]["n_layer"], status["model"]["n_ctx"]) == (30, 1024)
     assert status["requests"] == {"served": 5, "failed": 0, "active": 0, "waiting": 0}
-    assert status["feedback"] == {"total": 5}
+    assert status["feedback"] == {"total": 5, "quarantined": 0}
     assert status["memory"]["processes"]["engine"] > status["memory"]["processes"]["daemon"] > 0
     assert status["memory"]["processes"]["daemon"] < 120 * 2**20
     assert status["next_trigger"]["enabled"] is False

@@ -196,6 +196,8 @@ class Drift:
             "recovered": (after - lost) / (before - lost) if before > lost else 0.0,
             "answers": len(self._seen),
             "failed": status["requests"]["failed"],
+            "labels": status["feedback"]["total"],
+            "quarantined": status["feedback"]["quarantined"],
             "seconds": self._now(),
             "passes": passes,
             "processes": status["memory"]["processes"],
@@ -213,6 +215,7 @@ class Drift:
         say(f"  of what was lost came back           {figures['recovered']:.0%}")
         say(f"  passes                               {len(figures['passes'])}, of which {len(committed)} committed")
         say(f"  answers, failed                      {figures['answers']}, {figures['failed']}")
+        say(f"  labels, in quarantine                {figures['labels']}, {figures['quarantined']}")
         if self._options.plot:
             say(f"  the curve                            {self._options.plot}")
 

@@ -1,0 +1,231 @@
+"""What every pass does, read from top to bottom: encode → learn → gate → stage. How it learns is the engine's matter.
+
+Every step is written to the database before the act it describes. Whatever raises ends the pass as refused or failed;
+serving never depends on it.
+"""
+
+import asyncio
+import logging
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agentd.adapt import dataset as datasets
+from agentd.adapt import gate
+from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.progress import Progress
+from agentd.adapt.revision_files import RevisionFiles
+from agentd.config import Config
+from agentd.engine.supervisor import Supervisor
+from agentd.errors import AgentdError, PassFailed
+from agentd.ids import now
+from agentd.store import events, examples, passes, revisions
+from agentd.store.database import Store
+from agentd.store.revisions import Revision
+
+logger = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
+_MOST_LEFT_OUT = 20  # events about examples that cannot be used; more say nothing new
+
+
+class Rejected(Exception):
+    """The gate said no; the verdict is recorded already."""
+
+
+class Attempt(ABC):
+    """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
+
+    nll_weight: ClassVar[float]  # of an answer's own log-likelihood in the loss, beside the choice among answers
+    staged: ClassVar[tuple[str, ...]] = (CANDIDATE,)  # names that the engine may hold when the pass ends
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        engine: Supervisor,
+        files: RevisionFiles,
+        progress: Progress,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        self._config, self._store, self._engine, self._files = config, store, engine, files
+        self._progress, self._folder, self._seed = progress, folder, seed
+        self._parent = engine.revision
+        self._encoded: dict[int, dict[str, Any]] = {}  # what the engine made of the examples, by number
+        self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
+
+    async def run(self, data: Dataset) -> int:
+        started = now()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._engine.call("open")
+        try:
+            data = await self._encode(data)
+            await self._learn(data)
+            await self._advance("trained")
+            verdict = await self._gate(data)
+        finally:
+            await self._close()
+        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
+        learned = [member.example.id for member in data.of("train", "dev")]
+        await self._store.call(examples.mark_used, learned, started)
+        if not verdict.accepted:
+            await self._reject(verdict.reason)
+        return await self._stage(data, verdict)
+
+    # --- what differs
+
+    @abstractmethod
+    async def _learn(self, data: Dataset) -> None:
+        """Makes a candidate, starting from the parent, which the engine uses when this begins."""
+
+    @abstractmethod
+    async def _stage_candidate(self) -> None:
+        """Gives the engine the candidate as it is now, under its name."""
+
+    @abstractmethod
+    async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
+        """The new revision's files by name, and what its manifest says of how it was made: method, blocks, zo_steps."""
+
+    async def _drift(self) -> float | None:
+        """KL(base ‖ candidate) in nats per token, on inputs that have nothing to do with any task; None: there are
+        no such inputs."""
+        return None
+
+    # --- the steps
+
+    async def _encode(self, data: Dataset) -> Dataset:
+        """The engine reads what the pass works on; the parent's weights are what it starts from."""
+        self._progress.begin("tap", len(data.members), "reading the examples")
+        source, target = self._folder / "examples.jsonl", self._folder / "encoded.jsonl"
+        data.write(source)
+        await self._engine.call("encode", source=str(source), target=str(target), on_progress=self._count)
+        data, self._encoded = await asyncio.to_thread(datasets.usable, data, target)
+        roles = [(member.example.id, member.role) for member in data.members]
+        await self._store.call(passes.add_examples, self._progress.id, roles)
+        n_train, n_holdout = len(data.of("train", "dev")), len(data.of("holdout"))
+        await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
+        for what, why in list(data.left_out.items())[:_MOST_LEFT_OUT]:
+            await self._event("left out", f"{what}: {why}")
+        await self._engine.call("use", weights=str(self._parent))
+        return data
+
+    async def _gate(self, data: Dataset) -> gate.Verdict:
+        """Scores holdout with what serves and with the candidate, in this engine."""
+        holdout = data.of("holdout")
+        self._progress.begin("gate", 2 * len(holdout), "holdout: what serves")
+        before = await self._outcomes(holdout, str(self._parent), 0)
+        await self._stage_candidate()
+        self._progress.message = "holdout: the candidate"
+        after = await self._outcomes(holdout, CANDIDATE, len(holdout))
+        self._progress.message = "drift from the base"
+        drift = await self._drift()
+        adapted = {member.example.task for member in data.of("train")}
+        settings = self._config.adapt.gate
+        verdict = await asyncio.to_thread(
+            lambda: gate.judge(before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed)
+        )
+        accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
+        self._progress.accuracy = accuracies[0] if accuracies else None
+        await self._advance("gated", gate=verdict.as_json())
+        return verdict
+
+    async def _stage(self, data: Dataset, verdict: gate.Verdict) -> int:
+        """Writes the revision: the pass's state, the files, its row. Files without a row go at the next start."""
+        self._progress.begin("stage")
+        number = await self._store.call(revisions.next_id)
+        files, made = await self._revision()
+        await self._refuse_known_to_be_bad(files)
+        await self._advance("staged", revision=number)
+        created = now()
+        manifest: dict[str, Any] = {
+            "parent": self._parent,
+            "pass": self._progress.id,
+            "created_at": created,
+            **made,
+            "tasks": verdict.tasks,
+            "n_train": len(data.of("train", "dev")),
+        }
+        digest = await asyncio.to_thread(self._files.write, number, files, manifest)
+        summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
+        row = Revision(
+            id=number,
+            parent=self._parent,
+            pass_id=self._progress.id,
+            created_at=created,
+            state="staged",
+            reason=verdict.reason,
+            method=made["method"],
+            blocks=made["blocks"],
+            manifest_sha256=digest,
+            summary=summary,
+        )
+        await self._store.call(revisions.add, row)
+        return number
+
+    # --- helpers
+
+    async def _refuse_known_to_be_bad(self, files: dict[str, Path]) -> None:
+        """What was rolled back once is not tried again unchanged."""
+        known = [row.id for row in await self._store.call(revisions.all) if row.state == "rolled_back"]
+        if (twin := await asyncio.to_thread(self._files.twin, files, known)) is not None:
+            await self._reject(f"it is the same as revision {twin}, which was rolled back")
+
+    async def _reject(self, reason: str) -> None:
+        await self._advance("rejected", reason=reason)
+        raise Rejected(reason)
+
+    async def _outcomes(self, holdout: Sequence[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
+        await self._engine.call("use", weights=weights)
+
+        def count(scored: int) -> None:
+            self._progress.step = done + scored
+
+        scores = await self._engine.call("score", examples=[member.number for member in holdout], on_progress=count)
+        return gate.outcomes(holdout, self._encoded, scores, self.nll_weight)
+
+    async def _advance(self, state: str, **columns: Any) -> None:
+        self._progress.state = state
+        await self._store.call(passes.advance, self._progress.id, state, **columns)
+
+    async def _event(self, kind: str, message: str, **data: Any) -> None:
+        logger.info("pass %d: %s: %s", self._progress.id, kind, message)
+        await self._store.call(events.add, kind, message, pass_id=self._progress.id, data=data)
+
+    async def _flush_steps(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            await self._store.call(passes.add_steps, self._progress.id, rows)
+
+    async def _close(self) -> None:
+        """Frees what the engine holds for the pass. An engine that died has freed it already."""
+        await _quietly(self._engine.call("abandon"))
+        for name in self.staged:
+            await _quietly(self._engine.call("unstage", weights=name))
+
+    def _count(self, done: int) -> None:
+        self._progress.step = done
+
+
+async def _quietly(step: Awaitable[Any]) -> None:
+    try:
+        await step
+    except AgentdError as error:
+        logger.debug("while closing a pass: %s", error)
+
+
+def prune_folders(root: Path, keep: int) -> None:
+    """Deletes the working directories of all but the newest passes."""
+    folders = sorted((path for path in root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    for folder in folders[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_failure(error: BaseException) -> str:
+    """The reason a pass is recorded with."""
+    if isinstance(error, AgentdError | PassFailed):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
