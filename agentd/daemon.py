@@ -10,10 +10,9 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from agentd import logs, models, systemd
+from agentd import logs, models, systemd, upkeep
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
 from agentd.adapt.recovery import known_directories, recover
@@ -41,12 +40,11 @@ from agentd.pressure import MemoryPressure, give_back
 from agentd.reload import compare
 from agentd.safetensors_header import ClassifierHeader
 from agentd.starts import LIMIT, Starts
-from agentd.store import events, inferences, revisions, tasks
+from agentd.store import events, revisions, tasks
 from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
 
-_PRUNE_EVERY = 3600.0  # seconds between looks at what retention lets go
 _STARTED_AFTER = 30  # seconds without a request after which a start counts as a success
 
 
@@ -157,7 +155,7 @@ async def bring_up(services: Services, stack: AsyncExitStack) -> None:
     await services.adaptation.start_up()
     clock = WallClock()
     for work in (
-        retention(services, clock),
+        upkeep.run(services, clock),
         clock.watch(lambda seconds: clock_jumped(services, seconds)),
         services.holds.watch(),
         succeeded(starts, services.activity),
@@ -264,17 +262,6 @@ async def feed_watchdog(supervisor: Supervisor, notifier: systemd.Notifier) -> N
         if await supervisor.alive(timeout=interval):
             notifier.watchdog()
         await asyncio.sleep(interval / 2)
-
-
-async def retention(services: Services, clock: WallClock) -> None:
-    """Lets go of served requests that are old and that nobody gave feedback on."""
-    while True:
-        before = datetime.now(timezone.utc) - timedelta(seconds=services.config.retention.inferences)
-        limit = before.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if clock.trusted:
-            with contextlib.suppress(AgentdError):
-                await services.store.call(inferences.prune, limit)
-        await asyncio.sleep(_PRUNE_EVERY)
 
 
 def clock_jumped(services: Services, seconds: float) -> None:

@@ -58,6 +58,7 @@ class Findings:
     answers: dict[tuple[int, str], str] = field(default_factory=dict)
     kills: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)  # of passes that did not commit
 
     @property
     def passes(self) -> int:
@@ -232,6 +233,8 @@ class Owner(threading.Thread):
             row = self._daemon.admin.get(f"/admin/passes/{number}")["pass"]
             if row["finished_at"]:
                 self._findings.count(f"passes {row['state']}")
+                if row["reason"]:
+                    self._findings.reasons[row["reason"]] += 1
                 return
 
     def _go_somewhere(self) -> None:
@@ -353,6 +356,7 @@ def told(findings: Findings, seconds: float) -> str:
     lines = [f"{seconds:.0f} s: " + ", ".join(f"{name} {n}" for name, n in sorted(findings.counts.items()))]
     lines.append(f"{len(pairs)} revisions answered, with {distinct} different texts")
     lines.append(f"the daemon's memory: {memory[0]} MiB at first, {memory[-1]} at last, {max(memory)} at the most")
+    lines += [f"{n} × {reason}" for reason, n in findings.reasons.most_common(10)]
     lines.append(f"{len(findings.problems)} problems")
     return "\n".join([*lines, *findings.problems[:20]])
 
@@ -385,6 +389,7 @@ def main() -> int:
     print(told(findings, options.seconds))
     if options.json:
         figures = {"seconds": options.seconds, "counts": findings.counts, "problems": findings.problems}
+        figures["reasons"] = findings.reasons
         options.json.write_text(json.dumps({**figures, "memory": findings.memory}, indent=1))
     return 1 if findings.problems else 0
 

@@ -38,7 +38,7 @@ async def status(request: Request) -> Response:
             "uptime_seconds": round(time.monotonic() - s.started, 1),
             "model": _model(s),
             "state": _state(s),
-            "problem": s.supervisor.problem or s.supervisor.degraded,
+            "problem": s.supervisor.problem or s.supervisor.degraded or s.damage or None,
             "held": s.holds.reasons,
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),

@@ -27,6 +27,7 @@ class Services:
     started: float = field(default_factory=time.monotonic)
     model_created: int = 0
     flood: Flood = field(default_factory=Flood)
+    damage: str = ""  # what the last look at the whole state found
 
     def __post_init__(self) -> None:
         self.model_created = int(self.model.path.stat().st_mtime)

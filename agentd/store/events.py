@@ -1,6 +1,6 @@
 """Events: what happened and why, for the administrator to read afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,3 +48,9 @@ def latest(db: Database, limit: int, after_id: int | None = None, pass_id: int |
     clause = f"{clause} AND id > ?" if clause else "WHERE id > ?"
     found = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id or 0, limit])
     return sorted(found, key=lambda event: event.id)
+
+
+def last(db: Database, kinds: Sequence[str]) -> Event | None:
+    """The newest event of one of these kinds."""
+    found = select(db, Event, f"WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY id DESC LIMIT 1", [*kinds])
+    return found[0] if found else None
