@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from agentd import logs, models, systemd, upkeep
+from agentd import allocator, logs, models, systemd, upkeep
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
 from agentd.adapt.recovery import known_directories, recover
@@ -36,7 +36,7 @@ from agentd.errors import (
     StorageFailed,
 )
 from agentd.ids import now
-from agentd.pressure import MemoryPressure, give_back
+from agentd.pressure import MemoryPressure
 from agentd.reload import compare
 from agentd.safetensors_header import ClassifierHeader
 from agentd.starts import LIMIT, Starts
@@ -55,6 +55,7 @@ def main(config: Config, reload: Callable[[], Config]) -> int:
     """
     os.umask(0o077)  # whatever is written here is for nobody else
     logs.configure()
+    allocator.few_arenas()
     try:
         with locked(config.state.dir):
             return asyncio.run(run(config, reload))
@@ -285,7 +286,7 @@ async def relieve(services: Services, pressure: MemoryPressure) -> None:
 
     async def react() -> None:
         await services.holds.pressure()
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(allocator.give_back)
 
     await pressure.watch(react)
 

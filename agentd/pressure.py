@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import ctypes
-import gc
 import logging
 import os
 import select
@@ -58,11 +56,3 @@ class MemoryPressure:
                 await asyncio.sleep(1)
         finally:
             loop.remove_reader(poll.fileno())
-
-
-def give_back() -> None:
-    """Returns what the allocator keeps for later to the system."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)

@@ -62,8 +62,8 @@ class Findings:
 
     @property
     def passes(self) -> int:
-        """How many have ended, one way or another."""
-        return sum(n for name, n in list(self.counts.items()) if name.startswith("passes "))
+        """How many came to a verdict; others ended with the engine or the trainer that was killed."""
+        return sum(self.counts[f"passes {verdict}"] for verdict in ("committed", "rejected", "rolled_back"))
 
     def count(self, what: str) -> None:
         with self.lock:
@@ -221,7 +221,8 @@ class Owner(threading.Thread):
                 turn += 1
                 self._go_somewhere()
             except ApiError as error:
-                if error.code not in ("engine_died", "engine_unavailable", "conflict"):  # killed in the middle of it
+                # The engine may be killed in the middle of it.
+                if error.code not in ("engine_died", "engine_unavailable", "conflict"):
                     self._findings.problem(f"{self.name}: {error}")
             except CtlError as error:
                 self._findings.problem(f"{self.name}: {error}")
@@ -288,7 +289,7 @@ def soak(daemon: TinyDaemon, seconds: float, *, seed: int = 0, every: float = 12
             findings.problem(f"{thread.name} hangs")
     _check(daemon, findings, process, descriptors)
     if findings.passes < passes:
-        findings.problem(f"{findings.passes} passes ended, {passes} should have")
+        findings.problem(f"{findings.passes} passes came to a verdict, {passes} should have")
     return findings
 
 
@@ -376,16 +377,16 @@ def _connected(path: Path) -> http.client.HTTPConnection:
 def main() -> int:
     parser = argparse.ArgumentParser(description="A long, rough day in a short time.")
     parser.add_argument("--seconds", type=float, default=1200)
-    parser.add_argument("--passes", type=int, default=5, help="that must have ended")
+    parser.add_argument("--passes", type=int, default=5, help="that must have come to a verdict")
     parser.add_argument("--model", type=Path, help="a GGUF file; a tiny model if left out")
+    parser.add_argument("--every", type=float, help="seconds between two kills; 60, or 12 for the tiny model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     with TinyDaemon(options.model, settings(trial=3)) as daemon:
         prepare(daemon, reviews(240) if options.model else made_up(120))
-        findings = soak(
-            daemon, options.seconds, seed=options.seed, every=30 if options.model else 12, passes=options.passes
-        )
+        every = options.every or (60 if options.model else 12)
+        findings = soak(daemon, options.seconds, seed=options.seed, every=every, passes=options.passes)
     print(told(findings, options.seconds))
     if options.json:
         figures = {"seconds": options.seconds, "counts": findings.counts, "problems": findings.problems}

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from agentd import allocator
 from agentd.adapt import dataset as datasets
 from agentd.adapt import transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
@@ -244,6 +245,7 @@ class Adaptation:
             await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
             self.triggers.note(await self._store.call(examples.count_new), outcome == "committed")
         await asyncio.to_thread(prune_folders, self._folders, self._config.retention.passes)
+        await asyncio.to_thread(allocator.give_back)  # a pass reads all examples; the daemon lives for months
 
     async def _attempt(self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch) -> None:
         if self._classifier:

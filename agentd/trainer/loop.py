@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from agentd.trainer import allocator
+from agentd import allocator
 from agentd.trainer.adamw import schedule
 from agentd.trainer.blockwise import Ask, Blockwise
 from agentd.trainer.learner import Learner, Score

@@ -4,9 +4,15 @@ import contextlib
 import ctypes
 import gc
 
-_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
+_TRIM, _MMAP, _ARENAS = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of mallopt(3)
 _BUILDING, _TRAINING = 128 << 10, 32 << 20
 _KEPT = 256 << 20
+
+
+def few_arenas() -> None:
+    """Threads share one heap. Otherwise each gets its own, which keeps what it once needed; call this before there
+    are any."""
+    _set(_ARENAS, 1)
 
 
 def while_building() -> None:
