@@ -35,7 +35,7 @@ from tools.processes import ROOT, TinyDaemon
 
 CLIENTS = 8
 QUESTIONS = ["Name a colour.", "What is two plus two?", "Write one sentence about the sea.", "Say something kind."]
-MEMORY = 32 * 2**20  # bytes by which the daemon may have grown since the first third
+MEMORY = 8 * 2**20  # bytes by which the daemon may have grown since the second third
 DESCRIPTORS = 8
 _TOKENS = 16
 _PAUSE = 12  # times as long as a request took, a client waits before the next one
