@@ -26,7 +26,7 @@ async def budget(request: Request) -> Response:
     s, query = services(request), request.query_params
     only(request, "method", "blocks")
     if isinstance(s.model.header, ClassifierHeader):
-        raise NotALanguageModel(s.model_name, "POST /admin/adapt with dry_run shows what a pass of it would take")
+        raise NotALanguageModel(s.model_name, "`agentctl adapt --dry-run` shows what a pass of it would take")
     blocks: int | str = query.get("blocks", "auto")
     if blocks != "auto":
         if not str(blocks).isdigit():

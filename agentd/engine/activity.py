@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from agentd.errors import AgentdError
+
 
 class Activity:
     """Counts requests in flight. Listeners are told `True` when the first begins and `False` when the last ends.
@@ -53,15 +55,16 @@ class Activity:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around everything done for one request. A client that leaves is not a failure; an exception is."""
+        """Around everything done for one request. A client that leaves is not a failure, nor is a request that is the
+        client's own mistake; any other exception is."""
         self.active += 1
         if self.active == 1 and not self.held:
             self._tell(True)
         try:
             yield
             self.served += 1
-        except Exception:
-            self.failed += 1
+        except Exception as error:
+            self.failed += not (isinstance(error, AgentdError) and error.status < 500)
             raise
         finally:
             self.active -= 1

@@ -3,6 +3,7 @@
 import pytest
 
 from agentd.engine.activity import Activity
+from agentd.errors import AgentdError, EngineUnavailable, InvalidRequest
 
 
 class Clock:
@@ -51,3 +52,11 @@ def test_an_error_is_a_failure_and_a_client_that_leaves_is_not() -> None:
     with pytest.raises(GeneratorExit), activity.request():
         raise GeneratorExit
     assert (activity.served, activity.failed, activity.active) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("error", "failed"), [(InvalidRequest("x"), 0), (EngineUnavailable("x"), 1)])
+def test_a_clients_own_mistake_is_no_failure(error: AgentdError, failed: int) -> None:
+    activity = Activity()
+    with pytest.raises(type(error)), activity.request():
+        raise error
+    assert (activity.served, activity.failed, activity.active) == (0, failed, 0)
