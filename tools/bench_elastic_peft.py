@@ -62,13 +62,13 @@ def main() -> int:
         right = torch.tensor([row[1] for row in ordered])
         return (scores.argmax(1) == right).float().mean().item(), cross_entropy(scores, right).item()
 
-    peak = 0
+    peak, meter = 0, probe.Meter()
     stop = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not stop.wait(0.05):
-            peak = max(peak, probe.pss(os.getpid()) or 0)
+            peak = max(peak, meter.read(os.getpid()) or 0)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

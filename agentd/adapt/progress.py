@@ -81,6 +81,7 @@ class MemoryWatch:
 
     def __init__(self, pids: Callable[[], dict[str, int | None]], interval: float = 0.25) -> None:
         self._pids, self._interval = pids, interval
+        self._meter = probe.Meter()
         self.peaks: dict[str, int] = {}
         self.before: dict[str, int] = {}
         self.total = 0
@@ -105,7 +106,7 @@ class MemoryWatch:
         return sum(max(0, peak - self.before.get(name, 0)) for name, peak in self.peaks.items())
 
     def read(self) -> dict[str, int]:
-        sizes = {name: probe.pss(pid) for name, pid in self._pids().items() if pid is not None}
+        sizes = {name: self._meter.read(pid) for name, pid in self._pids().items() if pid is not None}
         return {name: size for name, size in sizes.items() if size is not None}
 
     async def _run(self) -> None:

@@ -6,7 +6,9 @@ would cost this process more than it spends in a year. The trainer, which has bo
 whose GPU shares the system's memory (Jetson) this reading covers it.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +21,8 @@ from agentd import ids
 
 _UNLIMITED = 1 << 60  # version 1 writes the largest multiple of the page size for "no limit"
 _ROOT = Path("/")
+_WALK_EVERY = 5.0  # seconds
+_WALK_BEYOND = 16 << 20  # bytes above the last walk
 
 
 @dataclass(frozen=True)
@@ -189,10 +193,43 @@ def pss(pid: int, root: Path = _ROOT) -> int | None:
     for line in _text(root / f"proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
+    return rss(pid, root)
+
+
+def rss(pid: int, root: Path = _ROOT) -> int | None:
+    """The resident set size of a process in bytes, shared pages counted in full; None when there is no process."""
     fields = _text(root / f"proc/{pid}/statm").split()
     if len(fields) < 2 or fields[1] == "0":  # a zombie has given all memory back
         return None
     return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+
+
+class Meter:
+    """Proportional set sizes, often and cheaply.
+
+    For one the kernel walks through all pages of the process, which meanwhile cannot map or unmap any: 20 times a
+    second cost a trainer of 600 MB a fifth of its speed. The resident set size costs nothing. What a process gains or
+    loses between two walks is nearly always its own memory, and that changes both by the same.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, root: Path = _ROOT) -> None:
+        self._clock, self._root = clock, root
+        self._walks: dict[int, tuple[float, int, int]] = {}  # when, resident and proportional size, by process
+
+    def read(self, pid: int) -> int | None:
+        """The size now; None when there is no process."""
+        resident, now = rss(pid, self._root), self._clock()
+        if resident is None:
+            self._walks.pop(pid, None)
+            return None
+        at, walked, size = self._walks.get(pid, (-math.inf, 0, 0))
+        if now - at >= _WALK_EVERY or resident > walked + _WALK_BEYOND:
+            found = pss(pid, self._root)
+            if found is None:
+                return None
+            self._walks[pid] = (now, resident, found)
+            return found
+        return max(0, size + resident - walked)
 
 
 def pss_tree(pid: int) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agentd.budget.probe import Sensors, pss, pss_tree, read, read_sensors
+from agentd.budget.probe import Meter, Sensors, pss, pss_tree, read, read_sensors
 
 MIB = 2**20
 
@@ -216,3 +216,35 @@ def test_resident_set_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
     assert pss(7, tmp_path) == 300 * os.sysconf("SC_PAGESIZE")
     write(tmp_path, {"proc/7/smaps_rollup": "5581-7ffc ---p 00000000 00:00 0 [rollup]\nRss:   1200 kB\nPss:    512 kB"})
     assert pss(7, tmp_path) == 512 * 1024
+
+
+def test_a_meter_walks_seldom_and_follows_what_a_process_takes(tmp_path: Path) -> None:
+    page, now = os.sysconf("SC_PAGESIZE"), 0.0
+
+    def holds(resident: int, proportional: int) -> None:
+        rollup = f"Rss: {resident // 1024} kB\nPss: {proportional // 1024} kB"
+        write(tmp_path, {"proc/7/statm": f"1 {resident // page} 1", "proc/7/smaps_rollup": rollup})
+
+    meter = Meter(lambda: now, tmp_path)
+    holds(100 * MIB, 60 * MIB)
+    assert meter.read(7) == 60 * MIB
+    holds(110 * MIB, 71 * MIB)  # a little more: taken for its own, nothing is walked
+    assert meter.read(7) == 70 * MIB
+    holds(90 * MIB, 52 * MIB)
+    assert meter.read(7) == 50 * MIB
+    holds(140 * MIB, 99 * MIB)  # much more
+    assert meter.read(7) == 99 * MIB
+    holds(139 * MIB, 70 * MIB)  # what was shared is its own no longer, and that shows after a while
+    assert meter.read(7) == 98 * MIB
+    now = 5.0
+    assert meter.read(7) == 70 * MIB
+    write(tmp_path, {"proc/7/statm": ""})
+    assert meter.read(7) is None
+    holds(10 * MIB, 5 * MIB)  # another process with that number
+    assert meter.read(7) == 5 * MIB
+
+
+def test_a_meter_agrees_with_the_kernel(family: "subprocess.Popen[str]") -> None:
+    meter = Meter()
+    for _ in range(3):
+        assert meter.read(family.pid) == pytest.approx(pss(family.pid), rel=0.02)
