@@ -10,6 +10,7 @@ at a time is made where it is needed, in memory that the next one uses again.
 Anything this file assumes of an architecture is checked on the model itself when it is built, with random input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from torch.nn.functional import linear
 from agentd.errors import TrainerFailed
 from agentd.trainer.gguf_file import GGUFFile
 from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
+
+_ROWS = 64  # of which a product of a narrower type has a multiple, see _Narrow
 
 __all__ = ["Blocks", "Place", "Unsupported", "frozen"]
 
@@ -271,8 +274,35 @@ def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     """x W^T + bias in float32, multiplied in the weight's type."""
     if weight.dtype == x.dtype:
         return linear(x, weight, bias)
-    y = linear(x.to(weight.dtype), weight).to(x.dtype)
+    rows: torch.Tensor = _Narrow.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
+    y = rows.view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+class _Narrow(torch.autograd.Function):
+    """x W^T of rows x (rows, in) with a frozen W (out, in) of a narrower type; no gradient for W.
+
+    The rows are filled up to a multiple of 64. oneDNN compiles code for every shape it meets, and hardly two
+    micro-batches have as many rows: that took longer than the multiplication, and the code stayed in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _rounded(x, weight.dtype, lambda rows: rows @ weight.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        (weight,) = ctx.saved_tensors
+        return (_rounded(grads[0], weight.dtype, lambda rows: rows @ weight) if ctx.needs_input_grad[0] else None), None
+
+
+def _rounded(x: torch.Tensor, dtype: torch.dtype, multiply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`multiply` of x's rows in `dtype`, as float32; rows of zeros make their number a multiple of `_ROWS`."""
+    n = len(x)
+    rows = torch.empty(-(-n // _ROWS) * _ROWS, x.shape[-1], dtype=dtype)
+    rows[:n], rows[n:] = x, 0
+    return multiply(rows)[:n].to(x.dtype)
 
 
 def _fill(module: nn.Module, leaf: str, weights: torch.Tensor) -> None:
