@@ -379,13 +379,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--passes", type=int, default=5, help="that must have come to a verdict")
     parser.add_argument("--model", type=Path, help="a GGUF file; a tiny model if left out")
-    parser.add_argument("--every", type=float, help="seconds between two kills; 60, or 12 for the tiny model")
+    parser.add_argument("--every", type=float, help="seconds between two kills; 120, or 12 for the tiny model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     with TinyDaemon(options.model, settings(trial=3)) as daemon:
         prepare(daemon, reviews(240) if options.model else made_up(120))
-        every = options.every or (60 if options.model else 12)
+        every = options.every or (120 if options.model else 12)
         findings = soak(daemon, options.seconds, seed=options.seed, every=every, passes=options.passes)
     print(told(findings, options.seconds))
     if options.json:
