@@ -24,6 +24,7 @@ from agentd.api.services import Services
 from agentd.budget import probe
 from agentd.clock import WallClock
 from agentd.config import Config, Task
+from agentd.durable import make_directory
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import (
@@ -239,7 +240,7 @@ def declared(name: str, task: Task) -> tasks.Task:
 def locked(state: Path) -> Iterator[None]:
     """Holds the state directory for this process alone. Raises StateDirLocked, StorageFailed."""
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(state)
         file = (state / "lock").open("a+")
     except OSError as error:
         raise StorageFailed(f"{state}: {error.strerror}") from None

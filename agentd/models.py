@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd import paths
+from agentd.durable import sync_directory
 from agentd.errors import ModelUnusable
 from agentd.gguf_header import Header, read_header
 from agentd.safetensors_header import ClassifierHeader, is_safetensors, read_classifier
@@ -130,11 +131,7 @@ def _download_default(target: Path, progress: Progress | None) -> None:
         if digest != DEFAULT_SHA256:
             raise ModelUnusable(target, f"what was downloaded has sha256 {digest}, expected {DEFAULT_SHA256}")
         part.replace(target)
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(target.parent)
 
 
 def _pip_download(directory: Path, target: Path, progress: Progress | None) -> None:

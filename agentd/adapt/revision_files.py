@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd import faults
+from agentd.durable import make_directory, sync_directory
 from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
@@ -31,7 +32,7 @@ class RevisionFiles:
 
     def __init__(self, root: Path, base_sha256: str, digests: Mapping[int, str] | None = None) -> None:
         self._root, self._base, self._digests = root, base_sha256, dict(digests or {})
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(root)
 
     def directory(self, revision: int) -> Path:
         return self._root / str(revision)
@@ -51,10 +52,10 @@ class RevisionFiles:
             text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
             _write(temporary / MANIFEST, text)
             faults.point("revision files written")
-            _sync(temporary)
+            sync_directory(temporary)
             temporary.rename(target)
             faults.point("revision files renamed")
-            _sync(self._root)
+            sync_directory(self._root)
             faults.point("revision files synced")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -141,11 +142,3 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.chmod(0o600)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

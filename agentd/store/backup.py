@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agentd import __version__, ids
+from agentd.durable import sync_directory
 from agentd.errors import BackupUnusable, StorageFailed
 from agentd.store.database import Store
 
@@ -72,7 +73,7 @@ def restore(archive: Path, state: Path, *, replace: bool = False) -> dict[str, A
         fresh.mkdir(mode=0o700)
         index = _unpack(archive, fresh)
         Store(fresh / DATABASE).close()  # refuses what is damaged or of a newer version, and migrates forward
-        _sync(fresh)
+        sync_directory(fresh)
         aside = state / f"replaced-{ids.now().replace(':', '')}"
         if occupied:
             aside.mkdir(mode=0o700)
@@ -83,7 +84,7 @@ def restore(archive: Path, state: Path, *, replace: bool = False) -> dict[str, A
         if (fresh / "revisions").exists():
             (fresh / "revisions").rename(state / "revisions")
         (fresh / DATABASE).rename(state / DATABASE)
-        _sync(state)
+        sync_directory(state)
     except OSError as error:
         raise StorageFailed(f"{error.filename or state}: {error.strerror}") from None
     finally:
@@ -135,11 +136,3 @@ def _unpack(archive: Path, target: Path) -> dict[str, Any]:
     if index is None or not isinstance(index, dict) or index.get("sha256") != found or DATABASE not in found:
         raise BackupUnusable(archive, "it is incomplete, or not what was written")
     return index
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from agentd import allocator
+from agentd.durable import sync_directory
 from agentd.trainer.adamw import schedule
 from agentd.trainer.blockwise import Ask, Blockwise
 from agentd.trainer.learner import Learner, Score
@@ -117,11 +118,7 @@ class _Best:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         self._path.replace(self._output)
-        directory = os.open(self._output.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._output.parent)
 
 
 def _facts(start: float) -> dict[str, Any]:

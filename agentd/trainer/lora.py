@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from agentd.durable import sync_directory
 from agentd.errors import TrainerFailed
 from agentd.trainer.blocks import Blocks, Unsupported, frozen
 
@@ -138,13 +139,8 @@ def write_adapter(path: Path, architecture: str, alpha: float, pairs: Mapping[st
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if not durable:
-        return
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    if durable:
+        sync_directory(path.parent)
 
 
 def read_control(path: Path, n_embd: int) -> dict[int, torch.Tensor]:

@@ -6,6 +6,7 @@
                                       changed something
 {"scenario", "fault": "point", "at": name, "n"}   kill -9 at the n-th time that the point is passed
 {"scenario", "fault": "kill" | "ENOSPC" | "EIO" | "EROFS", "n"}   at the n-th call
+{"scenario", "fault": "power cut" | "power cut, names kept", "n"}   at the n-th call: what was not synced is gone
 The result: {"outcome", "problem", "calls", ...}; a problem is None when every invariant holds.
 """
 
@@ -26,10 +27,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import crash_scenarios as scenarios
+import power_cut
 
 from agentd import faults
 
 TIMEOUT = 30.0  # seconds of one run
+NAMES_KEPT = "power cut, names kept"
+POWER_CUTS = {"power cut", NAMES_KEPT}
 LASTING = {"ENOSPC", "EROFS"}  # a full disk stays full, one that was remounted read-only stays so
 
 
@@ -49,6 +53,10 @@ class Driver:
         if given != "nothing":
             shutil.copytree(self._template(given), place / "state")
         config = scenarios.settings(self._model, place, **adapt)
+        kept = place / "synced"
+        if fault in POWER_CUTS:
+            power_cut.begin(config.state.dir, kept)
+        self._shim.fault_keep(str(kept).encode() if fault in POWER_CUTS else b"")
         began = time.monotonic()
         outcome, told = self._forked(lambda pipe: self._live(scenario, config, fault, n, at, pipe))
         result: dict[str, Any] = {"outcome": outcome, "problem": None}
@@ -60,6 +68,9 @@ class Driver:
         if outcome not in ("done", "error", "killed"):
             result["problem"] = "\n".join(line for line in told if line.startswith("! ")) or outcome
             return result
+        if fault in POWER_CUTS:
+            power_cut.happen(config.state.dir, kept, names_kept=fault == NAMES_KEPT)
+        self._shim.fault_keep(b"")
         checked, said = self._forked(lambda pipe: self._check(config, acknowledged, pipe))
         if checked != "done":
             result["problem"] = f"after the restart ({checked}): " + "\n".join(said)

@@ -2,8 +2,12 @@
  *
  * Loaded with LD_PRELOAD, it stands between libc and everything above it: SQLite, Python, NumPy, llama.cpp. The counter
  * lives in shared memory, so that the calls of processes forked later count along.
+ *
+ * With a second directory it keeps there what has been synced, by inode: what a file held when it was, and the names
+ * a directory had. That is what a power cut leaves. Inodes must not be used again, so what is unlinked gets a name there.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +29,7 @@ static long failing;         /* the call that fails, counted from 1; 0: none doe
 static int error;            /* what it fails with; 0: SIGKILL instead */
 static int lasting;          /* whether every later call fails too */
 static unsigned char ours[DESCRIPTORS];
+static char synced[4096]; /* where what was synced is kept; empty: nowhere */
 
 /* Starts to count calls under `path`. */
 void fault_arm(const char *path, long n, int number, int stays) {
@@ -34,6 +39,9 @@ void fault_arm(const char *path, long n, int number, int stays) {
     snprintf(directory, sizeof directory, "%s", path);
     failing = n, error = number, lasting = stays;
 }
+
+/* Keeps what is synced from now on in `path`; an empty one ends that. */
+void fault_keep(const char *path) { snprintf(synced, sizeof synced, "%s", path); }
 
 long fault_calls(void) { return calls ? atomic_load(calls) : 0; }
 
@@ -54,6 +62,57 @@ static int inside(const char *path) {
 
 static int open_inside(int descriptor) {
     return calls && descriptor >= 0 && descriptor < DESCRIPTORS && ours[descriptor];
+}
+
+static void keep_file(int descriptor, const char *target) {
+    char buffer[65536], temporary[4200];
+    off_t at = 0;
+    ssize_t n;
+    snprintf(temporary, sizeof temporary, "%s.new", target);
+    int copy = open(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    /* The descriptor may be for writing only. */
+    char own[64];
+    snprintf(own, sizeof own, "/proc/self/fd/%d", descriptor);
+    int source = open(own, O_RDONLY);
+    while ((n = pread(source, buffer, sizeof buffer, at)) > 0)
+        at += write(copy, buffer, n);
+    close(source), close(copy);
+    rename(temporary, target);
+}
+
+static void keep_directory(int descriptor, const char *target) {
+    char temporary[4200];
+    snprintf(temporary, sizeof temporary, "%s.new", target);
+    FILE *names = fopen(temporary, "w");
+    DIR *open_directory = fdopendir(openat(descriptor, ".", O_RDONLY | O_DIRECTORY));
+    for (struct dirent *entry; (entry = readdir(open_directory));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            fprintf(names, "%lu %d %s\n", (unsigned long)entry->d_ino, entry->d_type == DT_DIR, entry->d_name);
+    closedir(open_directory);
+    fclose(names);
+    rename(temporary, target);
+}
+
+static void keep(int descriptor) {
+    struct stat about;
+    char target[4160];
+    int before = errno;
+    if (synced[0] && !fstat(descriptor, &about)) {
+        snprintf(target, sizeof target, "%s/%lu", synced, (unsigned long)about.st_ino);
+        (S_ISDIR(about.st_mode) ? keep_directory : keep_file)(descriptor, target);
+    }
+    errno = before;
+}
+
+static void keep_inode(const char *path) {
+    static _Atomic long number;
+    char target[4160];
+    int before = errno;
+    if (synced[0]) {
+        snprintf(target, sizeof target, "%s/gone-%d-%ld", synced, getpid(), atomic_fetch_add(&number, 1));
+        (void)!link(path, target);
+    }
+    errno = before;
 }
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -113,8 +172,19 @@ ON_DESCRIPTOR(ssize_t, pwrite, (int descriptor, const void *data, size_t n, off_
 ON_DESCRIPTOR(ssize_t, pwrite64, (int descriptor, const void *data, size_t n, off64_t at), descriptor, data, n, at)
 ON_DESCRIPTOR(int, ftruncate, (int descriptor, off_t size), descriptor, size)
 ON_DESCRIPTOR(int, ftruncate64, (int descriptor, off64_t size), descriptor, size)
-ON_DESCRIPTOR(int, fsync, (int descriptor), descriptor)
-ON_DESCRIPTOR(int, fdatasync, (int descriptor), descriptor)
+
+#define SYNC(name)                                                                                                     \
+    int name(int descriptor) {                                                                                         \
+        REAL(name);                                                                                                    \
+        if (open_inside(descriptor) && fails())                                                                        \
+            return -1;                                                                                                 \
+        int failed = real(descriptor);                                                                                 \
+        if (!failed && open_inside(descriptor))                                                                        \
+            keep(descriptor);                                                                                          \
+        return failed;                                                                                                 \
+    }
+SYNC(fsync)
+SYNC(fdatasync)
 
 #define ON_PATH(name, parameters, ...)                                                                                 \
     int name parameters {                                                                                              \
@@ -123,8 +193,26 @@ ON_DESCRIPTOR(int, fdatasync, (int descriptor), descriptor)
             return -1;                                                                                                 \
         return real(__VA_ARGS__);                                                                                      \
     }
-ON_PATH(rename, (const char *path, const char *to), path, to)
 ON_PATH(mkdir, (const char *path, mode_t mode), path, mode)
-ON_PATH(unlink, (const char *path), path)
 ON_PATH(rmdir, (const char *path), path)
 ON_PATH(chmod, (const char *path, mode_t mode), path, mode)
+
+int rename(const char *path, const char *to) {
+    REAL(rename);
+    if (inside(path)) {
+        if (fails())
+            return -1;
+        keep_inode(to);
+    }
+    return real(path, to);
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    if (inside(path)) {
+        if (fails())
+            return -1;
+        keep_inode(path);
+    }
+    return real(path);
+}

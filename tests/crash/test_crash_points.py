@@ -32,7 +32,7 @@ SCENARIOS = [
     "start in a trial",
     "rebuilt",
 ]
-KINDS = ["ENOSPC", "EIO", "EROFS", "kill"]
+KINDS = ["ENOSPC", "EIO", "EROFS", "kill", "power cut", "power cut, names kept"]
 FULL = os.environ.get("AGENTD_CRASH_MATRIX") == "full"
 # Every state change there is. One that no scenario passes any more would go untested.
 POINTS = {
