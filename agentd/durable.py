@@ -1,7 +1,10 @@
 """Names that survive a power cut: a file that is synced may still be lost with the directory entry that leads to it."""
 
+import errno
 import os
 from pathlib import Path
+
+from agentd.errors import StorageFailed, StorageFull
 
 
 def sync_directory(directory: Path) -> None:
@@ -14,8 +17,15 @@ def sync_directory(directory: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Makes it for its owner alone, with all that leads to it, and returns once that is on disk. Raises OSError."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in missing:
-        sync_directory(path.parent)
+    """Makes it for its owner alone, with all that leads to it, and returns once that is on disk.
+
+    Raises StorageFull and StorageFailed.
+    """
+    try:
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:
+            sync_directory(path.parent)
+    except OSError as error:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+        raise kind(f"{directory}: {error.strerror}") from None
