@@ -274,8 +274,8 @@ def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     """x W^T + bias in float32, multiplied in the weight's type."""
     if weight.dtype == x.dtype:
         return linear(x, weight, bias)
-    rows: torch.Tensor = _Narrow.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
-    y = rows.view(*x.shape[:-1], -1)
+    rows: torch.Tensor = _Narrow.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+    y = rows.view(*x.shape[:-1], len(weight))  # there may be no rows: the last block runs where it is scored
     return y if bias is None else y + bias
 
 

@@ -10,7 +10,7 @@ from agentd.trainer import blocks
 from agentd.trainer.blocks import frozen
 
 
-@pytest.mark.parametrize("shape", [(1, 7), (3, 21), (2, 64), (5, 40)])
+@pytest.mark.parametrize("shape", [(1, 7), (3, 21), (2, 64), (5, 40), (1, 0)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -24,6 +24,8 @@ def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool)
     y = frozen(x, weight.bfloat16(), bias)
     assert (y.dtype, y.shape) == (torch.float32, expected.shape)
     (found,) = torch.autograd.grad(y, x, slope)
+    if not x.numel():
+        return
     # bfloat16 keeps 8 bits: 96 products of rounded factors are off by 2 % of their size at the most.
     assert (y - expected).abs().max() < 0.02 * expected.abs().max()
     assert (found - gradient).abs().max() < 0.02 * gradient.abs().max()
