@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CHECKED, DAMAGED = "state checked", "state damaged"
 _EVERY = 3600.0  # seconds between looks at whether something is due
 _CHECK_AFTER = timedelta(days=7)
+_CHECK_ANYWAY = timedelta(days=8)  # on a device that is never idle
 _MOST = 5  # problems reported of a database
 
 
@@ -43,13 +44,13 @@ async def forget_old(services: Services) -> None:
 
 
 async def check_if_due(services: Services) -> None:
-    """The check, if the last one is a week ago and nobody waits for an answer."""
-    if services.activity.active:
-        return
+    """The check, if the last one is a week ago and nobody waits for an answer; after a day of waiting, even so."""
     last = await services.store.call(events.last, (CHECKED, DAMAGED))
     if last is None:  # a new state was read at the start; its week begins now
         await services.store.call(events.add, CHECKED, "the database, when it was opened")
-    elif last.at < _ago(_CHECK_AFTER) or last.kind == DAMAGED:  # damage may have been repaired meanwhile
+        return
+    is_due = last.at < _ago(_CHECK_AFTER) or last.kind == DAMAGED  # damage may have been repaired meanwhile
+    if is_due and (not services.activity.active or last.at < _ago(_CHECK_ANYWAY)):
         await check(services, told=last.message)
 
 

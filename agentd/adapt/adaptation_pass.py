@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from agentd.adapt import adapter_file, zeroth_order
-from agentd.adapt.attempt import CANDIDATE, Attempt
+from agentd.adapt.attempt import CANDIDATE, Attempt, Means
 from agentd.adapt.backpropagation import NLL_WEIGHT, TRAINED, Backpropagation
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.dial import Dial, Move, Replan, place
 from agentd.adapt.planning import Setting
-from agentd.adapt.progress import MemoryWatch, Progress
-from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER, RevisionFiles
+from agentd.adapt.progress import MemoryWatch
+from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER
 from agentd.adapt.training import Training
 from agentd.budget.expectation import ZO_STEPS
-from agentd.config import Config
-from agentd.engine.supervisor import Supervisor
 from agentd.errors import TrainerFailed
 from agentd.learn import ledger
 from agentd.learn.spsa import StepResult
 from agentd.store import passes
-from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +38,11 @@ class AdaptationPass(Attempt):
     staged = (CANDIDATE, TRAINED)
 
     def __init__(
-        self,
-        *,
-        config: Config,
-        store: Store,
-        engine: Supervisor,
-        files: RevisionFiles,
-        training: Training,
-        setting: Setting,
-        progress: Progress,
-        memory: MemoryWatch,
-        replan: Replan,
-        model: Path,
-        folder: Path,
-        seed: int,
+        self, means: Means, training: Training, setting: Setting, memory: MemoryWatch, replan: Replan, model: Path
     ) -> None:
-        super().__init__(
-            config=config, store=store, engine=engine, files=files, progress=progress, folder=folder, seed=seed
-        )
+        super().__init__(means)
         self._training, self._setting, self._model = training, setting, model
-        self._dial = Dial(memory, config.memory.floor, replan, self._event)
+        self._dial = Dial(memory, means.config.memory.floor, replan, self._event)
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
 

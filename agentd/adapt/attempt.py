@@ -9,6 +9,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,32 +36,34 @@ class Rejected(Exception):
     """The gate said no; the verdict is recorded already."""
 
 
+@dataclass(frozen=True)
+class Means:
+    """What every attempt works with. `folder` is its own, and exists."""
+
+    config: Config
+    store: Store
+    engine: Supervisor
+    files: RevisionFiles
+    progress: Progress
+    folder: Path
+    seed: int
+
+
 class Attempt(ABC):
     """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
 
     nll_weight: ClassVar[float]  # of an answer's own log-likelihood in the loss, beside the choice among answers
     staged: ClassVar[tuple[str, ...]] = (CANDIDATE,)  # names that the engine may hold when the pass ends
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        store: Store,
-        engine: Supervisor,
-        files: RevisionFiles,
-        progress: Progress,
-        folder: Path,
-        seed: int,
-    ) -> None:
-        self._config, self._store, self._engine, self._files = config, store, engine, files
-        self._progress, self._folder, self._seed = progress, folder, seed
-        self._parent = engine.revision
+    def __init__(self, means: Means) -> None:
+        self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
+        self._progress, self._folder, self._seed = means.progress, means.folder, means.seed
+        self._parent = means.engine.revision
         self._encoded: dict[int, dict[str, Any]] = {}  # what the engine made of the examples, by number
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
 
     async def run(self, data: Dataset) -> int:
         started = now()
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._engine.call("open")
         try:
             data = await self._encode(data)

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.attempt import CANDIDATE, Attempt
+from agentd.adapt.attempt import CANDIDATE, Attempt, Means
 from agentd.adapt.dataset import Dataset
-from agentd.adapt.progress import Progress
-from agentd.adapt.revision_files import LEDGER, NETWORK, RevisionFiles
+from agentd.adapt.revision_files import LEDGER, NETWORK
 from agentd.adapt.trial import Trial
 from agentd.budget import probe
 from agentd.config import Config
-from agentd.engine.supervisor import Supervisor
 from agentd.errors import PassRefused
 from agentd.learn.int8 import memory
 from agentd.safetensors_header import ClassifierHeader
-from agentd.store.database import Store
 
 BATCH = 32
 STEPS = 600
@@ -137,24 +134,11 @@ class ClassifierPass(Attempt):
 
     nll_weight = 0.0  # the loss is the cross-entropy alone
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        store: Store,
-        engine: Supervisor,
-        files: RevisionFiles,
-        setting: ClassifierSetting,
-        progress: Progress,
-        folder: Path,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            config=config, store=store, engine=engine, files=files, progress=progress, folder=folder, seed=seed
-        )
+    def __init__(self, means: Means, setting: ClassifierSetting) -> None:
+        super().__init__(means)
         self._setting = setting
         self._zo_steps = 0
-        self._network, self._ledger = folder / NETWORK, folder / LEDGER
+        self._network, self._ledger = means.folder / NETWORK, means.folder / LEDGER
 
     async def _learn(self, data: Dataset) -> None:
         setting = self._setting

@@ -14,7 +14,7 @@ from agentd import allocator
 from agentd.adapt import dataset as datasets
 from agentd.adapt import transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
-from agentd.adapt.attempt import Rejected, describe_failure, prune_folders
+from agentd.adapt.attempt import Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
@@ -266,25 +266,16 @@ class Adaptation:
                 predicted_bytes=setting.choice.plan.needed,
             )
         )
-        folder = self._folders / str(progress.id)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._training = Training(self._activity, folder / "trainer.log")
-        recipe = AdaptationPass(
-            config=self._config,
-            store=self._store,
-            engine=self._engine,
-            files=self.files,
-            training=self._training,
-            setting=setting,
-            progress=progress,
-            memory=memory,
-            replan=replan,
-            model=self._model,
-            folder=folder,
-            seed=seed,
-        )
+        means = await self._means(progress, seed)
+        self._training = Training(self._activity, means.folder / "trainer.log")
+        recipe = AdaptationPass(means, self._training, setting, memory, replan, self._model)
         revision = await recipe.run(data)
         await self._probation.begin(revision, progress)
+
+    async def _means(self, progress: Progress, seed: int) -> Means:
+        folder = self.folder(progress.id)
+        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        return Means(self._config, self._store, self._engine, self.files, progress, folder, seed)
 
     async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset, Replan]:
         adapt = self._config.adapt
@@ -315,18 +306,7 @@ class Adaptation:
         columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
         columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
         await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
-        folder = self._folders / str(progress.id)
-        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        recipe = ClassifierPass(
-            config=self._config,
-            store=self._store,
-            engine=self._engine,
-            files=self.files,
-            setting=setting,
-            progress=progress,
-            folder=folder,
-            seed=seed,
-        )
+        recipe = ClassifierPass(await self._means(progress, seed), setting)
         await self._probation.begin(await recipe.run(data), progress)
 
     async def _plan_classifier(self, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, datasets.Dataset]:

@@ -193,7 +193,6 @@ SYNC(fdatasync)
             return -1;                                                                                                 \
         return real(__VA_ARGS__);                                                                                      \
     }
-ON_PATH(mkdir, (const char *path, mode_t mode), path, mode)
 ON_PATH(rmdir, (const char *path), path)
 ON_PATH(chmod, (const char *path, mode_t mode), path, mode)
 
@@ -215,4 +214,19 @@ int unlink(const char *path) {
         keep_inode(path);
     }
     return real(path);
+}
+
+int mkdir(const char *path, mode_t mode) {
+    REAL(mkdir);
+    struct stat about;
+    char target[4160];
+    if (inside(path) && fails())
+        return -1;
+    int failed = real(path, mode);
+    /* The inode may have been that of a directory that is gone; this one has no names yet. */
+    if (!failed && inside(path) && synced[0] && !stat(path, &about)) {
+        snprintf(target, sizeof target, "%s/%lu", synced, (unsigned long)about.st_ino);
+        unlink(target);
+    }
+    return failed;
 }
