@@ -88,8 +88,9 @@ def consider(
     """Every plan that the wish allows, the best first. Raises PassRefused where the wish cannot be met at all."""
     dial = Dial(arch, workload, runtime, calibration, bf16)
     wished = _wished(dial, method, blocks, bp, no_bp_reason)
-    settings = [(plan.method, plan.blocks, plan.checkpoint) for plan in wished]
-    expected = expect(workload, settings, speed=speed, history=history, zo_steps=zo_steps, horizon=horizon)
+    expected = expect(
+        workload, wished, n_layer=arch.n_layer, speed=speed, history=history, zo_steps=zo_steps, horizon=horizon
+    )
     found = [Considered(plan, what, max(0, plan.needed - budget)) for plan, what in zip(wished, expected, strict=True)]
     return tuple(sorted(found, key=lambda each: (-each.expected.score, each.plan.needed)))
 

@@ -10,22 +10,20 @@ at a time is made where it is needed, in memory that the next one uses again.
 Anything this file assumes of an architecture is checked on the model itself when it is built, with random input.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from agentd.errors import TrainerFailed
+from agentd.trainer.fused import fuse
 from agentd.trainer.gguf_file import GGUFFile
+from agentd.trainer.products import frozen
 from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
 
-_ROWS = 64  # of which a product of a narrower type has a multiple, see _Narrow
-
-__all__ = ["Blocks", "Place", "Unsupported", "frozen"]
+__all__ = ["Blocks", "Place", "Unsupported"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Blocks:
     After construction:
     linears  per GGUF tensor name, (owner module, attribute) of every linear layer stored as torch holds it
     norm     the final norm
+    fused    the parts of a block that run as one operation each
     """
 
     def __init__(
@@ -104,6 +103,7 @@ class Blocks:
         else:
             self.activate(end - 1)
         self.file.forget()
+        self.fused = fuse(self._own.values(), self.last)
         self._check_ends()
 
     @property
@@ -268,41 +268,6 @@ class Blocks:
             for hook in hooks:
                 hook.remove()
         raise Unsupported(self.file.path, problem)
-
-
-def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias in float32, multiplied in the weight's type."""
-    if weight.dtype == x.dtype:
-        return linear(x, weight, bias)
-    rows: torch.Tensor = _Narrow.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
-    y = rows.view(*x.shape[:-1], len(weight))  # there may be no rows: the last block runs where it is scored
-    return y if bias is None else y + bias
-
-
-class _Narrow(torch.autograd.Function):
-    """x W^T of rows x (rows, in) with a frozen W (out, in) of a narrower type; no gradient for W.
-
-    The rows are filled up to a multiple of 64. oneDNN compiles code for every shape it meets, and hardly two
-    micro-batches have as many rows: that took longer than the multiplication, and the code stayed in memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        return _rounded(x, weight.dtype, lambda rows: rows @ weight.T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        (weight,) = ctx.saved_tensors
-        return (_rounded(grads[0], weight.dtype, lambda rows: rows @ weight) if ctx.needs_input_grad[0] else None), None
-
-
-def _rounded(x: torch.Tensor, dtype: torch.dtype, multiply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`multiply` of x's rows in `dtype`, as float32; rows of zeros make their number a multiple of `_ROWS`."""
-    n = len(x)
-    rows = torch.empty(-(-n // _ROWS) * _ROWS, x.shape[-1], dtype=dtype)
-    rows[:n], rows[n:] = x, 0
-    return multiply(rows)[:n].to(x.dtype)
 
 
 def _fill(module: nn.Module, leaf: str, weights: torch.Tensor) -> None:

@@ -109,8 +109,8 @@ class Learner(ABC):
         return self.spec.train.micro_tokens or max(128, min(400, chosen))
 
 
-_ACTIVATIONS = 40 << 20  # bytes a micro-batch may keep for its backward pass
-_KEPT_PER_TOKEN = 5  # of the widest row in every block, in float32, about
+_ACTIVATIONS = 128 << 20  # bytes a micro-batch may keep for its backward pass
+_KEPT_PER_TOKEN = 4  # of the widest row in every block, in float32, about
 
 
 def finite(results: Iterable[tuple[float, bool | None]], n: int) -> float:

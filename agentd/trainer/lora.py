@@ -10,11 +10,11 @@ from typing import Any
 import gguf
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from agentd.durable import sync_directory
 from agentd.errors import TrainerFailed
-from agentd.trainer.blocks import Blocks, Unsupported, frozen
+from agentd.trainer.blocks import Blocks, Unsupported
+from agentd.trainer.products import adapted
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A (rank, in) and B (out, rank); the layer's weight becomes W + alpha / rank * B A."""
@@ -30,10 +30,7 @@ class LoRALinear(nn.Module):
         self.scale = alpha / a.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = frozen(x, self.base.weight, self.base.bias)
-        # In place: the sum needs no third matrix of this size, and nothing else holds y.
-        y.view(-1, y.shape[-1]).addmm_(linear(x, self.a).flatten(0, -2), self.b.T, alpha=self.scale)
-        return y
+        return adapted(x, self.base.weight, self.base.bias, self.a, self.b, self.scale)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from typing import Any
 
 import gguf
@@ -41,7 +42,9 @@ def tensor_names(file: GGUFFile, model: Any, values: dict[str, Any]) -> tuple[An
 
     processor = loader.TENSOR_PROCESSORS.get(file.header.architecture, loader.TensorProcessor)(config=values)
     try:
-        names: dict[str, str] = loader.get_gguf_hf_weights_map(model, processor)
+        # The loader asks gguf for the same table of names once per module: seconds, where one look is enough.
+        with _replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
+            names: dict[str, str] = loader.get_gguf_hf_weights_map(model, processor)
     except NotImplementedError as error:
         raise Unsupported(file.path, str(error)) from error
     return processor, names

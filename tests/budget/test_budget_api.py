@@ -41,7 +41,7 @@ def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, mo
     assert len(answer["plans"]) == 24
     chosen = answer["plans"][0]
     assert {name: chosen[name] for name in answer["chosen"]} == answer["chosen"]
-    assert answer["why"].startswith("elasticzo with 2 blocks")
+    assert answer["why"].startswith(f"{chosen['method']} with {chosen['blocks']} blocks")
     for plan in answer["plans"]:
         assert plan["needed_bytes"] == sum(term["bytes"] for term in plan["terms"])
         assert plan["fits"] is (plan["shortfall_bytes"] == 0)

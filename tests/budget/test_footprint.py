@@ -69,9 +69,9 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 30])
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_micro_batches_are_those_of_the_trainer(arch: Architecture, k: int, checkpoint: bool) -> None:
-    """The formula of trainer/learner.py: 40 MiB of activations, for k - 1 whole blocks."""
+    """The formula of trainer/learner.py: 128 MiB of activations, for k - 1 whole blocks."""
     whole = 1 if checkpoint else max(1, k - 1)
-    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (40 << 20) // (4 * 5 * 2304 * whole)))
+    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (128 << 20) // (4 * 4 * 2304 * whole)))
 
 
 def test_the_largest_micro_batch(arch: Architecture) -> None:
@@ -80,7 +80,7 @@ def test_the_largest_micro_batch(arch: Architecture) -> None:
     assert micro_batch(arch, replace(work, batch=2), 1) == (118, 2)
     assert micro_batch(arch, replace(work, seq_len=470), 8) == (508, 1)  # longer than allowed: one at a time
     assert micro_batch(arch, work, 8, one=True) == (400, 9)
-    assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 8) == (338, 3)
+    assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 16) == (338, 3)
 
 
 def test_a_workload_estimated_from_texts() -> None:

@@ -49,28 +49,30 @@ def test_bfloat16_halves_the_blocks_weights(arch: Architecture) -> None:
 
 def test_plenty_of_memory_takes_the_preferred_plan(arch: Architecture) -> None:
     choice = choose(arch, WORK, available=16_000 * MB, reserve=256 * MB)
-    assert (choice.plan.method, choice.plan.blocks) == ("elasticzo", 2)
+    assert (choice.plan.method, choice.plan.blocks) == ("suffix-bp", 16)
     assert choice.budget == 16_000 * MB - 256 * MB
     assert choice.considered[0].plan == choice.plan
     assert all(each.fits for each in choice.considered)
 
 
 def test_less_memory_turns_the_dial_down(arch: Architecture) -> None:
-    """Going down step by step, k falls from the preferred one to 1, then MeZO is left, then a refusal."""
-    dial: list[tuple[str, int]] = []
+    """Going down step by step, what is expected falls from the preferred plan to one block, MeZO, and a refusal."""
+    dial: list[tuple[str, int, bool]] = []
+    scores: list[float] = []
     for available in range(2_000 * MB, 0, -2 * MB):
         try:
             choice = choose(arch, WORK, available=available, reserve=50 * MB)
         except PassRefused:
             break
         assert choice.plan.needed <= available - 50 * MB
-        setting = (choice.plan.method, choice.plan.blocks)
+        setting = (choice.plan.method, choice.plan.blocks, choice.plan.checkpoint)
         if not dial or dial[-1] != setting:
             dial.append(setting)
-    assert dial[0] == ("elasticzo", 2)
-    assert dial[-2:] == [("elasticzo", 1), ("mezo", 0)]
-    blocks = [k for _, k in dial]
-    assert blocks == sorted(blocks, reverse=True)
+            scores.append(next(each.expected.score for each in choice.considered if each.plan == choice.plan))
+    assert dial[:2] == [("suffix-bp", 16, False), ("suffix-bp", 16, True)]
+    assert dial[-2:] == [("suffix-bp", 1, False), ("mezo", 0, False)]
+    assert scores == sorted(scores, reverse=True)
+    assert len(dial) >= 6
 
 
 def test_memory_limit_and_reserve_bound_the_budget(arch: Architecture) -> None:
@@ -89,8 +91,8 @@ def test_memory_limit_and_reserve_bound_the_budget(arch: Architecture) -> None:
         ("elasticzo", 30, ("elasticzo", 30)),
         ("elasticzo", 0, ("mezo", 0)),
         ("auto", 0, ("mezo", 0)),
-        ("auto", 2, ("elasticzo", 2)),
-        ("auto", "2", ("elasticzo", 2)),
+        ("auto", 2, ("suffix-bp", 2)),
+        ("auto", "2", ("suffix-bp", 2)),
         ("blockwise-bp", "auto", ("blockwise-bp", 30)),
         ("blockwise-bp", 7, ("blockwise-bp", 7)),
     ],
@@ -181,17 +183,17 @@ def test_calibration_moves_the_prediction_visibly(arch: Architecture) -> None:
 
 def test_the_choice_explains_itself(arch: Architecture) -> None:
     roomy = choose(arch, WORK, available=16_000 * MB, reserve=0)
-    assert roomy.why.startswith("elasticzo with 2 blocks needs ")
+    assert roomy.why.startswith("suffix-bp with 16 blocks needs ")
     assert "no pass has ended here yet" in roomy.why
     assert "Next best of what fits" in roomy.why
     tight = choose(arch, WORK, available=roomy.plan.needed - MB, reserve=0)
-    assert "elasticzo with 2 blocks would be better and is 1.0 MB short" in tight.why
+    assert "suffix-bp with 16 blocks would be better and is 1.0 MB short" in tight.why
     assert choose(arch, WORK, available=16_000 * MB, reserve=0, method="mezo").why.endswith("no other was looked at.")
     assert roomy.as_json()["why"] == roomy.why
 
 
 def test_a_slow_device_takes_less_work(arch: Architecture) -> None:
-    """Where two blocks would take much of the time in which their gain counts, fewer are better."""
+    """Where many blocks would take much of the time in which their gain counts, fewer are better."""
     ask: dict[str, Any] = {"available": 16_000 * MB, "reserve": 0}
     quick, slow = choose(arch, WORK, **ask), choose(arch, WORK, **ask, speed=Speed(forward=30.0, backward=10.0))
     assert slow.plan.blocks < quick.plan.blocks
@@ -228,3 +230,23 @@ def test_more_work_needs_more_memory_and_time(arch: Architecture) -> None:
     longer = replace(WORK, seq_len=300, tokens=5 * WORK.tokens)
     for method, blocks in (("mezo", 0), ("suffix-bp", 1), ("elasticzo", 8)):
         assert Dial(arch, longer).plan(method, blocks).needed > Dial(arch, WORK).plan(method, blocks).needed
+
+
+def test_a_trunk_that_is_run_once_costs_less_the_more_blocks_are_trained(arch: Architecture) -> None:
+    """The tap ends where training begins: with all blocks trained there is no trunk left to run."""
+    slow = Speed(forward=40.0, backward=1e9, head=1e9)
+    considered = choose(arch, WORK, available=16_000 * MB, reserve=0, method="suffix-bp", speed=slow).considered
+    by_blocks = {each.plan.blocks: each.expected.seconds for each in considered}
+    assert by_blocks[30] < by_blocks[16] < by_blocks[8] < by_blocks[1]
+    assert by_blocks[1] - by_blocks[30] == pytest.approx(29 / 30 * WORK.tokens / 40.0, rel=0.01)
+
+
+def test_a_step_in_more_and_smaller_pieces_takes_longer(arch: Architecture) -> None:
+    seconds = [
+        choose(arch, replace(WORK, micro_tokens=n), available=16_000 * MB, reserve=0, method="suffix-bp", blocks=16)
+        .considered[0]
+        .expected.seconds
+        for n in (512, 256, 128)
+    ]
+    assert seconds == sorted(seconds)
+    assert seconds[0] < seconds[-1]
