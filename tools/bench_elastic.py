@@ -37,9 +37,9 @@ from agentd.budget.planner import Choice, choose
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
 from agentd.gguf_header import read_header
+from agentd.processor import multiplies_bf16
 from agentd.store.examples import Example
 from agentd.store.tasks import Task as StoredTask
-from agentd.trainer.processor import multiplies_bf16
 from tools.bench_elastic_tasks import TRAIN, Task, reviews, sarcasm
 
 THREADS, RANK, DEV_EVERY = 2, 8, 8

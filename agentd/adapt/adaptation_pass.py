@@ -210,7 +210,9 @@ class AdaptationPass(Attempt):
 
     def _on_training(self, event: dict[str, Any]) -> None:
         progress = self._progress
-        if event["event"] == "step":
+        if event["event"] == "trunk":
+            progress.step, progress.steps = event["blocks"], event["of"]
+        elif event["event"] == "step":
             progress.step, progress.steps, progress.loss = event["step"], event["steps"], event["loss"]
             row = {"phase": "bp", "step": event["step"], "loss": event["loss"], "seconds": event["seconds"]}
             self._rows.append(row)

@@ -1,7 +1,8 @@
 """Backpropagation in a pass: what the trainer is told, and what it is answered when it asks for the engine's work.
 
 The engine and the trainer take turns on the same cores. With `blockwise-bp` they do so in every step, because every
-step needs the hidden states of the model as it is then; otherwise the engine taps the frozen trunk once.
+step needs the hidden states of the model as it is then; otherwise the frozen trunk is run once: by the engine, or,
+where that is faster, by the trainer itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,10 +49,13 @@ class Backpropagation:
         return self._setting.method == BLOCKWISE
 
     async def tap(self, on_progress: Callable[[Any], None]) -> dict[str, Any]:
-        """The trunk's states for every example, with the adapters that the session uses; where they are in the file."""
+        """The trunk's states for every example, with the adapters that the session uses: where they are in the file, or
+        where they are to be, with the token of every row."""
         if self.from_engine:
             sequences = [[[0, len(s)] for s in self._tokens[m.number]["sequences"]] for m in self._members]
             return {"prefix_rows": 0, "sequences": sequences}
+        if self._setting.choice.plan.computes_trunk and self._first:
+            return datasets.layout(self._members, self._tokens)
         numbers = [member.number for member in self._members]
         index: dict[str, Any] = await self._engine.call(
             "tap",
@@ -85,6 +89,7 @@ class Backpropagation:
             "control": None if control is None else str(control),
             "output": str(output),
             "from_engine": self.from_engine,
+            "tokens": index.get("tokens"),
         }
         try:
             return await self._training.run(

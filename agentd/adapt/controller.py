@@ -59,7 +59,7 @@ class Adaptation:
         kind = ClassifierTrial if classifier else Trial
         self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
-        self._probed: dict[str, Any] | None = None
+        self.probed: dict[str, Any] | None = None  # what the trainer says of this model, once it was asked
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
         self.paused = False
         self.daemon_pid = os.getpid()
@@ -282,20 +282,20 @@ class Adaptation:
         data = await self._store.call(
             lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
         )
-        if self._probed is None:
+        if self.probed is None:
             self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
+            self.probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
         earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
         known = (self._config, self._model, data)
-        setting = await asyncio.to_thread(plan, *known, options, self._probed, earlier)
+        setting = await asyncio.to_thread(plan, *known, options, self.probed, earlier)
 
         async def replan(held: int, ceiling: int | None) -> Setting:
-            assert self._probed is not None
+            assert self.probed is not None
             try:
-                return await asyncio.to_thread(plan, *known, options, self._probed, earlier, held, ceiling)
+                return await asyncio.to_thread(plan, *known, options, self.probed, earlier, held, ceiling)
             except PassRefused:  # what was asked for does not fit any more; anything is better than nothing
                 anything = {**options, "method": "auto", "blocks": "auto"}
-                return await asyncio.to_thread(plan, *known, anything, self._probed, earlier, held, ceiling)
+                return await asyncio.to_thread(plan, *known, anything, self.probed, earlier, held, ceiling)
 
         return setting, data, replan
 

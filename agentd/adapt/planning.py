@@ -31,7 +31,6 @@ class Setting:
 
     def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
         """Hyperparameters of the trainer; the rest are its defaults."""
-        blockwise = self.method == "blockwise-bp"
         how = recipe(self.method, self.blocks)
         return {
             "rank": self.rank,
@@ -46,8 +45,7 @@ class Setting:
             "micro_tokens": self.choice.plan.micro_tokens,
             "checkpoint": self.choice.plan.checkpoint,
             "bf16": self.choice.plan.bf16,
-            # Judging takes the engine's time when it is what computes the hidden states.
-            "judgements": 1 if blockwise else 2,
+            "judgements": 1 if how.epochs == 1 else 2,  # at the end of an only epoch the steps are the smallest
         }
 
     def as_json(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from agentd.budget import history, planner, probe
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.planner import Choice, budget_of, consider, refusal
 from agentd.errors import InvalidRequest, NotALanguageModel, PassRefused
+from agentd.processor import multiplies_bf16
 from agentd.safetensors_header import ClassifierHeader
 from agentd.store import passes
 
@@ -38,6 +39,8 @@ async def budget(request: Request) -> Response:
     architecture = Architecture.from_header(s.model.header)
     memory = s.config.memory
     factors, outcomes = history.calibration(rows), history.outcomes(rows)
+    # The trainer is asked what it can do when the first pass is planned; until then it is taken to know the model.
+    probed = s.adaptation.probed or {"supported": True, "bf16": multiplies_bf16()}
     free = budget_of(reading.available, memory.reserve, memory.limit)
     considered = consider(
         architecture,
@@ -45,6 +48,9 @@ async def budget(request: Request) -> Response:
         budget=free,
         method=query.get("method", "auto"),
         blocks=blocks,
+        bp=bool(probed["supported"]),
+        no_bp_reason=str(probed.get("reason")),
+        bf16=bool(probed.get("bf16")),
         calibration=factors,
         history=outcomes,
     )

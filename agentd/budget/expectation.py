@@ -35,6 +35,8 @@ class Expectable(Protocol):
     def checkpoint(self) -> bool: ...
     @property
     def micro_tokens(self) -> int: ...
+    @property
+    def computes_trunk(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Speed:
 
     forward     tokens per second through the whole model in the engine
     backward    tokens per second through one block in the trainer, forward and backward, in one large micro-batch
+    trunk       tokens per second through one block in the trainer, forward alone, in bfloat16
     head        tokens per second through what a step does besides: reading the tap, the head, the optimiser
     start       seconds until the trainer's first step
     fixed       seconds of everything that is the same for all plans: tokenising, the trial
@@ -50,6 +53,7 @@ class Speed:
 
     forward: float = 400.0
     backward: float = 13000.0
+    trunk: float = 32000.0
     head: float = 4000.0
     start: float = 6.0
     fixed: float = 65.0
@@ -65,6 +69,7 @@ class Outcome:
     seconds: float
     checkpoint: bool = False
     micro_tokens: int = 0
+    computes_trunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,11 @@ def seconds_for(
         is_tapped = setting.method == "blockwise-bp"
         epochs = recipe(setting.method, setting.blocks).usual
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.
-        trunk = 1 - setting.blocks / n_layer if n_layer else 1.0
-        forward += workload.tokens * (epochs if is_tapped else trunk)
+        if setting.computes_trunk:
+            seconds += workload.tokens * max(0, n_layer - setting.blocks) / speed.trunk
+        else:
+            trunk = 1 - setting.blocks / n_layer if n_layer else 1.0
+            forward += workload.tokens * (epochs if is_tapped else trunk)
         depth = setting.blocks - 1 + _LAST_BLOCK
         if setting.checkpoint and not is_tapped:
             depth *= _RECOMPUTE

@@ -39,7 +39,10 @@ def outcomes(rows: Iterable[Row]) -> list[Outcome]:
         gained = _gain(row["gate"].get("tasks", {})) if row["state"] == "committed" else 0.0
         seconds = math.fsum(row["phases"].values())
         if gained is not None and seconds > 0:
-            found.append(Outcome(row["method"], row["blocks"] or 0, gained, seconds))
+            plan = row["plan"]
+            how = {"checkpoint": bool(plan.get("checkpoint")), "computes_trunk": bool(plan.get("computes_trunk"))}
+            micro = int(plan.get("micro_tokens") or 0)
+            found.append(Outcome(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 
 from agentd import allocator
 from agentd.durable import sync_directory
+from agentd.trainer import trunk
 from agentd.trainer.adamw import schedule
 from agentd.trainer.blockwise import Ask, Blockwise
 from agentd.trainer.learner import Learner, Score
@@ -38,6 +39,8 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     options = spec.train
     allocator.while_building()
     torch.manual_seed(options.seed)
+    if spec.tokens is not None:
+        trunk.run(spec, lambda done, of: emit({"event": "trunk", "blocks": done, "of": of}))
     learner = make_learner(spec, ask)
     training = [example for example in spec.examples if not example.dev]
     dev = [example for example in spec.examples if example.dev]

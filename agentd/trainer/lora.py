@@ -68,6 +68,20 @@ def attach(blocks: Blocks, rank: int, alpha: float, seed: int, parent: Adapter |
     return layers
 
 
+def adopt(blocks: Blocks, adapter: Adapter) -> None:
+    """Puts an adapter's matrices on the blocks of the range that it changes, as they are; nothing is to be trained."""
+    for name, (a, b) in adapter.pairs.items():
+        if block_of(name) not in range(blocks.first, blocks.end):
+            continue
+        if name not in blocks.linears:
+            raise TrainerFailed(f"the parent's adapter changes {name}, which cannot be changed here")
+        place = blocks.linears[name]
+        base = getattr(*place)
+        if (b.shape[0], a.shape[1]) != tuple(base.weight.shape):
+            raise TrainerFailed(f"the parent's adapter does not fit the model at {name}")
+        blocks.set(place, LoRALinear(base, a, b, adapter.alpha).requires_grad_(False))
+
+
 def _continue(name: str, pair: Pair, parent_alpha: float, a: torch.Tensor, b: torch.Tensor, alpha: float) -> Pair:
     """The parent's matrices under another alpha, with fresh rows and zero columns where the rank grew."""
     old_a, old_b = pair

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from agentd.processor import multiplies_bf16
 from agentd.trainer.gguf_file import GGUFFile
-from agentd.trainer.processor import multiplies_bf16
 from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
 
 

@@ -79,7 +79,8 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Spec:
-    """`from_engine`: the engine computes what is needed, step by step; else it is in the tap file already."""
+    """Where the hidden states come from: the tap file has them already; or, with `tokens`, this process computes them
+    for the token of every row; or, with `from_engine`, the engine does so step by step."""
 
     model: Path
     first_block: int
@@ -93,6 +94,7 @@ class Spec:
     control: Path | None
     output: Path
     from_engine: bool = False
+    tokens: tuple[int, ...] | None = None
 
 
 _LEAST = {"rank": 1, "batch": 1, "max_epochs": 1, "patience": 1, "threads": 1, "seed": 0, "micro_tokens": 0}
@@ -118,7 +120,7 @@ def parse_spec(data: Any) -> Spec:
         data,
         "",
         required=("model", "first_block", "end_block", "tap", "prefix", "examples", "output"),
-        optional=("train", "initial", "control", "from_engine"),
+        optional=("train", "initial", "control", "from_engine", "tokens"),
     )
     tap = check.object(top.get("tap", {}), "tap", required=("path", "n_embd"))
     first = check.integer(top, "first_block", "first_block", 0)
@@ -146,7 +148,10 @@ def parse_spec(data: Any) -> Spec:
         control=check.path(top, "control", "control") if top.get("control") is not None else None,
         output=check.path(top, "output", "output"),
         from_engine=check.flag(top, "from_engine", "from_engine"),
+        tokens=check.tokens(top["tokens"], prefix, examples) if top.get("tokens") is not None else None,
     )
+    if spec.tokens is not None and (spec.from_engine or not first):
+        check.problem("tokens are of no use where the engine computes the states or there is no trunk")
     if spec.from_engine and any(example.number < 0 for example in spec.examples):
         check.problem("examples: the engine cannot be asked for one without its number")
     if check.problems:
@@ -208,6 +213,15 @@ class _Checker:
     def rows(self, data: Any, where: str, least: int) -> Rows:
         data = self.object(data, where, required=("offset", "n"))
         return Rows(self.integer(data, "offset", f"{where}.offset", 0), self.integer(data, "n", f"{where}.n", least))
+
+    def tokens(self, data: Any, prefix: Rows, examples: list[Example]) -> tuple[int, ...]:
+        if not isinstance(data, list) or not data or not all(type(token) is int and token >= 0 for token in data):
+            self.problem("tokens must be a list of whole numbers from 0, one for every row of the tap")
+            return ()
+        rows = [prefix, *(rows for example in examples for rows in example.sequences)]
+        if (end := max(each.offset + each.n for each in rows)) != len(data):
+            self.problem(f"tokens has {len(data)}, and the prefix and the sequences go up to row {end}")
+        return tuple(data)
 
     def terms(self, data: Any, where: str, lengths: list[int]) -> tuple[Term, ...]:
         if not isinstance(data, list) or not data:

@@ -39,14 +39,14 @@ class Batch:
 class Tap:
     """A plane of rows for each tapped block. Raises InvalidSpec if the file is missing or holds less than is needed."""
 
-    def __init__(self, path: Path, n_embd: int, prefix: Rows, planes: int = 1) -> None:
+    def __init__(self, path: Path, n_embd: int, prefix: Rows, planes: int = 1, *, writable: bool = False) -> None:
         self.prefix_rows = prefix
         row = 4 * n_embd * planes
         try:
             size = path.stat().st_size
             if size == 0 or size % row:
                 raise InvalidSpec([f"tap.path: {path} has {size} bytes, which is not a number of rows of {row} bytes"])
-            self._planes = np.memmap(path, mode="r", dtype=np.float32).reshape(planes, -1, n_embd)
+            self._planes = np.memmap(path, mode="r+" if writable else "r", dtype=np.float32).reshape(planes, -1, n_embd)
         except OSError as error:
             raise InvalidSpec([f"tap.path: {path}: {error.strerror or error}"]) from None
         self._touched = 0
@@ -74,12 +74,26 @@ class Tap:
         out = torch.zeros(len(sequences), batch.width, self._planes.shape[2])
         for i, rows in enumerate(sequences):
             out[i, : rows.n] = self._read(rows, plane)
+        self._forget()
+        return out
+
+    def replace(self, batch: Batch, states: torch.Tensor) -> None:
+        """Writes (sequences, width, n_embd) where `inputs` read it."""
+        sequences = [rows for example in batch.examples for rows in example.sequences]
+        for rows, state in zip(sequences, states.numpy(), strict=True):
+            self._planes[0, rows.offset : rows.offset + rows.n] = state[: rows.n]
+
+    def replace_prefix(self, states: torch.Tensor) -> None:
+        """Writes (1, prefix, n_embd)."""
+        rows = self.prefix_rows
+        self._planes[0, rows.offset : rows.offset + rows.n] = states[0].numpy()
+
+    def _forget(self) -> None:
+        """Pages of the mapping count as this process's memory; they come back from the page cache."""
         if self._touched > _KEEP:
-            # Pages of the mapping count as this process's memory; they come back from the page cache.
             mapping: Any = self._planes._mmap  # type: ignore[attr-defined]
             mapping.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
-        return out
 
     def _read(self, rows: Rows, plane: int) -> torch.Tensor:
         self._touched += rows.n * self._planes.shape[2] * 4

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -24,11 +25,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def client(store: Store, model: Path, tmp_path: Path, **memory: Any) -> TestClient:
+def client(
+    store: Store, model: Path, tmp_path: Path, probed: dict[str, Any] | None = None, **memory: Any
+) -> TestClient:
     config = Config(state=State(dir=tmp_path), memory=Memory(**memory))
-    nobody = cast(Any, None)  # the engine, its requests and the passes: this handler asks none of them
+    nobody = cast(Any, None)  # the engine and its requests: this handler asks none of them
+    passes = cast(Any, SimpleNamespace(probed=probed))
     file = ModelFile(model, "0" * 64, model.stat().st_size, read_header(model))
-    services = Services(config, store, nobody, nobody, nobody, file, nobody)
+    services = Services(config, store, nobody, nobody, passes, file, nobody)
     return TestClient(application(services, with_admin=True), raise_server_exceptions=True)
 
 
@@ -46,6 +50,19 @@ def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, mo
         assert plan["needed_bytes"] == sum(term["bytes"] for term in plan["terms"])
         assert plan["fits"] is (plan["shortfall_bytes"] == 0)
         assert all(term["formula"] for term in plan["terms"])
+
+
+def test_plans_are_those_of_this_trainer(store: Store, model_path: Path, tmp_path: Path) -> None:
+    """What it said when the first pass was planned: no backpropagation here, or products in bfloat16."""
+    without = {"supported": False, "reason": "it is a Mamba", "bf16": False}
+    answer = client(store, model_path, tmp_path, without).get("/admin/budget").json()
+    assert [plan["method"] for plan in answer["plans"]] == ["mezo"]
+    refused = client(store, model_path, tmp_path, without).get("/admin/budget", params={"blocks": "2"})
+    assert refused.status_code == 409
+    assert "it is a Mamba" in refused.json()["error"]["message"]
+    for bf16 in (False, True):
+        answer = client(store, model_path, tmp_path, {"supported": True, "bf16": bf16}).get("/admin/budget").json()
+        assert any(plan["bf16"] for plan in answer["plans"]) is bf16
 
 
 def test_where_nothing_fits_it_says_what_is_missing(store: Store, model_path: Path, tmp_path: Path) -> None:

@@ -250,3 +250,19 @@ def test_a_step_in_more_and_smaller_pieces_takes_longer(arch: Architecture) -> N
     ]
     assert seconds == sorted(seconds)
     assert seconds[0] < seconds[-1]
+
+
+def test_the_trainer_runs_the_trunk_where_it_multiplies_bfloat16(arch: Architecture) -> None:
+    ask: dict[str, Any] = {"available": 16_000 * MB, "reserve": 0}
+    by_setting = {
+        bf16: {each.plan.setting: each for each in choose(arch, WORK, **ask, bf16=bf16).considered}
+        for bf16 in (False, True)
+    }
+    assert not any(each.plan.computes_trunk for each in by_setting[False].values())
+    there = [each for each in by_setting[True].values() if each.plan.computes_trunk]
+    assert {each.plan.method for each in there} == {"suffix-bp", "elasticzo"}
+    for each in there:
+        other = by_setting[False][each.plan.setting]
+        trained = each.plan.blocks == arch.n_layer  # there is no trunk
+        assert trained or each.expected.seconds < other.expected.seconds
+        assert each.plan.as_json()["computes_trunk"]
