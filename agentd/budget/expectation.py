@@ -18,8 +18,8 @@ HORIZON = 4 * 3600.0  # seconds in which a gain is counted: about what lies betw
 _ZO_BATCH = 16
 _ZO_EVALUATION = 0.3  # of a run's forward passes again, to judge it
 _LAST_BLOCK = 0.4  # of a block's work: the last one runs only where it is scored
-_RECOMPUTE = 1.35  # with checkpointing every block runs forward twice
-_OVERHEAD_TOKENS = 95.0  # measured: a forward pass of the trainer costs as much as if it had so many tokens more
+_RECOMPUTE = 1.7  # measured: with checkpointing every block is dequantised twice and runs forward twice
+_OVERHEAD_TOKENS = 30.0  # a forward pass of the trainer costs as much as if it had so many tokens more
 _PRIOR_WEIGHT = 2.0  # how many passes the prior counts for
 _FORGET = 0.8  # weight of a pass against the next newer one
 
@@ -52,7 +52,7 @@ class Speed:
     """
 
     forward: float = 400.0
-    backward: float = 13000.0
+    backward: float = 7000.0
     trunk: float = 32000.0
     head: float = 4000.0
     start: float = 6.0

@@ -29,7 +29,7 @@ DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_RUNTIME = 295 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
 
 # Trainer, see trainer/learner.py, head.py and shortcuts.py.
-MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about
+MICRO_BUDGET = 64 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
 _TAP_WINDOW = 16 * MIB  # measured: 8 MiB may be touched before pages are given back, and as much during one batch
@@ -128,9 +128,9 @@ class Workload:
 def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False) -> int:
     """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
 
-    Small enough that the activations kept for the backward pass stay near 128 MiB, large enough to keep the matrix
-    kernels busy: at k = 16 a step took 1.04 s with 128 tokens at a time and 0.82 s with 256. The last block keeps next
-    to nothing, because it runs where it is scored; with checkpointing one block is kept at a time.
+    Small enough that the activations kept for the backward pass stay near 64 MiB, large enough to keep the matrix
+    kernels busy: beyond 128 tokens a pass got no faster, because longer micro-batches have more padding. The last block
+    keeps next to nothing, because it runs where it is scored; with checkpointing one block is kept at a time.
     """
     width = max(arch.n_ff, 4 * arch.n_embd)
     whole = 1 if checkpoint else max(1, k - 1)

@@ -109,7 +109,7 @@ class Learner(ABC):
         return self.spec.train.micro_tokens or max(128, min(400, chosen))
 
 
-_ACTIVATIONS = 128 << 20  # bytes a micro-batch may keep for its backward pass
+_ACTIVATIONS = 64 << 20  # bytes a micro-batch may keep for its backward pass
 _KEPT_PER_TOKEN = 4  # of the widest row in every block, in float32, about
 
 

@@ -69,9 +69,9 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 30])
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_micro_batches_are_those_of_the_trainer(arch: Architecture, k: int, checkpoint: bool) -> None:
-    """The formula of trainer/learner.py: 128 MiB of activations, for k - 1 whole blocks."""
+    """The formula of trainer/learner.py: 64 MiB of activations, for k - 1 whole blocks."""
     whole = 1 if checkpoint else max(1, k - 1)
-    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (128 << 20) // (4 * 4 * 2304 * whole)))
+    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (64 << 20) // (4 * 4 * 2304 * whole)))
 
 
 def test_the_largest_micro_batch(arch: Architecture) -> None:
