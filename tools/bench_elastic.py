@@ -46,8 +46,8 @@ THREADS, RANK, DEV_EVERY = 2, 8, 8
 BUDGET = 1 << 30  # of the default plan
 PEFT_LR = 1e-3
 METHODS = (
-    "none:0,calibration:0,default:0,suffix-bp:1,suffix-bp:2,suffix-bp:4,suffix-bp:8,elasticzo:2,blockwise-bp:30,"
-    "peft-fp32:30,peft-bf16:30,mezo:0"
+    "none:0,calibration:0,default:0,suffix-bp:1,suffix-bp:2,suffix-bp:4,suffix-bp:8,elasticzo:2,"
+    "suffix-bp:16,blockwise-bp:30,peft-fp32:30,peft-bf16:30,mezo:0"
 )
 
 
