@@ -268,9 +268,8 @@ class Adaptation:
         )
         means = await self._means(progress, seed)
         self._training = Training(self._activity, means.folder / "trainer.log")
-        recipe = AdaptationPass(means, self._training, setting, memory, replan, self._model)
-        revision = await recipe.run(data)
-        await self._probation.begin(revision, progress)
+        attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
+        await self._probation.begin(await attempt.run(data), progress)
 
     async def _means(self, progress: Progress, seed: int) -> Means:
         folder = self.folder(progress.id)
@@ -306,8 +305,8 @@ class Adaptation:
         columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
         columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
         await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
-        recipe = ClassifierPass(await self._means(progress, seed), setting)
-        await self._probation.begin(await recipe.run(data), progress)
+        attempt = ClassifierPass(await self._means(progress, seed), setting)
+        await self._probation.begin(await attempt.run(data), progress)
 
     async def _plan_classifier(self, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, datasets.Dataset]:
         assert self._classifier is not None

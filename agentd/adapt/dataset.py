@@ -9,7 +9,8 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd.config import Gate
-from agentd.engine.encode import common_prefix
+from agentd.engine.encode import shared_prefix
+from agentd.engine.protocol import Encoded
 from agentd.errors import PassRefused
 from agentd.store import examples, tasks
 from agentd.store.examples import Example
@@ -137,15 +138,13 @@ def layout(members: list[Member], tokens: Mapping[int, dict[str, Any]]) -> dict[
 
     Like the engine's answer to `tap`, with the token of every row besides.
     """
-    encoded = [tokens[member.number] for member in members]
-    every = [sequence for each in encoded for sequence in each["sequences"]]
-    first_term = min(p for each in encoded for terms in (*each["choices"], each["target"]) for _, p, _ in terms)
-    n = min(common_prefix(every), first_term)
-    rows: list[int] = list(every[0][:n])
+    encoded = [Encoded(**tokens[member.number]) for member in members]
+    n = shared_prefix(encoded)
+    rows = encoded[0].sequences[0][:n]
     sequences = []
     for each in encoded:
         placed = []
-        for sequence in each["sequences"]:
+        for sequence in each.sequences:
             placed.append([len(rows), len(sequence) - n])
             rows += sequence[n:]
         sequences.append(placed)

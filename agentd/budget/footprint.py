@@ -28,7 +28,7 @@ SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_RUNTIME = 295 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
 
-# Trainer, see trainer/learner.py, head.py and shortcuts.py.
+# Trainer, see trainer/head.py, shortcuts.py and tap.py.
 MICRO_BUDGET = 64 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096

@@ -52,3 +52,10 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     while n < limit and low[n] == high[n]:
         n += 1
     return n
+
+
+def shared_prefix(examples: Sequence[Encoded]) -> int:
+    """Length of what all sequences of all examples begin with, up to the first position that is scored."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    first_term = min(p for example in examples for terms in (*example.choices, example.target) for _, p, _ in terms)
+    return min(common_prefix(sequences), first_term)

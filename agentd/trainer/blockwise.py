@@ -50,7 +50,7 @@ class Blockwise(Learner):
     def __init__(self, spec: Spec, ask: Ask | None = None) -> None:
         super().__init__(spec, resident=False)
         self._ask = ask
-        self.micro = self.micro_tokens(1)
+        self.micro = spec.train.micro_tokens
         by_block: dict[int, list[torch.Tensor]] = {i: [] for i in range(spec.first_block, spec.end_block)}
         for name, layer in self.lora.items():
             by_block[block_of(name)] += [layer.a, layer.b]

@@ -102,16 +102,6 @@ class Learner(ABC):
         pairs |= {name: (layer.a, layer.b) for name, layer in self.lora.items()}
         write_adapter(path, self.file.header.architecture, alpha, pairs, durable=durable)
 
-    def micro_tokens(self, blocks_kept: int) -> int:
-        """Tokens of a micro-batch that keeps the activations of this many whole blocks."""
-        width = max(self.file.header.feed_forward_length or 0, 4 * self.spec.n_embd)
-        chosen = _ACTIVATIONS // (4 * _KEPT_PER_TOKEN * width * max(1, blocks_kept))
-        return self.spec.train.micro_tokens or max(128, min(400, chosen))
-
-
-_ACTIVATIONS = 64 << 20  # bytes a micro-batch may keep for its backward pass
-_KEPT_PER_TOKEN = 4  # of the widest row in every block, in float32, about
-
 
 def finite(results: Iterable[tuple[float, bool | None]], n: int) -> float:
     """The mean loss of a step's results. Raises TrainerFailed unless it is a number."""

@@ -17,9 +17,7 @@ class Resident(Learner):
         super().__init__(spec, resident=True)
         self.prefix = self.tap.prefix()
         self.optimizer = AdamW(self.parameters, spec.train.weight_decay)
-        # The last block keeps next to nothing: it runs where it is scored.
-        kept = spec.end_block - spec.first_block - bool(self.suffix.reduced)
-        self.micro = self.micro_tokens(kept)
+        self.micro = spec.train.micro_tokens
 
     def micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
         return batches(examples, self.spec.prefix.n, self.micro, self.suffix.shares_prefix)

@@ -53,7 +53,7 @@ class Example:
 class TrainOptions:
     """Hyperparameters. `batch` counts examples; `patience` evaluations without improvement end the training.
 
-    micro_tokens  tokens in a forward pass, padding and prefix included; 0 chooses by the number of blocks
+    micro_tokens  tokens in a forward pass, padding and prefix included (budget/footprint.py says how many)
     checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
     judgements    evaluations in an epoch
@@ -71,7 +71,7 @@ class TrainOptions:
     threads: int = 2
     nll_weight: float = 0.1
     checkpoint: bool = False
-    micro_tokens: int = 0
+    micro_tokens: int = 400
     bf16: bool = False
     judgements: int = 2
     first_step: int = 0
@@ -97,7 +97,7 @@ class Spec:
     tokens: tuple[int, ...] | None = None
 
 
-_LEAST = {"rank": 1, "batch": 1, "max_epochs": 1, "patience": 1, "threads": 1, "seed": 0, "micro_tokens": 0}
+_LEAST = {"rank": 1, "batch": 1, "max_epochs": 1, "patience": 1, "threads": 1, "seed": 0, "micro_tokens": 1}
 _LEAST |= {"judgements": 1, "first_step": 0}
 _POSITIVE = ("alpha", "lr")
 _NOT_NEGATIVE = ("weight_decay", "nll_weight")

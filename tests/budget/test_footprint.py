@@ -66,12 +66,15 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
     assert total(daemon_terms(replace(small, examples=600))) > total(daemon_terms(small))
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 30])
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_micro_batches_are_those_of_the_trainer(arch: Architecture, k: int, checkpoint: bool) -> None:
-    """The formula of trainer/learner.py: 64 MiB of activations, for k - 1 whole blocks."""
-    whole = 1 if checkpoint else max(1, k - 1)
-    assert micro_tokens(arch, k, checkpoint) == max(128, min(400, (64 << 20) // (4 * 4 * 2304 * whole)))
+@pytest.mark.parametrize(
+    ("k", "checkpoint", "expected"),
+    [(1, False, 400), (4, False, 400), (8, False, 260), (16, False, 128), (30, False, 128), (30, True, 400)],
+)
+def test_more_blocks_in_memory_get_fewer_tokens_at_a_time(
+    arch: Architecture, k: int, checkpoint: bool, expected: int
+) -> None:
+    """36 kB a token and block kept, 64 MiB for all of them: 7 x 36,864 B x 260 = 64 MiB."""
+    assert micro_tokens(arch, k, checkpoint) == expected
 
 
 def test_the_largest_micro_batch(arch: Architecture) -> None:

@@ -138,8 +138,13 @@ def test_training_goes_on_from_it(spec: dict[str, Any], run_trainer: Any, tmp_pa
 def test_places_are_those_that_the_engine_would_give() -> None:
     """What all sequences begin with is there once, and never a row that is scored."""
     encoded: dict[int, dict[str, Any]] = {
-        0: {"sequences": [[1, 2, 3, 4], [1, 2, 3, 9]], "choices": [[[0, 3, 5]], [[1, 3, 6]]], "target": [[0, 3, 5]]},
-        1: {"sequences": [[1, 2, 3, 7, 8]], "choices": [], "target": [[0, 4, 5]]},
+        0: {
+            "sequences": [[1, 2, 3, 4], [1, 2, 3, 9]],
+            "choices": [[[0, 3, 5]], [[1, 3, 6]]],
+            "correct": 0,
+            "target": [[0, 3, 5]],
+        },
+        1: {"sequences": [[1, 2, 3, 7, 8]], "choices": [], "correct": 0, "target": [[0, 4, 5]]},
     }
     members: Any = [type("Member", (), {"number": number}) for number in encoded]
     assert datasets.layout(members, encoded) == {

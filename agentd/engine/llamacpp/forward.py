@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agentd.engine.encode import common_prefix, n_distinct
+from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
 from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.llamacpp.context import Context
 from agentd.engine.llamacpp.sampling import log_probabilities
@@ -92,10 +92,8 @@ class Forward:
         A shorter prefix left by other examples would serve as well, but then results would depend on the history:
         rounding follows how the tokens are laid out.
         """
-        sequences = [sequence for example in examples for sequence in example.sequences]
-        first_term = min(p for example in examples for terms in (*example.choices, example.target) for _, p, _ in terms)
-        n = min(common_prefix(sequences), first_term)
-        prefix = sequences[0][:n]
+        n = shared_prefix(examples)
+        prefix = examples[0].sequences[0][:n]
         if prefix == self.prefix:
             return
         self.reset()
