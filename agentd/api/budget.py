@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.adapt import dataset as datasets
+from agentd.adapt.planning import runtime
 from agentd.api.requests import only
 from agentd.api.services import Services, services
 from agentd.budget import history, planner, probe
@@ -51,6 +52,7 @@ async def budget(request: Request) -> Response:
         bp=bool(probed["supported"]),
         no_bp_reason=str(probed.get("reason")),
         bf16=bool(probed.get("bf16")),
+        runtime=runtime(probed),
         calibration=factors,
         history=outcomes,
     )

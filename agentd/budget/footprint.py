@@ -23,17 +23,22 @@ MICRO_BATCH = 128
 SCORED = 64
 DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for the base
 
-ENGINE_RUNTIME = 12 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
+ENGINE_RUNTIME = 10 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
+ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
-TRAINER_RUNTIME = 295 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
+TRAINER_IMPORTS = 270 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
+TRAINER_STEP = 45 * MIB  # measured: what the first step adds: thread pool, autograd, code paged in
+TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
 
 # Trainer, see trainer/head.py, shortcuts.py and tap.py.
 MICRO_BUDGET = 64 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
 _TAP_WINDOW = 16 * MIB  # measured: 8 MiB may be touched before pages are given back, and as much during one batch
-_FRAGMENTED = 0.5  # measured: glibc's heap after micro-batches of changing sizes, of what is allocated in it
+# Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
+# activations and gradients up to 64 MiB, and a fifth of the rest, because larger pieces have mappings of their own.
+_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.2
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
@@ -155,11 +160,18 @@ def daemon_terms(workload: Workload) -> list[Term]:
 
 
 def engine_terms(
-    arch: Architecture, workload: Workload, k: int = 0, *, tapped: bool = False, runtime: int | None = None
+    arch: Architecture,
+    workload: Workload,
+    k: int = 0,
+    *,
+    tapped: bool = False,
+    zeroth_order: bool = True,
+    runtime: int | None = None,
 ) -> list[Term]:
-    """What the engine allocates for scoring, tapping and zeroth-order steps beside serving, in any method.
+    """What the engine allocates for scoring, tapping and zeroth-order steps beside serving.
 
-    tapped  it gives the trainer every trained block's input, step by step
+    tapped        it gives the trainer every trained block's input, step by step
+    zeroth_order  it perturbs control vectors
     """
     context = min(workload.context, BACKGROUND_CONTEXT)
     tokens = max(MICRO_BATCH, min(workload.longest, context))
@@ -168,6 +180,7 @@ def engine_terms(
     in_graph = max(rows, DRIFT_ROWS)
     # A token's tensors in llama.cpp's graph: residual, norm, q, attention output, the feed-forward's three.
     per_token = F32 * (6 * arch.n_embd + 2 * arch.n_head * arch.head_dim + 3 * arch.n_ff)
+    logits = (in_graph + DRIFT_ROWS) * arch.n_vocab * F32
     terms = [
         Term("runtime", ENGINE_RUNTIME if runtime is None else runtime, "measured"),
         Term(
@@ -178,7 +191,7 @@ def engine_terms(
         ),
         Term(
             "logits",
-            (in_graph + DRIFT_ROWS) * arch.n_vocab * F32,
+            logits,
             "(scored rows of a decode, 40 to 64, kept by llama.cpp + 40 as log-probabilities) x V x 4 B",
         ),
         Term(
@@ -187,21 +200,22 @@ def engine_terms(
             "larger of: 128 tokens x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows (at most 64) x V x 4 B",
             reduce="shorter answers (scored positions) take less",
         ),
-        Term(
-            "control vectors",
-            6 * (arch.n_layer - 1) * arch.n_embd * F32,
-            "6 (vector, direction, sum; serving and candidate) x (L - 1) x D x 4 B",
-        ),
         _examples(workload, "engine"),
     ]
+    if zeroth_order:
+        vectors = 6 * (arch.n_layer - 1) * arch.n_embd * F32
+        formula = "6 (vector, direction, sum; serving and candidate) x (L - 1) x D x 4 B + 3 MiB, measured"
+        terms.append(Term("control vectors", vectors + ZEROTH_ORDER_RUNTIME, formula))
     if k:
         lora = workload.rank * sum(arch.lora_width[-k:])
-        copies = 4 if tapped else 2  # of the step before, too, and of both while they are read
+        copies = 3 if tapped else 2  # of the step before, too
         formula = f"{copies} x rank x sum(inputs + outputs) x 4 B"
         terms.append(Term("candidate's LoRA", copies * F32 * lora, formula, reduce="lower adapt.rank or adapt.blocks"))
-        planes = k if tapped else 1
-        size = 2 * planes * tokens * arch.n_embd * F32
-        terms.append(Term("tap", size, "2 x tapped blocks x tokens (128 or the longest example's) x D x 4 B"))
+    if tapped:
+        # While it taps there are no logits.
+        rows = max(0, (k + 1) * tokens * arch.n_embd * F32 - logits)
+        formula = "(k + 1) x tokens (128 or the longest example's) x D x 4 B, as far as that is more than the logits"
+        terms.append(Term("tap", rows, formula, reduce="shorten the examples"))
     return terms
 
 
@@ -210,7 +224,8 @@ def trainer_terms(
 ) -> list[Term]:
     """What the trainer process allocates when it trains the last `k` blocks (1 <= k <= L).
 
-    tapped  the engine gives every block's input; else they are computed here, from those of the lowest block
+    tapped   the engine gives every block's input; else they are computed here, from those of the lowest block
+    runtime  bytes of a trainer that has not begun, see trainer/probe.py
     """
     one = workload.checkpoint or tapped
     tokens, sequences = micro_batch(arch, workload, k, one)
@@ -238,8 +253,12 @@ def trainer_terms(
         state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
     size = F16 if workload.bf16 else F32
     activations = F32 * (kept + last + backward)
+    beyond = max(0, activations - _HOLES_UP_TO)
+    holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond)
+    first = TRAINER_STEP + (TRAINER_BF16 if workload.bf16 else 0)
     return [
-        Term("runtime", TRAINER_RUNTIME if runtime is None else runtime, "measured", "trainer"),
+        Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
+        Term("first step", first, "45 MiB, measured; in bfloat16 25 MiB more", "trainer"),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
         Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "4096 vocabulary rows x D x 4 B", "trainer"),
         Term(
@@ -279,7 +298,7 @@ def trainer_terms(
         ),
         Term("tap", min(_TAP_WINDOW, F32 * workload.tokens * arch.n_embd), "at most 16 MiB stay mapped", "trainer"),
         _examples(workload, "trainer"),
-        Term("allocator", int(_FRAGMENTED * activations), "50 % of the activations and their gradients", "trainer"),
+        Term("allocator", holes, "50 % of up to 64 MiB of activations and gradients, 20 % of the rest", "trainer"),
     ]
 
 

@@ -1,6 +1,6 @@
 """One setting of the dial and what it allocates; and every setting there is for a model on this machine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,11 +118,16 @@ class Dial:
         work = replace(self.workload, checkpoint=checkpoint or tapped, bf16=self.bf16)
         constants = self.runtime or {}
         terms = daemon_terms(work)
-        terms += engine_terms(self.arch, work, blocks, tapped=tapped, runtime=constants.get("engine"))
+        zeroth_order = method in ("mezo", "elasticzo")
+        terms += engine_terms(
+            self.arch, work, blocks, tapped=tapped, zeroth_order=zeroth_order, runtime=constants.get("engine")
+        )
         if method == "mezo":
             return Plan(method, 0, (*terms, *self._correction(terms, method, 0, False)))
         terms += trainer_terms(self.arch, work, blocks, tapped=tapped, runtime=constants.get("trainer"))
         terms += self._correction(terms, method, blocks, work.checkpoint)
+        if not tapped:
+            terms.append(_taken_in_turns(terms))
         tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint)
         return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16)
 
@@ -136,3 +141,14 @@ class Dial:
                 formula = f"{factor.factor - 1:+.3f} x the process's terms, from {factor.passes} earlier passes"
                 found.append(Term(calibrations.TERM, size, formula, process))
         return found
+
+
+def _taken_in_turns(terms: Sequence[Term]) -> Term:
+    """What must not be counted twice: the engine scores and judges when the trainer is gone, and keeps no more than a
+    context with its cache until then."""
+    kept = ("runtime", "background KV cache")
+    engine = [term for term in terms if term.process == "engine"]
+    for_scores = total(term for term in engine if term.name not in kept)
+    trainer = total(term for term in terms if term.process == "trainer")
+    formula = "- the smaller of: the trainer; the engine without its runtime and KV cache"
+    return Term("taken in turns", -min(for_scores, trainer), formula, "together")

@@ -1,5 +1,6 @@
 """Whether a model's blocks can be trained here, from its metadata alone: no weights are read."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_confi
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block.
+    """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block, and
+    `runtime_bytes` is what this process took at most: a trainer before its first step.
 
     Raises ModelUnusable for a file that is no model.
     """
@@ -31,6 +33,7 @@ def probe(path: Path) -> dict[str, Any]:
         "hidden_size": header.embedding_length,
         "trainable_per_block": {"rank_1": parameters},
         "bf16": multiplies_bf16(),
+        "runtime_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

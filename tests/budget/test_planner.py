@@ -147,16 +147,29 @@ def test_wishes_that_cannot_be_met(arch: Architecture, wish: dict[str, object], 
 
 def test_a_plan_accounts_for_every_byte(arch: Architecture) -> None:
     plan = Dial(arch, WORK).plan("elasticzo", 4)
-    parts = [plan.needed_by(process) for process in ("daemon", "engine", "trainer")]
+    parts = [plan.needed_by(process) for process in ("daemon", "engine", "trainer", "together")]
     assert plan.needed == sum(plan.predicted.values()) == sum(parts)
     assert all(parts)
     assert len(plan.predicted) == len(plan.terms)
-    assert all(term.bytes >= 0 and term.formula for term in plan.terms)
+    assert all(term.formula and (term.bytes >= 0 or term.process == "together") for term in plan.terms)
     tree = choose(arch, WORK, available=4_000 * MB, reserve=0).as_json()
     assert tree["needed_bytes"] == sum(term["bytes"] for term in tree["terms"])
     assert {"method", "blocks", "needed_bytes", "shortfall_bytes", "expected_gain", "seconds"} <= set(
         tree["considered"][0]
     )
+
+
+def test_engine_and_trainer_take_turns(arch: Architecture) -> None:
+    """What a pass needs is the larger of two moments: the trainer beside an idle context, the engine scoring alone."""
+    small = Dial(arch, WORK, runtime={"trainer": 10 * MB})
+    for plan in (Dial(arch, WORK).plan("suffix-bp", 4), small.plan("suffix-bp", 1)):
+        sizes = plan.predicted
+        idle = sizes["engine: runtime"] + sizes["engine: background KV cache"]
+        beside = plan.needed_by("daemon") + plan.needed_by("trainer") + idle
+        alone = plan.needed_by("daemon") + plan.needed_by("engine")
+        assert plan.needed == max(beside, alone)
+    tapped = Dial(arch, WORK).plan("blockwise-bp", 30)  # there the engine works in every step
+    assert tapped.needed == sum(tapped.needed_by(process) for process in ("daemon", "engine", "trainer"))
 
 
 def test_measured_fixed_costs_replace_the_constants(arch: Architecture) -> None:

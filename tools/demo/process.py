@@ -81,6 +81,10 @@ class DemoDaemon:
         if self._temporary and error is None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_until_serving(self) -> dict[str, Any]:
         """Returns its status. Raises DemoFailed with the end of its log."""
         ends = time.monotonic() + _START

@@ -1,0 +1,205 @@
+"""Passes under real limits: the same daemon, model and examples, with less and less memory free for adaptation.
+
+    python -m tools.bench_limits --model MODEL.gguf [--free 1500,700,400,200,60] [--json FILE]
+    python -m tools.bench_limits --model MODEL.gguf --ballast      one pass from whose middle memory is taken away
+
+For each size the daemon runs in a control group whose limit leaves it so many MB beyond what serving takes and
+memory.reserve. It plans by itself; other clients ask meanwhile. A row says what was planned and measured, how the pass
+ended, what the gate saw on holdout, how many requests there were and failed, and whether the kernel killed anything.
+Exits with 1 if a pass did not end, a request failed or a process was killed. Needs a place to make a control group.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentd import cgroup, config
+from agentd.ctl.progress import follow, view
+from tools.demo.agent import TASK, Agent
+from tools.demo.process import CONFIG, DemoDaemon, DemoFailed, reviews
+from tools.demo.traffic import Traffic
+
+MB = 10**6
+EXAMPLES = 300
+_WARM_UP = 4  # requests after which serving has all the memory it needs
+_TAKEN_AFTER, _TAKEN_FOR = 8.0, 25.0  # seconds into training, and for how long
+_LEFT = 100 * MB  # of what was free then
+
+
+@dataclass
+class Limited:
+    """A daemon in a control group of its own, which `free` sets the limit of."""
+
+    daemon: DemoDaemon
+    group: cgroup.Group
+    agent: Agent
+    reserve: int
+    limit: int = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes up to the limit."""
+        return self.limit - self._in_use()
+
+    def free(self, size: int) -> None:
+        """Lets a pass find `size` bytes: the limit is what is in use now, the reserve and these."""
+        self.limit = self._in_use() + self.reserve + size
+        self.group.limit(self.limit)
+
+    def _in_use(self) -> int:
+        """Bytes of the group without the file cache that the kernel gives back."""
+        names = {1: ("usage_in_bytes", "total_inactive_file"), 2: ("current", "inactive_file")}[self.group.version]
+        used = int((self.group.path / f"memory.{names[0]}").read_text())
+        statistics = (self.group.path / "memory.stat").read_text().splitlines()
+        return used - int(dict(line.split() for line in statistics)[names[1]])
+
+
+@asynccontextmanager
+async def limited(model: Path) -> AsyncIterator[Limited]:
+    """Raises DemoFailed where no control group can be made, or the daemon does not start."""
+    group = cgroup.make("agentd-bench")
+    if group is None:
+        raise DemoFailed("no control group can be made here; run this as root, or in a delegated group")
+    settings = {"AGENTD_MODEL_PATH": str(model), "AGENTD_MEMORY_LIMIT": "1TB"}
+    known = config.load(CONFIG, settings)
+    try:
+        with DemoDaemon(None, 1.0, settings=settings) as daemon:
+            (group.path / "cgroup.procs").write_text(str(daemon.pid))
+            await asyncio.to_thread(daemon.wait_until_serving)
+            agent = Agent(daemon.socket, known.tasks[TASK].prompt or "{text}")
+            try:
+                rows = reviews("train")
+                for row in rows[:_WARM_UP]:
+                    await agent.judge(row["text"])
+                await agent.import_examples(rows[:EXAMPLES])
+                yield Limited(daemon, group, agent, known.memory.reserve)
+            finally:
+                await agent.close()
+    finally:
+        group.remove()
+
+
+async def measure(model: Path, free: int) -> dict[str, Any]:
+    """One pass with `free` bytes to adapt in."""
+    async with limited(model) as at:
+        at.free(free)
+        async with Traffic(at.agent) as traffic:
+            ended = await _adapt(at)
+        return {"free": free, **_found(ended, traffic, at)}
+
+
+async def squeeze(model: Path) -> dict[str, Any]:
+    """A pass with plenty of room, from whose middle another process takes nearly all of it, for a while."""
+    async with limited(model) as at:
+        at.free(1500 * MB)
+        async with Traffic(at.agent) as traffic:
+            taking = asyncio.create_task(_take(at))
+            ended = await _adapt(at)
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+        moves = [e["message"] for e in ended["events"] if e["kind"] in ("dial", "paused", "resumed")]
+        return {"moves": moves, **_found(ended, traffic, at)}
+
+
+async def _take(at: Limited) -> None:
+    """A process in the same group that holds nearly all of what is left."""
+    while True:
+        running = (await asyncio.to_thread(at.daemon.admin.get, "/admin/status"))["pass"] or {}
+        if running.get("phase") == "train" and running.get("step"):
+            break
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(_TAKEN_AFTER)
+    join, size = f"open({str(at.group.path / 'cgroup.procs')!r}, 'w').write('0')", max(0, at.left - _LEFT)
+    ballast = subprocess.Popen([sys.executable, "-c", f"{join}; x = bytearray({size}); input()"], stdin=subprocess.PIPE)
+    try:
+        await asyncio.sleep(_TAKEN_FOR)
+    finally:
+        ballast.kill()
+        ballast.wait()
+
+
+async def _adapt(at: Limited) -> dict[str, Any]:
+    number = (await asyncio.to_thread(at.daemon.admin.post, "/admin/adapt", {}))["pass"]
+    with view() as shown:
+        ended = await asyncio.to_thread(follow, at.daemon.admin, number, shown)
+    return dict(ended.answer)
+
+
+def _found(ended: dict[str, Any], traffic: Traffic, at: Limited) -> dict[str, Any]:
+    row = ended["pass"]
+    tasks = row["gate"].get("tasks", {}).values()
+    accuracies = [[part["accuracy"] for part in (task["before"], task["after"])] for task in tasks]
+    return {
+        "plan": _setting(row["plan"]),
+        "needed": row["predicted_bytes"],
+        "measured": row["peak_bytes"],
+        "outcome": row["state"],
+        "reason": row["reason"],
+        "holdout": accuracies[0] if accuracies else None,
+        "requests": len(traffic.answers) + len(traffic.failures),
+        "failed": len(traffic.failures),
+        "kills": at.group.kills,
+    }
+
+
+def _setting(plan: dict[str, Any]) -> str | None:
+    if not plan:
+        return None
+    kept = ", one in memory" if plan["checkpoint"] and plan["blocks"] else ""
+    return f"{plan['method']} k={plan['blocks']}{kept}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| free, MB | plan | predicted, MB | measured, MB | holdout | ended | requests, failed | killed |",
+        "|--:|---|--:|--:|---|---|--:|--:|",
+    ]
+    for row in rows:
+        size = [f"{row[name] / MB:.0f}" if row[name] else "–" for name in ("needed", "measured")]
+        holdout = "–" if row["holdout"] is None else " → ".join(f"{part:.1%}" for part in row["holdout"])
+        cells = [f"{row['free'] / MB:.0f}", row["plan"] or "–", *size, holdout, row["outcome"]]
+        cells += [f"{row['requests']}, {row['failed']}", str(row["kills"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Passes with less and less memory.")
+    parser.add_argument("--model", type=Path, default=os.environ.get("AGENTD_MODEL_PATH"), help="a GGUF file")
+    parser.add_argument("--free", default="1500,700,400,200,60", help="MB free for adaptation, one run each")
+    parser.add_argument("--ballast", action="store_true", help="one run, from whose middle memory is taken away")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+    if options.model is None:
+        parser.error("--model is needed")
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        if options.ballast:
+            rows = [asyncio.run(squeeze(options.model))]
+            print("\n".join(rows[0]["moves"]) + f"\n{rows[0]['outcome']}: {rows[0]['reason']}")
+        else:
+            for size in map(int, options.free.split(",")):
+                rows.append(asyncio.run(measure(options.model, size * MB)))
+                console.print(f"{size} MB: {rows[-1]['plan']}: {rows[-1]['outcome']}: {rows[-1]['reason']}")
+            print(table(rows))
+    except DemoFailed as error:
+        console.print(str(error))
+        return 1
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 0 if all(row["outcome"] != "failed" and not row["failed"] and not row["kills"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
