@@ -9,7 +9,8 @@ turns within a seed, so that what they are compared with ran beside them. Traini
 zeroth-order steps, by a real engine and a real trainer. Time counts from the first of these to the last, starting the
 trainer included; memory is the peak of the proportional set sizes of all processes together (this one stands in for
 the daemon). Accuracy is that of llama.cpp on the quantised model; PEFT's is that of torch, as it would serve it.
-`python -m tools.bench_elastic_report RESULTS.jsonl` prints the table and draws the picture.
+`python -m tools.bench_elastic_report RESULTS.jsonl` prints the table and draws the picture. PEFT comes with
+`pip install 'agentd[peft]'`.
 """
 
 import argparse
