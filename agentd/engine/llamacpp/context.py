@@ -9,8 +9,9 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.llamacpp.adapters import Adapters, Floats
+from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.library import last_words
+from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Interrupted
 from agentd.errors import EngineUnavailable
 

@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
-from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.llamacpp.context import Context
-from agentd.engine.llamacpp.sampling import log_probabilities
+from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Encoded, Interrupted, Scores, Term
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
@@ -156,10 +153,3 @@ class Forward:
     def _drop(self, batch: MicroBatch) -> None:
         for sequence in {owner for owners in batch.owners for owner in owners}:
             self._context.forget(sequence, 0)
-
-
-def kl_divergence(reference: Floats, candidate: Floats) -> float:
-    """KL(reference ‖ candidate) in nats from two vectors of log-probabilities."""
-    with np.errstate(invalid="ignore"):  # what is not finite shows in the result
-        p = np.exp(reference, dtype=np.float64)
-        return float(np.sum(p * (reference.astype(np.float64) - candidate)))
