@@ -65,12 +65,12 @@ def test_plain_mezo_equals_the_published_procedure_step_for_step() -> None:
         with torch.no_grad():
             for scale in (EPSILON, -2 * EPSILON):
                 for name, parameter in copy.named_parameters():
-                    parameter += scale * z[name]
+                    parameter.add_(z[name], alpha=scale)
                 losses.append(float(language_loss(copy)()))
             g = (losses[0] - losses[1]) / (2 * EPSILON)
             for name, parameter in copy.named_parameters():
-                parameter += EPSILON * z[name]
-                parameter -= lr * g * z[name]
+                parameter.add_(z[name], alpha=EPSILON)
+                parameter.add_(z[name], alpha=-lr * g)
         plus, minus = theta.pair(seed, EPSILON, loss)
         assert (plus, minus) == pytest.approx(losses, rel=1e-5)
         theta.update(seed, -lr * (plus - minus) / (2 * EPSILON))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agentd.learn.ledger import Step, fold
 from agentd.learn.weights import rounding
-from agentd.learn.weights.directions import Direction
+from agentd.learn.weights.directions import ROOM, Direction
 from agentd.learn.weights.perturbation import Perturbation
 
 Loss = Callable[[], "Tensor | float"]
@@ -72,7 +72,7 @@ class InPlace:
             raise ValueError(f"there is a threshold for {unknown[0]}, which is not selected")
         self._direction = Direction(distribution)
         self._limits = {self.theta[name][0]: value for name, value in self.thresholds.items()}
-        numbers = {parameter: number for number, parameter in self.theta.values()}
+        numbers: dict[Tensor, int] = {parameter: number for number, parameter in self.theta.values()}
         self.perturbed = Perturbation(model, self._direction, numbers, self._limits)
 
     def pair(self, seed: int, epsilon: float, loss: Loss) -> tuple[float, float]:
@@ -90,11 +90,12 @@ class InPlace:
     def update(self, seed: int, coefficient: float) -> None:
         """theta <- theta + coefficient z(seed), for good: fp32 arithmetic, bf16 weights by stochastic rounding."""
         with torch.no_grad():
+            scratch = torch.empty(_PIECE + ROOM)
             for number, parameter in self.theta.values():
                 flat = parameter.detach().view(-1)
                 for start in range(0, flat.numel(), _PIECE):
                     n = min(_PIECE, flat.numel() - start)
-                    z = self._direction.piece(seed, number, start, n, torch.float32, flat.device, coefficient)
+                    z = self._direction.piece(seed, number, start, n, torch.float32, flat.device, coefficient, scratch)
                     if number in self._limits:
                         z *= flat[start : start + n].float().abs() <= self._limits[number]
                     rounding.add(flat, start, z, seed, number)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from agentd.learn.weights.directions import Direction
+from agentd.learn.weights.directions import ROOM, Direction
 
 _PIECE = 1 << 20  # weights in one piece of a matrix
+_CHUNK = 1 << 19  # entries of z at a time
 _ROWS = 64  # bf16 products have a multiple of so many rows: oneDNN compiles code for every number of rows it meets
 
 
@@ -29,22 +30,28 @@ class Perturbation:
     """Runs `model` at perturbed weights.
 
     `numbers` gives for each selected parameter the number that keys its z (a tied parameter has one number), and
-    `thresholds` for a number the magnitude above which entries are left alone (sparse MeZO).
+    `thresholds` for a number the magnitude above which entries are left alone (sparse MeZO). Raises ValueError for
+    parameters in a container without a forward, which would not be perturbed.
     """
 
     def __init__(
         self,
         model: nn.Module,
         direction: Direction,
-        numbers: Mapping[nn.Parameter, int],
+        numbers: Mapping[Tensor, int],
         thresholds: Mapping[int, float],
     ) -> None:
         self._direction, self._numbers, self._thresholds = direction, dict(numbers), thresholds
+        self._scratch: dict[torch.dtype, Tensor] = {}
         self._owners = [
             module
             for module in model.modules()
             if any(parameter in self._numbers for parameter in module.parameters(recurse=False))
         ]
+
+        for module in self._owners:
+            if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+                raise ValueError(f"parameters in a {type(module).__name__} cannot be perturbed: it has no forward")
 
     @contextlib.contextmanager
     def __call__(self, seed: int, scale: float) -> Iterator[None]:
@@ -62,9 +69,11 @@ class Perturbation:
             for module in wrapped:
                 vars(module).pop("forward", None)
 
-    def weight(self, parameter: nn.Parameter, seed: int, scale: float) -> Tensor:
+    def weight(self, parameter: Tensor, seed: int, scale: float) -> Tensor:
         """All of a selected parameter's perturbed entries, in its shape."""
-        return self._piece(parameter, seed, scale, 0, parameter.numel()).view(parameter.shape)
+        made = torch.empty_like(parameter, requires_grad=False)
+        self._make(made.view(-1), parameter, seed, scale, 0)
+        return made
 
     def _forward(self, module: nn.Module, seed: int, scale: float) -> Callable[..., Any]:
         if type(module) is nn.Linear:
@@ -93,18 +102,26 @@ class Perturbation:
             rows = torch.cat([rows, rows.new_zeros(-n % _ROWS, module.in_features)])
         if weight not in self._numbers:
             y = linear(rows, weight, bias)
+        elif torch.is_grad_enabled() and x.requires_grad:
+            y = linear(rows, self.weight(weight, seed, scale), bias)  # autograd keeps the weights
         else:
-            step = rows_of(module.in_features, _PIECE)
-            if module.out_features <= step:
-                y = linear(rows, self.weight(weight, seed, scale), bias)
-            else:
-                y = rows.new_empty(len(rows), module.out_features)
-                for first in range(0, module.out_features, step):
-                    end = min(first + step, module.out_features)
-                    part = self._piece(weight, seed, scale, first * module.in_features, end * module.in_features)
-                    part = part.view(end - first, module.in_features)
-                    y[:, first:end] = linear(rows, part, None if bias is None else bias[first:end])
+            y = self._by_pieces(rows, weight, bias, seed, scale)
         return y[:n].view(*x.shape[:-1], module.out_features)
+
+    def _by_pieces(self, rows: Tensor, weight: Tensor, bias: Tensor | None, seed: int, scale: float) -> Tensor:
+        n_out, n_in = weight.shape
+        step = min(n_out, rows_of(n_in, _PIECE))
+        scratch = torch.empty(step * n_in, dtype=weight.dtype, device=weight.device)
+        y = rows.new_empty(len(rows), n_out) if step < n_out else rows
+        for first in range(0, n_out, step):
+            end = min(first + step, n_out)
+            part = scratch[: (end - first) * n_in]
+            self._make(part, weight, seed, scale, first * n_in)
+            product = linear(rows, part.view(-1, n_in), None if bias is None else bias[first:end])
+            if step == n_out:
+                return product
+            y[:, first:end] = product
+        return y
 
     def _embedding(self, module: nn.Embedding, ids: Tensor, seed: int, scale: float) -> Tensor:
         weight = module.weight
@@ -115,17 +132,31 @@ class Perturbation:
         self._mask(z, rows, number)
         return embedding(place, torch.add(rows, z, alpha=scale))
 
-    def _small(self, parameter: nn.Parameter | None, seed: int, scale: float) -> Tensor | None:
+    def _small(self, parameter: Tensor | None, seed: int, scale: float) -> Tensor | None:
         if parameter is None or parameter not in self._numbers:
             return parameter
         return self.weight(parameter, seed, scale)
 
-    def _piece(self, parameter: nn.Parameter, seed: int, scale: float, start: int, end: int) -> Tensor:
-        weight = parameter.detach().reshape(-1)[start:end]
-        number = self._numbers[parameter]
-        z = self._direction.piece(seed, number, start, end - start, weight.dtype, weight.device)
-        self._mask(z, weight, number)
-        return torch.add(weight, z, alpha=scale)
+    def _make(self, out: Tensor, parameter: Tensor, seed: int, scale: float, start: int) -> None:
+        """Fills `out` with perturbed entries of `parameter` from `start` on."""
+        flat, number = parameter.detach().view(-1), self._numbers[parameter]
+        scratch = self._scratch.get(out.dtype)
+        if scratch is None:
+            scratch = self._scratch[out.dtype] = torch.empty(_CHUNK + ROOM, dtype=out.dtype)
+        for begin in range(0, len(out), _CHUNK):
+            n = min(_CHUNK, len(out) - begin)
+            weight = flat[start + begin : start + begin + n]
+            z = self._direction.piece(
+                seed,
+                number,
+                start + begin,
+                n,
+                out.dtype,
+                out.device,
+                scratch=scratch if out.device.type == "cpu" else None,
+            )
+            self._mask(z, weight, number)
+            torch.add(weight, z, alpha=scale, out=out[begin : begin + n])
 
     def _mask(self, z: Tensor, weight: Tensor, number: int) -> None:
         if number in self._thresholds:

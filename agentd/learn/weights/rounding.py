@@ -24,7 +24,8 @@ _POOL = 1 << 33  # the key of the dice that all blocks share
 
 
 def add(weight: Tensor, start: int, delta: Tensor, seed: int, tensor: int) -> None:
-    """weight[start : start + n] += delta, for a flat fp32 or bf16 `weight` and an fp32 `delta` of shape (n,).
+    """weight[start : start + n] += delta, for a flat fp32 or bf16 `weight` and an fp32 `delta` of shape (n,), which is
+    overwritten.
 
     `start` is a multiple of BLOCK for bf16. Raises ValueError for other types of weights.
     """
@@ -35,15 +36,14 @@ def add(weight: Tensor, start: int, delta: Tensor, seed: int, tensor: int) -> No
     check(weight.dtype)
     if start % BLOCK:
         raise ValueError(f"a piece of bf16 weights begins at a multiple of {BLOCK}, not at {start}")
-    total = piece.float()
-    total += delta
-    bits = total.view(torch.int32)
+    delta += piece
+    bits = delta.view(torch.int32)
     pool = _pool(seed, weight.device)
     for i, (begin, number) in enumerate(_stretches(seed, tensor, start // BLOCK, -(-len(delta) // BLOCK))):
         block = bits[i * BLOCK : (i + 1) * BLOCK]
         block += pool[begin : begin + len(block)] ^ number
     bits &= -BLOCK
-    piece.copy_(total)
+    piece.copy_(delta)
 
 
 def check(dtype: torch.dtype) -> None:
