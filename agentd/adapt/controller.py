@@ -14,10 +14,11 @@ from agentd import allocator
 from agentd.adapt import dataset as datasets
 from agentd.adapt import transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
-from agentd.adapt.attempt import Means, Rejected, describe_failure, prune_folders
+from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
+from agentd.adapt.in_place import InPlacePass
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -29,7 +30,7 @@ from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import AgentdError, Conflict, CrashLoop, PassRefused, RevisionCorrupt
-from agentd.safetensors_header import ClassifierHeader
+from agentd.models import ModelFile
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
 
@@ -47,16 +48,15 @@ class Adaptation:
         engine: Supervisor,
         activity: Activity,
         files: RevisionFiles,
-        model: Path,
-        classifier: ClassifierHeader | None = None,
+        model: ModelFile,
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
-        self.files, self._model, self._classifier = files, model, classifier
+        self.files, self._file, self._model, self._classifier = files, model, model.path, model.classifier
         self._folders = config.state.dir / "passes"
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
-        kind = ClassifierTrial if classifier else Trial
+        kind = ClassifierTrial if model.classifier else Trial
         self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
         self.probed: dict[str, Any] | None = None  # what the trainer says of this model, once it was asked
@@ -267,9 +267,24 @@ class Adaptation:
             )
         )
         means = await self._means(progress, seed)
-        self._training = Training(self._activity, means.folder / "trainer.log")
-        attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
+        attempt: Attempt
+        if self._learns_in_place:
+            attempt = InPlacePass(means, setting, self._dtype)
+        else:
+            self._training = Training(self._activity, means.folder / "trainer.log")
+            attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
         await self._probation.begin(await attempt.run(data), progress)
+
+    @property
+    def _learns_in_place(self) -> bool:
+        return self._config.engine == "transformers"
+
+    @property
+    def _dtype(self) -> str:
+        """The type of the weights, from what the engine says that it has loaded."""
+        info = self._engine.info
+        assert info is not None
+        return "bfloat16" if info.size_bytes < 3 * info.n_params else "float32"
 
     async def _means(self, progress: Progress, seed: int) -> Means:
         folder = self.folder(progress.id)
@@ -281,11 +296,13 @@ class Adaptation:
         data = await self._store.call(
             lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
         )
+        if self._learns_in_place:
+            self.probed = {"supported": False, "reason": "engine transformers learns in place, by zeroth-order steps"}
         if self.probed is None:
             self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
         earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
-        known = (self._config, self._model, data)
+        known = (self._config, self._file, data)
         setting = await asyncio.to_thread(plan, *known, options, self.probed, earlier)
 
         async def replan(held: int, ceiling: int | None) -> Setting:

@@ -49,6 +49,10 @@ class Decoder(Protocol[W_contra]):
     @property
     def n_seq(self) -> int: ...
 
+    @property
+    def reuses(self) -> bool:
+        """Whether a cache can be cut back to a prefix."""
+
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
     ) -> None:
@@ -201,7 +205,7 @@ class Serving(Generic[W]):
             slot.tokens, slot.adapters, slot.job = slot.tokens[: job.reused], job.adapters, job
 
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
-        if slot.adapters is not job.adapters:
+        if slot.adapters is not job.adapters or not self._context.reuses:
             return 0
         limit = min(len(slot.tokens), len(job.prompt) - 1)
         n = 0

@@ -47,6 +47,10 @@ class Staged(Generic[W]):
                 self._free(staged)
         self._leaving = kept
 
+    def values(self) -> list[W]:
+        """Everything that is held, what is leaving included."""
+        return [*self._by_name.values(), *self._leaving]
+
     @property
     def names(self) -> list[Weights]:
         return list(self._by_name)
