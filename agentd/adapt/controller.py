@@ -12,13 +12,14 @@ from sqlite_utils import Database
 
 from agentd import allocator
 from agentd.adapt import dataset as datasets
-from agentd.adapt import transitions
+from agentd.adapt import portable, transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
 from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
-from agentd.adapt.in_place import InPlacePass
+from agentd.adapt.importing import ImportPass
+from agentd.adapt.in_place import InPlacePass, rule
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -29,7 +30,7 @@ from agentd.adapt.triggers import Triggers
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict, CrashLoop, PassRefused, RevisionCorrupt
+from agentd.errors import AgentdError, Conflict, CrashLoop, EngineUnavailable, PassRefused, RevisionCorrupt
 from agentd.models import ModelFile
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
@@ -106,7 +107,7 @@ class Adaptation:
 
     # --- what the admin API asks for
 
-    async def start(self, trigger: str, options: dict[str, Any]) -> int:
+    async def start(self, trigger: str, options: dict[str, Any], imported: portable.Adaptation | None = None) -> int:
         """Starts a pass and returns its number. Raises Conflict while one runs."""
         if self._task and not self._task.done():
             assert self._progress is not None
@@ -118,8 +119,17 @@ class Adaptation:
         await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
         self._stop_reason = None
         self._progress = Progress(row.id)
-        self._task = asyncio.create_task(self._run(row.id, options, seed))
+        self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
         return row.id
+
+    async def take_in(self, found: portable.Adaptation, base_sha256: str) -> int:
+        """Starts the pass that takes in what another device learned. Raises Conflict where it does not fit this one."""
+        if not self._learns_in_place:
+            raise Conflict(f"engine {self._config.engine} takes no ledgers in; engine transformers does")
+        if not self._engine.ready:
+            raise EngineUnavailable("the engine is starting")
+        portable.refuse_misfit(found, base_sha256, self._dtype)
+        return await self.start("manual", {"import": found.weights_sha256}, found)
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
@@ -204,14 +214,17 @@ class Adaptation:
 
     # --- one pass
 
-    async def _run(self, number: int, options: dict[str, Any], seed: int) -> None:
+    async def _run(self, number: int, options: dict[str, Any], seed: int, imported: portable.Adaptation | None) -> None:
         progress = self._progress
         assert progress is not None
         async with MemoryWatch(self.pids) as memory:
             guard = asyncio.create_task(self._guard_floor(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:
-                await self._attempt(progress, options, seed, memory)
+                if imported is not None:
+                    await self._attempt_import(progress, imported, seed)
+                else:
+                    await self._attempt(progress, options, seed, memory)
                 outcome, reason = "committed", None
             except Rejected as error:
                 outcome, reason = "rejected", str(error)
@@ -269,10 +282,19 @@ class Adaptation:
         means = await self._means(progress, seed)
         attempt: Attempt
         if self._learns_in_place:
-            attempt = InPlacePass(means, setting, self._dtype)
+            method, steps = setting.method, setting.zo_steps
+            attempt = InPlacePass(means, method=method, steps=steps, rule=rule(method), dtype=self._dtype)
         else:
             self._training = Training(self._activity, means.folder / "trainer.log")
             attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
+        await self._probation.begin(await attempt.run(data), progress)
+
+    async def _attempt_import(self, progress: Progress, found: portable.Adaptation, seed: int) -> None:
+        gate = self._config.adapt.gate
+        data = await self._store.call(lambda db: datasets.judging(db, gate))
+        progress.state = "planned"
+        await self._store.call(passes.advance, progress.id, "planned")
+        attempt = ImportPass(await self._means(progress, seed), found)
         await self._probation.begin(await attempt.run(data), progress)
 
     @property

@@ -16,7 +16,6 @@ from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.adapt.attempt import CANDIDATE, Attempt, Means
 from agentd.adapt.backpropagation import NLL_WEIGHT
 from agentd.adapt.dataset import Dataset
-from agentd.adapt.planning import Setting
 from agentd.adapt.revision_files import LEDGER, MANIFEST
 from agentd.errors import PassFailed
 from agentd.learn import ledger
@@ -36,16 +35,16 @@ def rule(method: str) -> dict[str, Any]:
 class InPlacePass(Attempt):
     nll_weight = NLL_WEIGHT
 
-    def __init__(self, means: Means, setting: Setting, dtype: str) -> None:
-        """`dtype` is the type that the weights are served and learn in."""
+    def __init__(self, means: Means, *, method: str, steps: int, rule: dict[str, Any], dtype: str) -> None:
+        """`rule` is how steps move the weights, `dtype` the type that the weights are served and learn in."""
         super().__init__(means)
-        self._setting, self._rule, self._dtype = setting, rule(setting.method), dtype
+        self._method, self._n_steps, self._rule, self._dtype = method, steps, rule, dtype
         self._steps: list[Step] = []
         self._reached: str | None = None  # sha256 of what the run ended with, if that is its best point
         self._digest = ""
 
     async def _learn(self, data: Dataset) -> None:
-        steps = self._setting.zo_steps
+        steps = self._n_steps
         self._progress.begin("zo", steps, "SPSA on all weights")
         await self._engine.call("rule", **self._rule)
         try:
@@ -73,12 +72,12 @@ class InPlacePass(Attempt):
         await asyncio.to_thread(self._write)
         await self._engine.stage(CANDIDATE, self._folder / LEDGER, None)
         await self._engine.call("use", weights=CANDIDATE)
-        self._digest = await self._engine.call("digest")
+        self._digest = await self._engine.call("digest")  # where one was known, staging has compared it
         if self._reached not in (None, self._digest):
             raise PassFailed("replaying the ledger gave other weights than the run had")
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
-        made = {"method": self._setting.method, "blocks": 0, "zo_steps": len(self._steps)}
+        made = {"method": self._method, "blocks": 0, "zo_steps": len(self._steps)}
         return {LEDGER: self._folder / LEDGER}, {**made, **self._described()}
 
     async def _drift(self) -> float:
@@ -90,7 +89,7 @@ class InPlacePass(Attempt):
 
     def _write(self) -> None:
         """The candidate as the engine reads it: the ledger, and beside it what its steps mean."""
-        ledger.write(self._folder / LEDGER, ledger.Ledger(self._parent, self._steps))
+        ledger.write(self._folder / LEDGER, ledger.Ledger(self._origin, self._steps))
         (self._folder / MANIFEST).write_text(json.dumps(self._described()), encoding="utf-8")
 
     def _on_step(self, result: StepResult) -> None:
