@@ -34,6 +34,7 @@ from agentd.learn.weights.mezo import InPlace
 
 WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
+LONGEST = 2048  # tokens of an example
 _N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 

@@ -15,7 +15,7 @@ from agentd.engine.protocol import BASE, Generate, ModelInfo, Piece
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.serving import Serving
 from agentd.engine.staged import Staged
-from agentd.engine.transformers.background import WIDTH, Background
+from agentd.engine.transformers.background import LONGEST, Background
 from agentd.engine.transformers.context import Context
 from agentd.engine.transformers.image import finished
 from agentd.engine.transformers.lineage import Lineage
@@ -117,7 +117,7 @@ class TransformersEngine:
         background = Background(
             self.model,
             self._staged,
-            limit=min(WIDTH, self.info.n_ctx),
+            limit=min(LONGEST, self.info.n_ctx),
             interrupted=interrupted,
             closed=self._closed,
         )

@@ -85,8 +85,8 @@ class Mapped:
                 self.tensors[part.name] = flat.view(part.shape)
 
     def release(self) -> None:
-        """Gives the pages back; they are read again when they are touched. Only for what nobody writes to."""
-        if self._access == mmap.ACCESS_READ:
+        """Gives the pages back; they are read again when they are touched. What is private has nowhere to go."""
+        if self._access != mmap.ACCESS_COPY:
             for mapping in self._maps:
                 mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -97,6 +97,7 @@ class Mapped:
             view = memoryview(self._maps[part.file])[part.offset : part.offset + part.size]
             for start in range(0, part.size, _CHUNK):
                 digest.update(view[start : start + _CHUNK])
+                self.release()  # what was read need not stay
                 yield
         return digest.hexdigest()
 
