@@ -280,3 +280,10 @@ class BackupUnusable(AgentdError):
 
 class TrainerFailed(PassFailed):
     code = "trainer_failed"
+
+
+class TrainerOverLimit(TrainerFailed):
+    """The kernel ended the trainer at the limit of its control group."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the trainer needed more than the {limit / 1e6:.0f} MB it was allowed; the kernel ended it")

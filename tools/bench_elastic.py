@@ -35,14 +35,12 @@ from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial
 from agentd.budget.planner import Choice, choose
 from agentd.engine.activity import Activity
-from agentd.engine.supervisor import Supervisor
 from agentd.gguf_header import read_header
 from agentd.processor import multiplies_bf16
-from agentd.store.examples import Example
-from agentd.store.tasks import Task as StoredTask
 from tools.bench_elastic_tasks import TRAIN, Task, reviews, sarcasm
+from tools.bench_parts import THREADS, member, supervisor
 
-THREADS, RANK, DEV_EVERY = 2, 8, 8
+RANK, DEV_EVERY = 8, 8
 BUDGET = 1 << 30  # of the default plan
 PEFT_LR = 1e-3
 METHODS = (
@@ -58,15 +56,7 @@ class Run:
         self.model, self.task, self.method, self.blocks, self.seed = model, task, method, blocks, seed
         self.folder = folder
         activity = Activity()
-        settings = {"engine": "llamacpp", "path": str(model), "context": 4096, "slots": 4}
-        self.engine = Supervisor(
-            {**settings, "threads": THREADS, "gpu_layers": "auto"},
-            lambda _: (None, None),
-            activity,
-            revision=0,
-            queue_limit=8,
-            fallback=_no_fallback,
-        )
+        self.engine = supervisor(model, activity)
         self.training = Training(activity, folder / "trainer.log")
         self.judged: list[dict[str, Any]] = []
 
@@ -157,10 +147,8 @@ class Run:
 
     def _member(self, i: int) -> Member:
         prompt, right = self.task.train[i]
-        answer = self.task.answers[right]
-        example = Example(str(i), self.task.name, "label", {"prompt": prompt}, answer, "train", "new", None, "", "")
-        task = StoredTask(self.task.name, list(self.task.answers), False, "accuracy", None, "config", "")
-        return Member(i, example, "dev" if i % DEV_EVERY == 0 else "train", task)
+        answers, role = list(self.task.answers), "dev" if i % DEV_EVERY == 0 else "train"
+        return member(i, role, self.task.name, answers, {"prompt": prompt}, answers[right])
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "dev":
@@ -177,10 +165,6 @@ class Run:
             right += margin > 0
             losses.append(max(0.0, -margin) + math.log1p(math.exp(-abs(margin))))
         return right / n, math.fsum(losses) / n
-
-
-async def _no_fallback(error: Exception, revision: int) -> int:
-    raise error
 
 
 def peft(model: Path, task: Task, kind: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from agentd.adapt import adapter_file, zeroth_order
 from agentd.adapt.attempt import CANDIDATE, Attempt, Means
 from agentd.adapt.backpropagation import NLL_WEIGHT, TRAINED, Backpropagation
 from agentd.adapt.dataset import Dataset
-from agentd.adapt.dial import Dial, Move, Replan, place
+from agentd.adapt.dial import Dial, Move, Replan, place, trainer_limit
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER
 from agentd.adapt.training import Training
 from agentd.budget.expectation import ZO_STEPS
-from agentd.errors import TrainerFailed
+from agentd.errors import TrainerFailed, TrainerOverLimit
 from agentd.learn import ledger
 from agentd.learn.spsa import StepResult
 from agentd.store import passes
@@ -106,7 +106,7 @@ class AdaptationPass(Attempt):
             await self._advance("tapped")
         progress.begin("train", message=setting.choice.plan.setting)
         train = asyncio.ensure_future(
-            learning.train(index, adapter, control, self._folder / ADAPTER, self._on_training)
+            learning.train(index, adapter, control, self._folder / ADAPTER, self._on_training, trainer_limit(setting))
         )
         watch = asyncio.ensure_future(self._dial.watch(setting, self._training, progress))
         try:
@@ -115,6 +115,8 @@ class AdaptationPass(Attempt):
                 watch.result()
             try:
                 done = await train
+            except TrainerOverLimit as error:
+                return None, Move(str(error), lost=True, smaller=True)
             except TrainerFailed:
                 if self._dial.move is None or not self._dial.move.lost:
                     raise

@@ -74,8 +74,12 @@ class Backpropagation:
         control: Path | None,
         output: Path,
         on_event: Callable[[dict[str, Any]], None],
+        limit: int | None = None,
     ) -> dict[str, Any]:
-        """Starts from `adapter` and writes `output`. Returns the trainer's last event, `done` or `parked`."""
+        """Starts from `adapter` and writes `output`. Returns the trainer's last event, `done` or `parked`.
+
+        limit  bytes that the trainer may take
+        """
         self._control = control
         spec = {
             "model": str(self._model),
@@ -93,7 +97,7 @@ class Backpropagation:
         }
         try:
             return await self._training.run(
-                spec, self._folder / "trainer.json", on_event, self._answer if self.from_engine else None
+                spec, self._folder / "trainer.json", on_event, self._answer if self.from_engine else None, limit
             )
         finally:
             self._tap.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from agentd import allocator
+from agentd import allocator, cgroup
 from agentd.adapt import dataset as datasets
 from agentd.adapt import portable, transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
@@ -64,11 +64,13 @@ class Adaptation:
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
         self.paused = False
         self.daemon_pid = os.getpid()
+        self._group: cgroup.Group | None = None  # of the trainer
 
     # --- life
 
     async def start_up(self) -> None:
         """Picks up a trial that a restart interrupted, and starts looking for things to learn."""
+        self._group = await asyncio.to_thread(cgroup.make, "agentd-trainer")
         if trial := await self._store.call(trials.running):
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
             resumed = self._probation.resume(trial.revision, trial.pass_id, self._progress)
@@ -83,6 +85,8 @@ class Adaptation:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        if self._group:
+            self._group.remove()
 
     async def stop(self, reason: str) -> None:
         """Ends the running pass or trial, if there is one, and waits until it has ended."""
@@ -285,7 +289,7 @@ class Adaptation:
             method, steps = setting.method, setting.zo_steps
             attempt = InPlacePass(means, method=method, steps=steps, rule=rule(method), dtype=self._dtype)
         else:
-            self._training = Training(self._activity, means.folder / "trainer.log")
+            self._training = Training(self._activity, means.folder / "trainer.log", self._group)
             attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
         await self._probation.begin(await attempt.run(data), progress)
 

@@ -63,7 +63,7 @@ class Dial:
         """Returns once the trainer of this setting has had to stop; `move` says why."""
         self.move = None
         looked = time.monotonic()
-        limit = int(_LIMIT * setting.choice.plan.needed_by("trainer")) + _SLACK
+        limit = trainer_limit(setting)
         while True:
             await asyncio.sleep(INTERVAL)
             taken = self._memory.now.get("trainer", 0)
@@ -140,6 +140,11 @@ class Dial:
                 move.lost = True
                 break
             await asyncio.sleep(0.05)
+
+
+def trainer_limit(setting: Setting) -> int:
+    """Bytes that the trainer may take."""
+    return int(_LIMIT * setting.choice.plan.needed_by("trainer")) + _SLACK
 
 
 def place(step: int, steps: int, new_steps: int) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from agentd.cgroup import Group
 from agentd.engine.activity import Activity
-from agentd.errors import TrainerFailed
+from agentd.errors import TrainerFailed, TrainerOverLimit
 
 _RESUME_AFTER = 0.05  # seconds without a request before the trainer goes on
 UNSUPPORTED = 3
@@ -23,8 +24,8 @@ class Training:
     """Runs `python -m agentd.trainer`. Two thread pools on the same cores slow each other down several times, so the
     process is stopped (SIGSTOP) from the first byte of a request to the last."""
 
-    def __init__(self, activity: Activity, log: Path) -> None:
-        self._activity, self._log = activity, log
+    def __init__(self, activity: Activity, log: Path, group: Group | None = None) -> None:
+        self._activity, self._log, self._group = activity, log, group
         self._process: asyncio.subprocess.Process | None = None
         self._stopped = False
         self._started = False
@@ -34,14 +35,24 @@ class Training:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def run(
-        self, spec: dict[str, Any], path: Path, on_event: Callable[[dict[str, Any]], None], answer: Answer | None = None
+        self,
+        spec: dict[str, Any],
+        path: Path,
+        on_event: Callable[[dict[str, Any]], None],
+        answer: Answer | None = None,
+        limit: int | None = None,
     ) -> dict[str, Any]:
         """Trains as specified and returns the `done` event, or `parked` after `park`.
 
         answer  gives what the trainer asks for while it trains, see trainer/blockwise.py
-        Raises TrainerFailed with the trainer's own reason, and what `answer` raises.
+        limit   bytes after which the kernel ends it, where it can have a control group of its own
+        Raises TrainerFailed with the trainer's own reason, TrainerOverLimit, and what `answer` raises.
         """
         path.write_text(json.dumps(spec))
+        kills = 0
+        if self._group and limit is not None:
+            self._group.limit(limit)
+            kills = self._group.kills
         last: dict[str, Any] = {}
 
         def keep(event: dict[str, Any]) -> None:
@@ -51,6 +62,8 @@ class Training:
         code = await self._spawn([str(path)], keep, answer)
         if last.get("event") in ("done", "parked") and code == 0:
             return last
+        if self._group and limit is not None and self._group.kills > kills:
+            raise TrainerOverLimit(limit)
         if last.get("event") == "error":
             raise TrainerFailed(f"the trainer failed: {last['message']}")
         raise TrainerFailed(f"the trainer ended with status {code}{self._last_words()}")
@@ -84,7 +97,7 @@ class Training:
                 stdin=asyncio.subprocess.PIPE if answer else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=_environment(),
+                env=_environment(self._group),
                 limit=1 << 24,
             )
         try:
@@ -142,7 +155,7 @@ class Training:
         return ""
 
 
-def _environment() -> dict[str, str]:
+def _environment(group: Group | None) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
     quiet = {
         "AGENTD_DAEMON_PID": str(os.getpid()),
@@ -152,4 +165,5 @@ def _environment() -> dict[str, str]:
         "GOMP_SPINCOUNT": "20000",  # beside busy processes threads that spin for long make no progress
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",  # each shape of a matrix product has one; the default keeps 1024
     }
-    return {**inherited, **quiet}
+    apart = {"AGENTD_CGROUP": str(group.path)} if group else {}
+    return {**inherited, **quiet, **apart}

@@ -16,14 +16,14 @@ from agentd.budget.architecture import Architecture as Architecture  # what ever
 
 MIB = 1 << 20
 
-# Engine, see engine/llamacpp/background.py: context, sequences and tokens of one micro-batch.
-BACKGROUND_CONTEXT = 2048
+# Engine, see engine/llamacpp/background.py: context, sequences and tokens of one micro-batch, scored rows of a decode.
+BACKGROUND_CONTEXT = 2048  # tokens of the longest example, unless model.context is less
 BACKGROUND_SEQUENCES = 64
 MICRO_BATCH = 128
-LONGEST = 512  # tokens of the longest example it takes
-DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for two models
+SCORED = 64
+DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for the base
 
-ENGINE_RUNTIME = 13 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
+ENGINE_RUNTIME = 12 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_RUNTIME = 295 * MIB  # measured: Python, torch, transformers and gguf imported, thread pool, the first step
@@ -111,7 +111,8 @@ class Workload:
         ends = (min(inputs), max(inputs)) if inputs else ("", "")
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
         answer = max((int(len(text) / _MANY_TOKENS) + 1 for text in answers), default=1)
-        longest = min(LONGEST, int(max(map(len, inputs), default=0) / _MANY_TOKENS) + _TEMPLATE + answer)
+        longest = int(max(map(len, inputs), default=0) / _MANY_TOKENS) + _TEMPLATE + answer
+        longest = min(longest, context, BACKGROUND_CONTEXT)  # what is longer is left out
         prefix = min(longest - 1, int(shared / _FEW_TOKENS))
         own = sum(len(text) - shared for text in inputs) + sum(map(len, answers))
         return cls(
@@ -161,9 +162,9 @@ def engine_terms(
     tapped  it gives the trainer every trained block's input, step by step
     """
     context = min(workload.context, BACKGROUND_CONTEXT)
-    tokens = max(MICRO_BATCH, min(workload.longest, LONGEST))
+    tokens = max(MICRO_BATCH, min(workload.longest, context))
     sequences = max(workload.sequences, min(BACKGROUND_SEQUENCES - 1, MICRO_BATCH // max(1, workload.seq_len)))
-    rows = min(tokens, sequences * workload.scored)
+    rows = min(SCORED, sequences * workload.scored)
     in_graph = max(rows, DRIFT_ROWS)
     # A token's tensors in llama.cpp's graph: residual, norm, q, attention output, the feed-forward's three.
     per_token = F32 * (6 * arch.n_embd + 2 * arch.n_head * arch.head_dim + 3 * arch.n_ff)
@@ -171,21 +172,20 @@ def engine_terms(
         Term("runtime", ENGINE_RUNTIME if runtime is None else runtime, "measured"),
         Term(
             "background KV cache",
-            min(context, workload.longest + 3 * tokens) * arch.kv_bytes_per_token,
-            "(longest example + 3 micro-batches) x 2 L x n_head_kv x head_dim x 2 B; cells never used take nothing",
-            reduce="lower model.context",
+            min(context, workload.longest + MICRO_BATCH) * arch.kv_bytes_per_token,
+            "(longest example + 128 tokens) x 2 L x n_head_kv x head_dim x 2 B",
+            reduce="lower model.context, or shorten the examples",
         ),
         Term(
             "logits",
-            (max(BACKGROUND_SEQUENCES, in_graph) + max(rows, 2 * DRIFT_ROWS)) * arch.n_vocab * F32,
-            "(64 or scored rows, kept by llama.cpp + scored rows or 80 as log-probabilities) x V x 4 B",
-            reduce="shorter answers (scored positions) take less",
+            (in_graph + DRIFT_ROWS) * arch.n_vocab * F32,
+            "(scored rows of a decode, 40 to 64, kept by llama.cpp + 40 as log-probabilities) x V x 4 B",
         ),
         Term(
             "compute buffer",
-            max(tokens * per_token, in_graph * arch.n_vocab * F32),
-            "larger of: tokens (128 or the longest example's) x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows x V x 4 B",
-            reduce="shorter examples and answers take less",
+            max(MICRO_BATCH * per_token, in_graph * arch.n_vocab * F32),
+            "larger of: 128 tokens x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows (at most 64) x V x 4 B",
+            reduce="shorter answers (scored positions) take less",
         ),
         Term(
             "control vectors",
@@ -201,7 +201,7 @@ def engine_terms(
         terms.append(Term("candidate's LoRA", copies * F32 * lora, formula, reduce="lower adapt.rank or adapt.blocks"))
         planes = k if tapped else 1
         size = 2 * planes * tokens * arch.n_embd * F32
-        terms.append(Term("tap", size, "2 x tapped blocks x tokens of a micro-batch x D x 4 B"))
+        terms.append(Term("tap", size, "2 x tapped blocks x tokens (128 or the longest example's) x D x 4 B"))
     return terms
 
 

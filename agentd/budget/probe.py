@@ -111,16 +111,16 @@ def read(
 
     `root` is where proc/ and the mount points are looked for.
     """
-    groups = list(_groups(root))
-    limits = tuple(limit for directory, version in groups for limit in _limits(directory, version, root))
+    found = list(groups(root))
+    limits = tuple(limit for directory, version in found for limit in _limits(directory, version, root))
     files = [root / "proc/pressure/memory"]
-    files += [directory / "memory.pressure" for directory, version in groups[:1] if version == 2]
+    files += [directory / "memory.pressure" for directory, version in found[:1] if version == 2]
     pressures = [value for value in map(_pressure, files) if value is not None]
     measured = sensors() if sensors else Sensors()
     return Reading(ids.now(), system_available(), limits, max(pressures, default=None), measured)
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, int]]:
+def groups(root: Path) -> Iterator[tuple[Path, int]]:
     """The memory control groups of this process as (directory, version), innermost first, up to each mount."""
     own: dict[int, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentd import logs
+from agentd import allocator, logs
 from agentd.engine import wire
 from agentd.engine.protocol import Classifier, Engine, Generate, Piece, Replaying
 from agentd.engine.session import Session
@@ -250,6 +250,7 @@ def make_engine(settings: dict[str, Any]) -> Engine:
         raise AgentdError(f"there is no engine {settings['engine']!r}")
     from agentd.engine.llamacpp.engine import LlamaCppEngine
 
+    allocator.large_apart()
     return LlamaCppEngine(
         Path(settings["path"]),
         context=settings["context"],

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--probe", type=Path, metavar="MODEL", help="print whether blocks of this GGUF can be trained")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    _join_group()
     _yield_to_others()
     _die_with_parent()
     parked = _park_on_request()
@@ -83,6 +84,13 @@ def _park_on_request() -> Callable[[], bool]:
 def emit(event: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
+
+
+def _join_group() -> None:
+    """What this process allocates from now on counts in a control group of its own, if it was given one."""
+    if group := os.environ.get("AGENTD_CGROUP"):
+        with contextlib.suppress(OSError):
+            Path(group, "cgroup.procs").write_text("0")
 
 
 def _yield_to_others() -> None:

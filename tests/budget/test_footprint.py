@@ -59,7 +59,7 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
     assert one["activations"] < together["activations"]
     tapped = engine_terms(arch, small, 30, tapped=True)
     assert {t.name: t.bytes for t in tapped}["tap"] == 2 * 30 * 128 * 576 * 4
-    for length, context, cells in ((40, 2048, 40 + 3 * 128), (40, 256, 256), (500, 2048, 500 + 3 * 500)):
+    for length, context, cells in ((40, 2048, 168), (200, 256, 256), (1500, 2048, 1628), (2000, 2048, 2048)):
         terms = {term.name: term.bytes for term in engine_terms(arch, Workload(length, 1, 1, context=context))}
         assert terms["background KV cache"] == cells * arch.kv_bytes_per_token
     assert total(engine_terms(arch, replace(small, scored=30))) > total(engine_terms(arch, small))
@@ -94,7 +94,8 @@ def test_a_workload_estimated_from_texts() -> None:
     assert 0 < work.prefix < 10
     assert 20 * 100 < work.tokens < 60 * 100
     assert work.scored == 4
-    assert Workload.estimated(["x" * 10_000]).longest == 512
+    assert Workload.estimated(["x" * 10_000]).longest == 2048
+    assert Workload.estimated(["x" * 10_000], context=1024).longest == 1024
     assert Workload.estimated([]).examples == 0
 
 
@@ -157,6 +158,7 @@ def test_the_trainer_stays_within_its_prediction(arch: Architecture, k: int, mod
 BACKGROUND = """
 import os, sys
 from pathlib import Path
+from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.budget.probe import pss
 from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import Generate
@@ -171,7 +173,7 @@ task = "Is this review positive or negative? The plot is thin, number {}, and th
 examples = [background.encode({"prompt": task.format(i)}, [" positive", " negative"], " positive") for i in range(24)]
 background.use("0")
 tap = background.tap(examples, range(29, 30), Path(sys.argv[2]))
-drift = background.drift([task * 3] * 3, "0", "0")
+drift = background.drift(neutral_texts(), "0", "0")
 for part in (background.score(examples), tap, background.loss(examples, 0.1, 1, 0.1), drift):
     for _ in part:
         peak = max(peak, pss(os.getpid()))

@@ -122,7 +122,7 @@ def test_a_refusal_says_what_was_needed_what_there_was_and_what_to_reduce(arch: 
     assert "keeps 50.0 MB" in message
     assert "memory.limit allows 40.0 MB" in message
     assert f"({refusal.value.shortfall} bytes) short" in message
-    assert "can be reduced is logits" in message
+    assert "can be reduced is compute buffer" in message
     assert "shorter answers" in message
 
 

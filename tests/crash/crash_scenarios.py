@@ -280,7 +280,12 @@ async def _supported(self: Training, model: Path) -> dict[str, Any]:
 
 
 async def _dead_trainer(
-    self: Training, spec: dict[str, Any], path: Path, on_event: Callable[[dict[str, Any]], None], answer: Any = None
+    self: Training,
+    spec: dict[str, Any],
+    path: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    answer: Any = None,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     from agentd.errors import TrainerFailed
 

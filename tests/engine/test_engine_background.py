@@ -12,6 +12,7 @@ import pytest
 from engine_samples import CHOICES, ENGINES, REVIEWS, ask, needs, review, write_lora
 
 from agentd.engine.llamacpp.adapters import read_control_vector
+from agentd.engine.llamacpp.background import MICRO_BATCH
 from agentd.engine.protocol import Background, Encoded, Engine, Generate, Sampling, Scores, TapIndex
 from agentd.engine.session import Session
 from agentd.errors import InvalidRequest
@@ -65,6 +66,12 @@ def examples(background: Background) -> list[Encoded]:
     some = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
     some.append(background.encode(review("Fine."), ["It was wonderful", "It was terrible"], "It was terrible"))
     some.append(background.encode(review("So so."), [], "A film of two halves."))
+    # Decoded in parts: one is longer than a micro-batch, the other has more scored rows than one decode has logits of.
+    whole = " ".join(text for text, _ in REVIEWS)
+    some.append(background.encode(review(f"{whole} {whole} {whole}"), CHOICES, "negative"))
+    some.append(background.encode(review("Say more."), [], whole))
+    assert len(some[-2].sequences[0]) > 2 * MICRO_BATCH
+    assert len(some[-1].target) > 64
     return some
 
 

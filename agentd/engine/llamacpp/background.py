@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from agentd import allocator
 from agentd.engine.encode import encode, n_distinct
 from agentd.engine.llamacpp.adapters import Adapters, write_control_vector
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
@@ -22,6 +23,7 @@ from agentd.learn.rng import rademacher
 # Large enough to keep the matrix kernels busy, small enough that repeating one after an interruption costs little.
 MICRO_BATCH = 128
 _N_SEQ = 64
+_CELLS = 256  # llama.cpp's step for the size of a cache
 
 
 class Background:
@@ -36,28 +38,44 @@ class Background:
         interrupted: Callable[[], bool],
         closed: Callable[["Background"], None],
     ) -> None:
-        self._vocabulary, self._staged, self._closed = vocabulary, staged, closed
+        self._model, self._vocabulary, self._staged = model, vocabulary, staged
+        self._threads, self._interrupted, self._closed = threads, interrupted, closed
         self._tap = Tap()
+        self._weights, self._adapters = BASE, staged[BASE]
+        # The control vector as it stands after updates, and the one the context computes with; None is all zero.
+        self._control: Floats | None = None
+        self._steered: Floats | None = None
+        self.limit = n_ctx
+        self._open(0)
+
+    def _open(self, longest: int) -> None:
+        """A context for examples of up to `longest` tokens: every cell of its cache takes memory, used or not, at least
+        for the moment in which llama.cpp zeroes them all."""
+        cells = -(-(longest + MICRO_BATCH) // _CELLS) * _CELLS
         mappings = anonymous_mappings()
         self._context = Context(
-            model,
-            n_ctx=n_ctx,
+            self._model,
+            n_ctx=min(cells, self.limit),
             n_seq=_N_SEQ,
-            width=max(MICRO_BATCH, min(512, n_ctx)),
-            threads=threads,
+            width=MICRO_BATCH,
+            threads=self._threads,
             streams=False,
             flash=True,
             on_tensor=self._tap.callback,
         )
         release_zero_pages(mappings)
-        self._context.abort_when(interrupted)
+        self._context.abort_when(self._interrupted)
         self._context.after_decode = self._tap.settle
         self._forward = Forward(self._context, MICRO_BATCH)
-        self._weights, self._adapters = BASE, staged[BASE]
-        # The control vector as it stands after updates, and the one the context computes with; None is all zero.
-        self._control: Floats | None = None
-        self._steered: Floats | None = None
-        self.limit = min(n_ctx, self._context.width)
+        self._longest = longest
+
+    def _fit(self) -> None:
+        """Sees to it that the context has room for what was encoded."""
+        if self._longest + MICRO_BATCH > self._context.n_ctx < self.limit:
+            self._context.close()
+            self._open(self._longest)
+            self._context.use(self._adapters)
+            self._steered = self._adapters.control
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
         prompt = self._vocabulary.prompt(input)
@@ -68,15 +86,17 @@ class Background:
         answers = {text: self._vocabulary.answer(input, prompt, text) for text in (*choices, target)}
         encoded = encode(prompt, [answers[choice] for choice in choices], answers[target], self._vocabulary.end)
         if (n := n_distinct(encoded.sequences)) > self.limit:
-            raise InvalidRequest(f"{n} tokens are more than the {self.limit} of a background batch")
+            raise InvalidRequest(f"{n} tokens are more than the {self.limit} that an example may have")
         if len(encoded.sequences) > self._forward.n_sequences:
             raise InvalidRequest(
                 f"{len(encoded.sequences)} different answers are more than the {self._forward.n_sequences} "
                 f"of a background batch"
             )
+        self._longest = max(self._longest, n)
         return encoded
 
     def use(self, weights: Weights) -> None:
+        self._fit()
         adapters = self._staged[weights]
         self._context.use(adapters)
         self._weights, self._adapters = weights, adapters
@@ -155,6 +175,7 @@ class Background:
 
     def _steer(self, control: Floats | None) -> None:
         """Computes with this control vector; what the cache holds was computed with another one."""
+        self._fit()
         if control is not self._steered:
             self._context.steer(control)
             self._steered = control
@@ -173,31 +194,32 @@ class Background:
         return np.zeros((self._context.n_layer - 1, self._context.n_embd), dtype=np.float32)
 
     def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
-        total, n = 0.0, 0
         before = self._weights
-        for text in texts:
-            tokens = self._vocabulary.tokenize(text, begin=True)[:MICRO_BATCH]
-            if len(tokens) < 2:
-                continue
-            terms = [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)]
-            example = Encoded([tokens[:-1]], [], 0, terms)
-            kept: list[Floats] = []
+        told = [self._vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
+        told = [tokens for tokens in told if len(tokens) > 1]
+        # One array for all of it: many of this size, made and dropped in turn, would leave the heap full of holes.
+        kept = np.empty((max(map(len, told), default=1) - 1, self._context.n_vocab), np.float32)
+        divergences: list[float] = []
+
+        def keep(i: int, found: Floats) -> None:
+            kept[i] = found
+
+        def compare(i: int, found: Floats) -> None:
+            divergences.append(kl_divergence(kept[i], found))
+
+        for tokens in told:
+            example = Encoded([tokens[:-1]], [], 0, [(0, p, token) for p, token in enumerate(tokens[1:])])
             self.use(reference)
-            for batch in self._forward.run([example]):
-                if batch is not None:
-                    kept = list(self._forward.distributions(batch))
-                yield None
+            yield from self._forward.distributions(example, keep)
             self.use(candidate)
-            for batch in self._forward.run([example]):
-                if batch is not None:
-                    for p, q in zip(kept, self._forward.distributions(batch), strict=True):
-                        total, n = total + kl_divergence(p, q), n + 1
-                yield None
+            yield from self._forward.distributions(example, compare)
         self.use(before)
-        if not n:
+        if not divergences:
             raise InvalidRequest("drift needs texts of at least two tokens")
-        yield total / n if np.isfinite(total) else float("inf")
+        mean = float(np.mean(divergences))
+        yield mean if np.isfinite(mean) else float("inf")
 
     def close(self) -> None:
         self._context.close()
+        allocator.trim()
         self._closed(self)

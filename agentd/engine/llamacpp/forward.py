@@ -1,7 +1,8 @@
 """Many sequences through a unified KV cache at once: shared beginnings are computed once."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
 from agentd.engine.llamacpp.context import Context
@@ -9,21 +10,35 @@ from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Encoded, Interrupted, Scores, Term
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
+_SCORED = 64  # rows with logits in one decode: llama.cpp keeps n_vocab floats of each, and as many in its graph
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some examples laid out as one batch; `rows[e][s]` are the batch rows of a sequence's tokens after the prefix."""
+    """Some examples laid out as one batch; `rows[e][s]` are the batch rows of a sequence's tokens after the prefix.
+
+    `scored` has the tokens whose likelihoods are wanted, by the row that predicts them; `found`, once the batch has
+    been decoded, log p by (row, token).
+    """
 
     tokens: list[int]
     positions: list[int]
     owners: list[list[int]]
     rows: list[list[list[int]]]
     examples: list[Encoded]
+    scored: dict[int, set[int]] = field(default_factory=dict)
+    found: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+Read = Callable[[MicroBatch, int, Floats], None]
+"""Takes a micro-batch, one of its scored rows, and the row's logits (n_vocab,): a view that does not last."""
 
 
 class Forward:
-    """Runs examples in micro-batches of at most `width` tokens, small enough to repeat after an interruption."""
+    """Runs examples in micro-batches of at most `width` tokens, small enough to repeat after an interruption.
+
+    An example longer than that is decoded in parts, of which an interruption repeats only one.
+    """
 
     def __init__(self, context: Context, width: int) -> None:
         self._context, self._width = context, min(width, context.width)
@@ -38,50 +53,66 @@ class Forward:
     def run(self, examples: Sequence[Encoded], wanted: bool = True) -> Iterator[MicroBatch | None]:
         """Yields each micro-batch when it has been decoded, and None after every interruption.
 
-        With `wanted`, logits are there for every term of the examples; otherwise for none.
+        With `wanted`, the log-likelihoods of all terms are found; otherwise no logits are computed.
         """
+        return self._run(examples, _find if wanted else None)
+
+    def scores(self, batch: MicroBatch) -> list[Scores]:
+        """Log-likelihoods of a micro-batch that was run with its terms wanted."""
+
+        def values(e: int, terms: Sequence[Term]) -> list[float]:
+            return [batch.found[batch.rows[e][s][p - len(self.prefix)], token] for s, p, token in terms]
+
+        return [
+            Scores([sum(values(e, choice)) for choice in example.choices], values(e, example.target))
+            for e, example in enumerate(batch.examples)
+        ]
+
+    def distributions(self, example: Encoded, read: Callable[[int, Floats], None]) -> Iterator[None]:
+        """Gives `read` the log-probabilities (n_vocab,) at each scored row, numbered. Yields after interruptions."""
+        count = itertools.count()
+        for batch in self._run([example], lambda _, __, logits: read(next(count), log_probabilities(logits))):
+            if batch is None:
+                yield
+
+    def _run(self, examples: Sequence[Encoded], read: Read | None) -> Iterator[MicroBatch | None]:
         if not examples:
             return
         yield from self._hold_prefix(examples)
         start = 0
         while start < len(examples):
             batch = self._layout(examples, start)
-            rows = sorted({row for row in self._wanted(batch) if row is not None}) if wanted else []
-            for sequence in {owner for owners in batch.owners for owner in owners}:
+            for sequence in _sequences(batch):
+                self._context.forget(sequence, 0)  # a run that was abandoned may have left something
                 if self.prefix:
                     self._context.share(_PREFIX, sequence)
-            try:
-                self._context.decode(batch.tokens, batch.positions, batch.owners, rows)
-            except Interrupted:
-                self._drop(batch)
-                yield None
-                continue
+            yield from self._decode(batch, read)
             yield batch
-            self._drop(batch)
+            for sequence in _sequences(batch):
+                self._context.forget(sequence, 0)
             start += len(batch.examples)
 
-    def scores(self, batch: MicroBatch) -> list[Scores]:
-        """Log-likelihoods of a micro-batch that was run with its logits."""
-        cache: dict[int, Floats] = {}
-
-        def terms(e: int, wanted: Sequence[Term]) -> list[float]:
-            values = []
-            for s, p, token in wanted:
-                row = batch.rows[e][s][p - len(self.prefix)]
-                if row not in cache:
-                    cache[row] = log_probabilities(self._context.logits(row))
-                values.append(float(cache[row][token]))
-            return values
-
-        return [
-            Scores([sum(terms(e, choice)) for choice in example.choices], terms(e, example.target))
-            for e, example in enumerate(batch.examples)
-        ]
-
-    def distributions(self, batch: MicroBatch) -> Iterator[Floats]:
-        """The log-probabilities (n_vocab,) at every wanted row, in order."""
-        for row in sorted(self._wanted(batch)):
-            yield log_probabilities(self._context.logits(row))
+    def _decode(self, batch: MicroBatch, read: Read | None) -> Iterator[None]:
+        """Computes a micro-batch. What an interruption hits is repeated; parts before it stay in the cache."""
+        wanted = sorted(batch.scored) if read else []
+        done = 0
+        while done < len(batch.tokens):
+            end = min(done + self._width, len(batch.tokens))
+            scored = [row for row in wanted if done <= row < end]
+            if len(scored) > _SCORED:
+                end, scored = scored[_SCORED], scored[:_SCORED]
+            part = slice(done, end)
+            try:
+                self._context.decode(
+                    batch.tokens[part], batch.positions[part], batch.owners[part], [row - done for row in scored]
+                )
+            except Interrupted:
+                yield None
+                continue
+            if read:
+                for row in scored:
+                    read(batch, row, self._context.logits(row - done))
+            done = end
 
     def _hold_prefix(self, examples: Sequence[Encoded]) -> Iterator[None]:
         """Computes what all examples begin with, unless the cache holds just that.
@@ -114,7 +145,10 @@ class Forward:
                 or sequence + len(example.sequences) > self._context.n_seq
             ):
                 break
-            batch.rows.append(self._place(batch, example, sequence))
+            rows = self._place(batch, example, sequence)
+            for s, p, token in (*(term for choice in example.choices for term in choice), *example.target):
+                batch.scored.setdefault(rows[s][p - len(self.prefix)], set()).add(token)
+            batch.rows.append(rows)
             batch.examples.append(example)
             sequence += len(example.sequences)
         return batch
@@ -141,15 +175,12 @@ class Forward:
             rows.append(together + own)
         return rows
 
-    def _wanted(self, batch: MicroBatch) -> set[int]:
-        begin = len(self.prefix)
-        return {
-            batch.rows[e][s][p - begin]
-            for e, example in enumerate(batch.examples)
-            for terms in (*example.choices, example.target)
-            for s, p, _ in terms
-        }
 
-    def _drop(self, batch: MicroBatch) -> None:
-        for sequence in {owner for owners in batch.owners for owner in owners}:
-            self._context.forget(sequence, 0)
+def _sequences(batch: MicroBatch) -> set[int]:
+    return {owner for owners in batch.owners for owner in owners}
+
+
+def _find(batch: MicroBatch, row: int, logits: Floats) -> None:
+    found = log_probabilities(logits)
+    for token in batch.scored[row]:
+        batch.found[row, token] = float(found[token])
