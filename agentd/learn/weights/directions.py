@@ -9,6 +9,7 @@ that no machine's logarithm takes part; 16 bits of Philox choose one. Both have 
 import math
 import statistics
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,17 @@ class Direction:
             raise ValueError(f"distribution {distribution!r} is none of {', '.join(DISTRIBUTIONS)}")
         self.distribution = distribution
         self._bits = _BITS[distribution]
+        self._held: tuple[int, dict[int, NDArray[np.uint64]]] = (0, {})
+
+    def hold(self, seed: int, sizes: Mapping[int, int]) -> None:
+        """Keeps the random words of one direction, which both signs and the update need: a bit for every entry, by
+        tensor number and number of entries. Only where a bit is all they take; in place of what was held before."""
+        if self._bits == 1 and not (self._held[0] == seed and self._held[1].keys() == sizes.keys()):
+            self._held = (seed, {tensor: words(seed, tensor, 0, -(-n // 64)) for tensor, n in sizes.items()})
+
+    def release(self) -> None:
+        """Lets go of what `hold` keeps."""
+        self._held = (0, {})
 
     def piece(
         self,
@@ -56,7 +68,7 @@ class Direction:
         which some processors have and some have not, would round differently.
         """
         begin = start * self._bits // _BLOCK * _BLOCK // self._bits
-        raw = words(seed, tensor, begin * self._bits // 64, -(-(start - begin + n) * self._bits // 64))
+        raw = self._words(seed, tensor, begin * self._bits // 64, -(-(start - begin + n) * self._bits // 64))
         codes = raw.view(np.uint8 if self._bits == 1 else np.dtype("<u2"))
         made = self._decode(codes, dtype, device, scale, scratch)
         return made[start - begin : start - begin + n]
@@ -69,10 +81,14 @@ class Direction:
         if self._bits == 1 and width % 8 == 0 and wanted:
             # All bits up to the last row cost less than to put the generator to each row.
             end = (max(wanted) + 1) * width
-            codes = words(seed, tensor, 0, -(-end // 64)).view(np.uint8)[: end // 8].reshape(-1, width // 8)
+            codes = self._words(seed, tensor, 0, -(-end // 64)).view(np.uint8)[: end // 8].reshape(-1, width // 8)
             return self._decode(codes[wanted].reshape(-1), dtype, device, 1.0).view(-1, width)
         parts = [self.piece(seed, tensor, row * width, width, dtype, device) for row in wanted]
         return torch.stack(parts) if parts else torch.empty(0, width, dtype=dtype, device=device)
+
+    def _words(self, seed: int, tensor: int, first: int, n: int) -> NDArray[np.uint64]:
+        held = self._held[1].get(tensor) if self._held[0] == seed else None
+        return words(seed, tensor, first, n) if held is None else held[first : first + n]
 
     def _decode(
         self, codes: NDArray[Any], dtype: torch.dtype, device: torch.device, scale: float, scratch: Tensor | None = None

@@ -99,6 +99,7 @@ class InPlace:
                     if number in self._limits:
                         z *= flat[start : start + n].float().abs() <= self._limits[number]
                     rounding.add(flat, start, z, seed, number)
+        self._direction.release()
 
     def replay(self, steps: Sequence[Step]) -> None:
         """The updates of `steps` in order: bit for bit what making them did."""

@@ -3,8 +3,8 @@
 Weights are never perturbed in place: bf16 would not come back (w + e - e differs from w), and whoever is served in
 between must see clean ones. A layer's perturbed weights are made in a scratch of at most its size right before it
 multiplies with them, and are gone when it has. Large matrices go by pieces of rows, an embedding by the rows it looks
-up, so the scratch stays in the processor's cache. z costs one random bit a weight (directions), which is less than to
-keep it for the second sign.
+up, so the scratch stays in the processor's cache. Of z itself one random bit a
+weight is kept, from the first sign to the update.
 
 What a module computes must go through its own `forward`: a model that reaches into another module's weight (instead of
 sharing the parameter, as tied heads do) would meet clean weights there.
@@ -42,6 +42,7 @@ class Perturbation:
         thresholds: Mapping[int, float],
     ) -> None:
         self._direction, self._numbers, self._thresholds = direction, dict(numbers), thresholds
+        self._sizes = {number: parameter.numel() for parameter, number in self._numbers.items()}
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._owners = [
             module
@@ -57,6 +58,7 @@ class Perturbation:
     def __call__(self, seed: int, scale: float) -> Iterator[None]:
         """Within it, forwards of the model are those of theta + scale z(seed). Leaves the model as it was, always."""
         wrapped: list[nn.Module] = []
+        self._direction.hold(seed, self._sizes)
         try:
             for module in self._owners:
                 own = vars(module).get("forward")
@@ -117,11 +119,10 @@ class Perturbation:
             end = min(first + step, n_out)
             part = scratch[: (end - first) * n_in]
             self._make(part, weight, seed, scale, first * n_in)
-            product = linear(rows, part.view(-1, n_in), None if bias is None else bias[first:end])
             if step == n_out:
-                return product
-            y[:, first:end] = product
-        return y
+                return linear(rows, part.view(-1, n_in), bias)
+            torch.mm(rows, part.view(-1, n_in).T, out=y[:, first:end])
+        return y if bias is None else y.add_(bias)
 
     def _embedding(self, module: nn.Embedding, ids: Tensor, seed: int, scale: float) -> Tensor:
         weight = module.weight
