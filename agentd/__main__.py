@@ -89,7 +89,7 @@ def _config(options: argparse.Namespace) -> int:
 
 def _fetch_model(options: argparse.Namespace) -> int:
     settings = _load(options)
-    model = models.check(models.resolve(settings.model.path, _download_bar()), settings.engine)
+    model = models.check(models.resolve(settings.model.path, _download_bar(), settings.engine), settings.engine)
     print(f"{model.path}\n{model.name}, {model.header.architecture}, {model.size} bytes, sha256 {model.sha256}")
     return 0
 

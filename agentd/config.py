@@ -21,6 +21,12 @@ from agentd.errors import InvalidConfig
 
 _SIZE = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _TIME = {"": 1.0, "S": 1.0, "MS": 1e-3, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
+METHODS = ("auto", "mezo", "sparse-mezo", "suffix-bp", "elasticzo", "blockwise-bp")
+METHODS_OF = {
+    "llamacpp": ("auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"),
+    "transformers": ("auto", "mezo", "sparse-mezo"),
+    "int8": ("auto", "mezo", "suffix-bp", "elasticzo"),
+}
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminating zero (unix(7))
 
 
@@ -97,12 +103,18 @@ def _key(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
 @dataclass(frozen=True)
 class Model:
     path: str = _key(
-        "default", str, "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; int8: a file"
+        "default",
+        str,
+        "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; transformers: a directory, too; "
+        "int8: a file",
     )
     context: int = _key(4096, _number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
     threads: int | str = _key("auto", _auto(_number(1, 1024, int)), "threads of the engine")
     gpu_layers: int | str = _key(
         "auto", _auto(_number(0, 10000, int)), "blocks offloaded to a GPU, where llama.cpp has one"
+    )
+    dtype: str = _key(
+        "auto", _one_of("auto", "float32", "bfloat16"), "engine transformers: what weights are served and learn in"
     )
 
 
@@ -171,7 +183,7 @@ class Hold:
 @dataclass(frozen=True)
 class Adapt:
     enabled: bool = _key(True, _boolean, "whether passes start by themselves; `agentctl adapt` always may")
-    method: str = _key("auto", _one_of("auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"), "the learning method")
+    method: str = _key("auto", _one_of(*METHODS), "the learning method; those that an engine has differ")
     blocks: int | str = _key(
         "auto", _auto(_number(0, 10000, int)), "k, the number of last blocks trained by backpropagation"
     )
@@ -219,7 +231,9 @@ class Task:
 class Config:
     model: Model = field(default_factory=Model)
     engine: str = _key(
-        "llamacpp", _one_of("llamacpp", "int8"), "what serves the model; int8: a small integer classifier"
+        "llamacpp",
+        _one_of("llamacpp", "transformers", "int8"),
+        "what serves the model; transformers: torch, whose weights learn in place; int8: a small integer classifier",
     )
     serve: Serve = field(default_factory=Serve)
     state: State = field(default_factory=State)
@@ -266,6 +280,9 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
             problems.append(f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have")
     if config.engine == "int8" and config.model.path == "default":
         problems.append("model.path: engine int8 needs the file of a classifier (docs/int8.md)")
+    if config.adapt.method not in METHODS_OF[config.engine]:
+        known = ", ".join(METHODS_OF[config.engine])
+        problems.append(f"adapt.method: engine {config.engine} has no {config.adapt.method!r}; it has {known}")
     if config.api_socket == config.admin_socket:
         problems.append("serve.admin_socket: must differ from serve.socket")
     if problems:

@@ -102,7 +102,9 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
 
 async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifier) -> tuple[Services, list[Server]]:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
-    model = await asyncio.to_thread(lambda: models.check(models.resolve(config.model.path), config.engine))
+    model = await asyncio.to_thread(
+        lambda: models.check(models.resolve(config.model.path, engine=config.engine), config.engine)
+    )
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
     digests = await store.call(revisions.digests)
@@ -120,14 +122,14 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
         return await adaptation.fall_back(error, revision)
 
     supervisor = Supervisor(
-        engine_settings(config, model.path),
+        engine_settings(config, model),
         files.weights,
         activity,
         revision=await store.call(revisions.committed),
         queue_limit=config.serve.queue,
         fallback=fall_back,
     )
-    adaptation = Adaptation(config, store, supervisor, activity, files, model.path, model.classifier)
+    adaptation = Adaptation(config, store, supervisor, activity, files, model)
 
     async def tell(kind: str, message: str) -> None:
         logger.warning("%s: %s", kind, message)
@@ -196,15 +198,20 @@ def listening(
     return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
 
 
-def engine_settings(config: Config, model: Path) -> dict[str, object]:
-    return {
+def engine_settings(config: Config, model: models.ModelFile) -> dict[str, object]:
+    settings: dict[str, object] = {
         "engine": config.engine,
-        "path": str(model),
+        "path": str(model.path),
         "context": config.model.context,
         "slots": config.serve.slots,
         "threads": config.model_threads,
         "gpu_layers": config.model.gpu_layers,
     }
+    if config.engine == "transformers":
+        state = config.state.dir
+        settings |= {"folder": str(state / "weights"), "revisions": str(state / "revisions")}
+        settings |= {"key": model.sha256, "dtype": config.model.dtype}
+    return settings
 
 
 def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, Task]:

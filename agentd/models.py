@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd import paths
+from agentd.checkpoint_header import CheckpointHeader, read_checkpoint
 from agentd.durable import sync_directory
 from agentd.errors import ModelUnusable
 from agentd.gguf_header import Header, read_header
@@ -42,7 +43,7 @@ class ModelFile:
     path: Path
     sha256: str
     size: int  # bytes
-    header: Header | ClassifierHeader
+    header: Header | ClassifierHeader | CheckpointHeader
 
     @property
     def classifier(self) -> ClassifierHeader | None:
@@ -58,8 +59,9 @@ def default_path() -> Path:
     return paths.cache_dir() / "models" / Path(DEFAULT_MEMBER).name
 
 
-def resolve(spec: str, progress: Progress | None = None) -> Path:
+def resolve(spec: str, progress: Progress | None = None, engine: str = "llamacpp") -> Path:
     """The file that `model.path` names: `default`, a path, or hf:OWNER/REPO/FILE.gguf. Fetches it where needed.
+    Engine transformers serves directories too.
 
     Raises ModelUnusable if it cannot be had.
     """
@@ -68,6 +70,8 @@ def resolve(spec: str, progress: Progress | None = None) -> Path:
     if spec.startswith("hf:"):
         return _from_hub(spec)
     path = Path(os.path.expandvars(spec)).expanduser().absolute()
+    if engine == "transformers" and path.is_dir():
+        return path
     if not path.is_file():
         raise ModelUnusable(path, "it is not a regular file" if path.exists() else "there is no such file")
     return path
@@ -78,6 +82,12 @@ def check(path: Path, engine: str = "llamacpp") -> ModelFile:
 
     Raises ModelUnusable with what is wrong.
     """
+    if engine == "transformers":
+        if path.is_dir():
+            checkpoint = read_checkpoint(path)
+            return ModelFile(path, _sha256_of(path, checkpoint.files), checkpoint.tensor_bytes, checkpoint)
+        if is_safetensors(path):
+            raise ModelUnusable(path, "it is a safetensors file; name the directory that it lies in, with config.json")
     if engine != "int8" and is_safetensors(path):
         raise ModelUnusable(path, f"it is a safetensors file, which engine {engine} does not serve; engine int8 does")
     header = read_classifier(path) if engine == "int8" else read_header(path)
@@ -230,6 +240,15 @@ def _sha256(path: Path) -> str:
         part.write_text(json.dumps({**known, key: [*stamp, digest]}, indent=1))
         part.replace(memory)
     return digest
+
+
+def _sha256_of(folder: Path, files: Iterable[Path]) -> str:
+    """One sha256 of several files of a directory: of their names and their own."""
+    try:
+        listed = [f"{file.relative_to(folder)} {_sha256(file)}\n" for file in files]
+    except OSError as error:
+        raise ModelUnusable(folder, error.strerror or str(error)) from None
+    return hashlib.sha256("".join(sorted(listed)).encode()).hexdigest()
 
 
 def _remembered(memory: Path) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from agentd.config import Config
 # Everything else is read when it is needed, so that a new value counts from the next request or pass on.
 FIXED = frozenset(
     {
-        *("engine", "state.dir", "model.path", "model.context", "model.threads", "model.gpu_layers"),
+        *("engine", "state.dir", "model.path", "model.context", "model.threads", "model.gpu_layers", "model.dtype"),
         *("serve.socket", "serve.admin_socket", "serve.tcp", "serve.slots"),
     }
 )

@@ -1,4 +1,5 @@
-"""Reads the header of an int8 classifier's safetensors file: what it is and what it takes, not the weights.
+"""Reads the header of a safetensors file, and what an int8 classifier's says: what it is and what it takes, not the
+weights.
 
 Standard library only, for the daemon; a file that is cut short, damaged or something else raises ModelUnusable and
 nothing else. The format: eight bytes with the length of a JSON header, the header, the tensors.
@@ -22,7 +23,7 @@ from agentd.learn.int8.architecture import Architecture
 from agentd.learn.int8.errors import InvalidArchitecture
 
 FORMAT = "agentd-int8"
-_MAX_HEADER = 16 << 20  # bytes
+_MAX_HEADER = 100 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,17 @@ def is_safetensors(path: Path) -> bool:
     return len(beginning) == 9 and beginning[8:] == b"{" and struct.unpack("<Q", beginning[:8])[0] <= _MAX_HEADER
 
 
-def read_classifier(path: Path) -> ClassifierHeader:
-    """The header of the int8 classifier `path`. Raises ModelUnusable."""
+@dataclass(frozen=True)
+class Table:
+    """What a safetensors file holds: {name: {"dtype", "shape", "data_offsets"}}, its metadata, and where data begin."""
+
+    tensors: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+    data: int
+
+
+def read_table(path: Path) -> Table:
+    """The header of the safetensors file `path`. Raises ModelUnusable for anything else, or what is cut short."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -81,8 +91,13 @@ def read_classifier(path: Path) -> ClassifierHeader:
         raise ModelUnusable(path, "it is no safetensors file: its header has no table of tensors") from None
     if missing > 0:
         raise ModelUnusable(path, f"it is cut short: {missing} of {size + missing} bytes are missing")
+    return Table(tree, metadata, 8 + length)
+
+
+def read_classifier(path: Path) -> ClassifierHeader:
+    """The header of the int8 classifier `path`. Raises ModelUnusable."""
     try:
-        return parse(metadata)
+        return parse(read_table(path).metadata)
     except ValueError as error:
         raise ModelUnusable(path, str(error)) from None
 

@@ -224,14 +224,8 @@ class AdaptationPass(Attempt):
             self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
 
     def _on_zo_step(self, result: StepResult) -> None:
-        progress = self._progress
-        progress.step, progress.loss = result.step, result.loss
-        progress.dev_loss = result.dev_loss if result.dev_loss is not None else progress.dev_loss
-        row: dict[str, Any] = {"phase": "zo", "step": result.step, "loss": result.loss, "dev_loss": result.dev_loss}
-        row |= {"seconds": progress.seconds, "projected_gradient": result.projected_gradient, "lr": result.lr}
-        if result.applied:
-            row |= {"seed": str(result.applied[0].seed), "epsilon": result.applied[0].epsilon}
-        self._rows.append(row)
+        self._progress.note(result)
+        self._rows.append(zeroth_order.row(result, self._progress.seconds))
 
 
 def neutral_texts() -> list[str]:

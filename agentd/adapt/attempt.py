@@ -59,6 +59,7 @@ class Attempt(ABC):
         self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
         self._progress, self._folder, self._seed = means.progress, means.folder, means.seed
         self._parent = means.engine.revision
+        self._origin = self._parent  # what the candidate is made from
         self._encoded: dict[int, dict[str, Any]] = {}  # what the engine made of the examples, by number
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
 
@@ -98,6 +99,10 @@ class Attempt(ABC):
         no such inputs."""
         return None
 
+    def _adapted(self, data: Dataset) -> set[str]:
+        """The tasks on which the candidate has to be better."""
+        return {member.example.task for member in data.of("train")}
+
     # --- the steps
 
     async def _encode(self, data: Dataset) -> Dataset:
@@ -126,7 +131,7 @@ class Attempt(ABC):
         after = await self._outcomes(holdout, CANDIDATE, len(holdout))
         self._progress.message = "drift from the base"
         drift = await self._drift()
-        adapted = {member.example.task for member in data.of("train")}
+        adapted = self._adapted(data)
         settings = self._config.adapt.gate
         verdict = await asyncio.to_thread(
             lambda: gate.judge(before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed)
@@ -145,7 +150,7 @@ class Attempt(ABC):
         await self._advance("staged", revision=number)
         created = now()
         manifest: dict[str, Any] = {
-            "parent": self._parent,
+            "parent": self._origin,
             "pass": self._progress.id,
             "created_at": created,
             **made,
@@ -156,7 +161,7 @@ class Attempt(ABC):
         summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
         row = Revision(
             id=number,
-            parent=self._parent,
+            parent=self._origin,
             pass_id=self._progress.id,
             created_at=created,
             state="staged",

@@ -12,12 +12,14 @@ from sqlite_utils import Database
 
 from agentd import allocator, cgroup
 from agentd.adapt import dataset as datasets
-from agentd.adapt import transitions
+from agentd.adapt import portable, transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
-from agentd.adapt.attempt import Means, Rejected, describe_failure, prune_folders
+from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dial import Replan
+from agentd.adapt.importing import ImportPass
+from agentd.adapt.in_place import InPlacePass, rule
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
@@ -28,8 +30,8 @@ from agentd.adapt.triggers import Triggers
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict, CrashLoop, PassRefused, RevisionCorrupt
-from agentd.safetensors_header import ClassifierHeader
+from agentd.errors import AgentdError, Conflict, CrashLoop, EngineUnavailable, PassRefused, RevisionCorrupt
+from agentd.models import ModelFile
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
 
@@ -47,16 +49,15 @@ class Adaptation:
         engine: Supervisor,
         activity: Activity,
         files: RevisionFiles,
-        model: Path,
-        classifier: ClassifierHeader | None = None,
+        model: ModelFile,
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
-        self.files, self._model, self._classifier = files, model, classifier
+        self.files, self._file, self._model, self._classifier = files, model, model.path, model.classifier
         self._folders = config.state.dir / "passes"
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
-        kind = ClassifierTrial if classifier else Trial
+        kind = ClassifierTrial if model.classifier else Trial
         self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
         self.probed: dict[str, Any] | None = None  # what the trainer says of this model, once it was asked
@@ -110,7 +111,7 @@ class Adaptation:
 
     # --- what the admin API asks for
 
-    async def start(self, trigger: str, options: dict[str, Any]) -> int:
+    async def start(self, trigger: str, options: dict[str, Any], imported: portable.Adaptation | None = None) -> int:
         """Starts a pass and returns its number. Raises Conflict while one runs."""
         if self._task and not self._task.done():
             assert self._progress is not None
@@ -122,8 +123,17 @@ class Adaptation:
         await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
         self._stop_reason = None
         self._progress = Progress(row.id)
-        self._task = asyncio.create_task(self._run(row.id, options, seed))
+        self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
         return row.id
+
+    async def take_in(self, found: portable.Adaptation, base_sha256: str) -> int:
+        """Starts the pass that takes in what another device learned. Raises Conflict where it does not fit this one."""
+        if not self._learns_in_place:
+            raise Conflict(f"engine {self._config.engine} takes no ledgers in; engine transformers does")
+        if not self._engine.ready:
+            raise EngineUnavailable("the engine is starting")
+        portable.refuse_misfit(found, base_sha256, self._dtype)
+        return await self.start("manual", {"import": found.weights_sha256}, found)
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
@@ -208,14 +218,17 @@ class Adaptation:
 
     # --- one pass
 
-    async def _run(self, number: int, options: dict[str, Any], seed: int) -> None:
+    async def _run(self, number: int, options: dict[str, Any], seed: int, imported: portable.Adaptation | None) -> None:
         progress = self._progress
         assert progress is not None
         async with MemoryWatch(self.pids) as memory:
             guard = asyncio.create_task(self._guard_floor(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:
-                await self._attempt(progress, options, seed, memory)
+                if imported is not None:
+                    await self._attempt_import(progress, imported, seed)
+                else:
+                    await self._attempt(progress, options, seed, memory)
                 outcome, reason = "committed", None
             except Rejected as error:
                 outcome, reason = "rejected", str(error)
@@ -271,9 +284,33 @@ class Adaptation:
             )
         )
         means = await self._means(progress, seed)
-        self._training = Training(self._activity, means.folder / "trainer.log", self._group)
-        attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
+        attempt: Attempt
+        if self._learns_in_place:
+            method, steps = setting.method, setting.zo_steps
+            attempt = InPlacePass(means, method=method, steps=steps, rule=rule(method), dtype=self._dtype)
+        else:
+            self._training = Training(self._activity, means.folder / "trainer.log", self._group)
+            attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
         await self._probation.begin(await attempt.run(data), progress)
+
+    async def _attempt_import(self, progress: Progress, found: portable.Adaptation, seed: int) -> None:
+        gate = self._config.adapt.gate
+        data = await self._store.call(lambda db: datasets.judging(db, gate))
+        progress.state = "planned"
+        await self._store.call(passes.advance, progress.id, "planned")
+        attempt = ImportPass(await self._means(progress, seed), found)
+        await self._probation.begin(await attempt.run(data), progress)
+
+    @property
+    def _learns_in_place(self) -> bool:
+        return self._config.engine == "transformers"
+
+    @property
+    def _dtype(self) -> str:
+        """The type of the weights, from what the engine says that it has loaded."""
+        info = self._engine.info
+        assert info is not None
+        return "bfloat16" if info.size_bytes < 3 * info.n_params else "float32"
 
     async def _means(self, progress: Progress, seed: int) -> Means:
         folder = self.folder(progress.id)
@@ -285,11 +322,13 @@ class Adaptation:
         data = await self._store.call(
             lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
         )
+        if self._learns_in_place:
+            self.probed = {"supported": False, "reason": "engine transformers learns in place, by zeroth-order steps"}
         if self.probed is None:
             self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
         earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
-        known = (self._config, self._model, data)
+        known = (self._config, self._file, data)
         setting = await asyncio.to_thread(plan, *known, options, self.probed, earlier)
 
         async def replan(held: int, ceiling: int | None) -> Setting:

@@ -85,6 +85,14 @@ def select(db: Database, *, limit: int, seed: int, gate: Gate) -> Dataset:
     return dataset
 
 
+def judging(db: Database, gate: Gate) -> Dataset:
+    """The holdout of every task that has enough of it, and nothing to learn from; it may be empty."""
+    known = {task.name: task for task in tasks.all(db)}
+    holdout = {name: examples.holdout(db, name, gate.max_holdout) for name in sorted(known)}
+    enough = [(name, example) for name, held in holdout.items() if len(held) >= gate.min_holdout for example in held]
+    return Dataset([Member(i, example, "holdout", known[name]) for i, (name, example) in enumerate(enough)], {})
+
+
 def is_dev(id: str) -> bool:
     """Whether a training example judges the training; like the split, for life and from other digits of its id."""
     return int(id[8:16], 16) % _DEV_EVERY == 0
@@ -109,7 +117,7 @@ def usable(dataset: Dataset, encoded: Path) -> tuple[Dataset, dict[int, dict[str
             else:
                 tokens[member.number] = tree
                 members.append(member)
-    if not any(member.role == "train" for member in members):
+    if dataset.of("train") and not any(member.role == "train" for member in members):
         raise PassRefused("none of the training examples fits the background context; " + next(iter(left_out.values())))
     return Dataset(members, left_out), tokens
 

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agentd.adapt.dataset import Dataset
 from agentd.budget import history, planner, probe
 from agentd.budget.expectation import ZO_STEPS
 from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.in_place import architecture as shapes
 from agentd.budget.planner import Choice
 from agentd.budget.recipe import recipe
+from agentd.checkpoint_header import CheckpointHeader
 from agentd.config import Config
-from agentd.gguf_header import read_header
+from agentd.models import ModelFile
+from agentd.safetensors_header import ClassifierHeader
 
 _ALPHA = 2.0  # LoRA alpha in units of the rank
 _PATIENCE = 4  # evaluations, of which an epoch has two
@@ -59,7 +61,7 @@ def runtime(probed: Mapping[str, Any]) -> dict[str, int]:
 
 def plan(
     config: Config,
-    model: Path,
+    model: ModelFile,
     data: Dataset,
     options: dict[str, Any],
     probed: dict[str, Any],
@@ -74,7 +76,13 @@ def plan(
     held     bytes that a running pass has taken already and that a plan therefore need not find free
     ceiling  bytes that the plan may need at the most, besides what the configuration allows
     """
-    architecture = Architecture.from_header(read_header(model))
+    in_place = config.engine == "transformers"
+    if isinstance(model.header, ClassifierHeader):
+        raise TypeError("a classifier is planned by adapt/classifier.py")
+    if in_place or isinstance(model.header, CheckpointHeader):
+        architecture = shapes(model.header, config.model.dtype)
+    else:
+        architecture = Architecture.from_header(model.header)
     workload = Workload.estimated(
         [json.dumps(member.example.input, ensure_ascii=False) for member in data.members],
         [member.example.target for member in data.members],
@@ -95,6 +103,7 @@ def plan(
         runtime=runtime(probed),
         calibration=history.calibration(earlier),
         history=history.outcomes(earlier),
+        in_place=in_place,
     )
     steps = options.get("zo_steps", config.adapt.zo_steps)
     if steps == "auto":

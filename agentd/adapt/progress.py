@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentd.budget import probe
+from agentd.learn.spsa import StepResult
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Progress:
         """Enters a phase; the time of the one before is noted."""
         self.close_phase()
         self.phase, self.step, self.steps, self.message = phase, 0, steps, message
+
+    def note(self, result: StepResult) -> None:
+        """A zeroth-order step was taken."""
+        self.step, self.loss = result.step, result.loss
+        self.dev_loss = result.dev_loss if result.dev_loss is not None else self.dev_loss
 
     def close_phase(self) -> None:
         now = self.clock()

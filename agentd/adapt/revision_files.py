@@ -5,6 +5,9 @@ revisions/<n>/adapter.gguf    LoRA, as stock llama.cpp tools load it (only if th
 revisions/<n>/control.gguf    control vector, likewise
 revisions/<n>/ledger          the zeroth-order steps that made the control vector from the parent's
 revisions/<n>/network.safetensors   of a classifier, instead of adapter and control vector: the whole int8 network
+
+Of engine transformers there is a ledger alone: its steps are on the weights themselves, and the manifest says how they
+move them and the sha256 that they lead to.
 """
 
 import contextlib
@@ -102,8 +105,11 @@ class RevisionFiles:
         return found
 
     def weights(self, revision: int) -> tuple[Path | None, Path | None]:
-        """Adapter (or a classifier's network) and control vector of a revision, verified. Raises RevisionCorrupt."""
+        """Adapter (or a classifier's network, or a ledger that is all there is) and control vector of a revision,
+        verified. Raises RevisionCorrupt."""
         files = self.verified(revision)
+        if not any(name in files for name in _WEIGHTS):
+            return files.get(LEDGER), None
         return files.get(ADAPTER, files.get(NETWORK)), files.get(CONTROL)
 
     def size(self, revision: int) -> int:
@@ -118,11 +124,12 @@ class RevisionFiles:
 
     def twin(self, files: Mapping[str, Path], others: Iterable[int]) -> int | None:
         """The one of `others` whose weights are these very files, if there is one."""
-        sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name in _WEIGHTS}
+        names = _WEIGHTS if any(name in files for name in _WEIGHTS) else (LEDGER,)
+        sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name in names}
         for other in others:
             with contextlib.suppress(RevisionCorrupt):
                 known = (self.manifest(other) or {"files": {}})["files"]
-                if {name: facts["sha256"] for name, facts in known.items() if name in _WEIGHTS} == sums:
+                if {name: facts["sha256"] for name, facts in known.items() if name in names} == sums:
                     return other
         return None
 

@@ -1,4 +1,4 @@
-"""Zeroth-order steps on the control vectors of the trunk, with the engine as the loss oracle."""
+"""Zeroth-order steps with the engine as the loss oracle: on the control vectors of the trunk, or on all weights."""
 
 import asyncio
 import math
@@ -50,6 +50,16 @@ class EngineOracle:
         return asyncio.run_coroutine_threadsafe(self._engine.call(op, **arguments), self._loop).result()
 
 
+class PairingOracle(EngineOracle):
+    """The same for an engine that measures both signs with one command."""
+
+    def pair(self, seed: int, epsilon: float, batch: int) -> tuple[float, float]:
+        examples = self.batch(batch)
+        both = self._call("pair", examples=examples, nll_weight=self._weight, seed=seed, epsilon=epsilon)
+        plus, minus = (math.nan if value is None else float(value) for value in both)
+        return plus, minus
+
+
 async def run(
     engine: Supervisor,
     *,
@@ -60,10 +70,17 @@ async def run(
     seed: int,
     weights: str,
     on_step: Callable[[StepResult], None],
+    epsilon: float = EPSILON,
+    in_place: bool = False,
 ) -> Trajectory:
-    """Takes `steps` steps from the staged `weights`, whose adapters the session must be using, and leaves the
-    session at the best point seen on `dev`: exactly the weights plus the replayed trajectory."""
-    oracle = EngineOracle(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
+    """Takes `steps` steps from the staged `weights`, which the session must be using, and leaves the session at the
+    best point seen on `dev`: exactly the weights plus the replayed trajectory.
+
+    in_place  the engine's own weights learn; the session is left where the run ended, because the best point is made
+              again from the ledger anyway
+    """
+    kind = PairingOracle if in_place else EngineOracle
+    oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
     trajectory = Trajectory()
     judged = list(dev)[:_MAX_DEV]
     loop = asyncio.get_running_loop()
@@ -73,7 +90,7 @@ async def run(
         results = minimise(
             oracle,
             steps=steps,
-            epsilon=EPSILON,
+            epsilon=epsilon,
             first_seed=(seed << 20) % (1 << 64),  # a pass takes far fewer than 2^20 seeds; the ledger keeps 64 bits
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=_PATIENCE,
@@ -90,8 +107,19 @@ async def run(
     except asyncio.CancelledError:
         stop = True
         raise
+    if in_place:
+        return trajectory
     # Floating-point addition does not undo itself: the best point is made again from its start.
     await engine.call("use", weights=weights)
     for number, coefficient in fold(trajectory.best_steps):
         await engine.call("update", seed=number, coefficient=coefficient)
     return trajectory
+
+
+def row(result: StepResult, seconds: float) -> dict[str, Any]:
+    """A step as the database keeps it."""
+    found: dict[str, Any] = {"phase": "zo", "step": result.step, "loss": result.loss, "dev_loss": result.dev_loss}
+    found |= {"seconds": seconds, "projected_gradient": result.projected_gradient, "lr": result.lr}
+    if result.applied:
+        found |= {"seed": str(result.applied[0].seed), "epsilon": result.applied[0].epsilon}
+    return found

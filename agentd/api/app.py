@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from agentd.api import admin, backup, budget, classify, completions, feedback, forgetting, meta, openapi
+from agentd.api import admin, backup, budget, classify, completions, feedback, forgetting, meta, moving, openapi
 from agentd.api.requests import on_error
 from agentd.api.services import Services
 from agentd.errors import AgentdError
@@ -37,6 +37,9 @@ ADMIN: list[BaseRoute] = [
     _get("/admin/history", admin.history),
     _get("/admin/revisions", admin.list_revisions),
     _get("/admin/revisions/{id}", admin.show_revision),
+    _get("/admin/revisions/{id}/replay", moving.replay),
+    _get("/admin/revisions/{id}/export", moving.export),
+    _post("/admin/import", moving.take_in),
     _get("/admin/passes", admin.list_passes),
     _get("/admin/passes/{id}", admin.show_pass),
     _get("/admin/progress", admin.progress),

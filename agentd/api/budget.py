@@ -13,7 +13,9 @@ from agentd.api.requests import only
 from agentd.api.services import Services, services
 from agentd.budget import history, planner, probe
 from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.in_place import architecture as shapes
 from agentd.budget.planner import Choice, budget_of, consider, refusal
+from agentd.checkpoint_header import CheckpointHeader
 from agentd.errors import InvalidRequest, NotALanguageModel, PassRefused
 from agentd.processor import multiplies_bf16
 from agentd.safetensors_header import ClassifierHeader
@@ -37,7 +39,11 @@ async def budget(request: Request) -> Response:
     workload, note = await _workload(s)
     rows = [row.as_json() for row in await s.store.call(passes.latest, _PASSES)]
     reading = await asyncio.to_thread(lambda: probe.read(sensors=probe.read_sensors))
-    architecture = Architecture.from_header(s.model.header)
+    in_place = s.config.engine == "transformers"
+    if in_place or isinstance(s.model.header, CheckpointHeader):
+        architecture = shapes(s.model.header, s.config.model.dtype)
+    else:
+        architecture = Architecture.from_header(s.model.header)
     memory = s.config.memory
     factors, outcomes = history.calibration(rows), history.outcomes(rows)
     # The trainer is asked what it can do when the first pass is planned; until then it is taken to know the model.
@@ -55,6 +61,7 @@ async def budget(request: Request) -> Response:
         runtime=runtime(probed),
         calibration=factors,
         history=outcomes,
+        in_place=in_place,
     )
     return JSONResponse(
         {

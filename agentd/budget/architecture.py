@@ -1,13 +1,17 @@
 """A model's shapes, from its file's header or as given: all that the footprint has to know of it."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentd.budget.equations import Transformer
+from agentd.checkpoint_header import CheckpointHeader
 from agentd.gguf_header import Header
 
 F32, F16 = 4, 2  # bytes
+
+_BLOCK = re.compile(r"\.(\d+)\.")  # the number of a block in a tensor's name
 
 _PERMUTED = ("attn_q", "attn_k")  # rows permuted in llama-family files: no LoRA there
 _PERMUTED_IN = ("llama", "mistral")
@@ -77,6 +81,51 @@ class Architecture:
             lora_width=tuple(sum(sum(t.shape) for t in block) for block in matrices),
             embedding_bytes=embedding.size if embedding is not None else 0,
             head_bytes=head.size if head is not None else 0,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, header: CheckpointHeader) -> "Architecture":
+        """From a directory of transformers; bytes are those of float32 until `served` says otherwise."""
+        number = header.number
+        n_layer, n_embd = number("num_hidden_layers", "n_layer") or 1, number("hidden_size", "n_embd") or 1
+        n_head = number("num_attention_heads", "n_head") or 1
+        blocks = [0] * n_layer
+        widths = [0] * n_layer
+        for name, shape in header.shapes.items():
+            place = _BLOCK.search(name)
+            if place is None or int(place[1]) >= n_layer:
+                continue
+            blocks[int(place[1])] += math.prod(shape)
+            widths[int(place[1])] += sum(shape) if len(shape) == 2 else 0
+        outside = {name: shape for name, shape in header.shapes.items() if _BLOCK.search(name) is None}
+        n_vocab = number("vocab_size") or 1
+        tables = sum(math.prod(shape) for shape in outside.values() if len(shape) == 2 and n_vocab in shape)
+        size = n_vocab * n_embd
+        return cls(
+            name=header.architecture,
+            n_layer=n_layer,
+            n_embd=n_embd,
+            n_head=n_head,
+            n_head_kv=number("num_key_value_heads") or n_head,
+            head_dim=number("head_dim") or n_embd // n_head,
+            n_ff=number("intermediate_size", "n_inner", "ffn_dim") or 4 * n_embd,
+            n_vocab=n_vocab,
+            tied=tables <= size,
+            block_bytes=tuple(F32 * n for n in blocks),
+            block_parameters=tuple(blocks),
+            lora_width=tuple(widths),
+            embedding_bytes=F32 * size,
+            head_bytes=0 if tables <= size else F32 * size,
+        )
+
+    def served(self, itemsize: int) -> "Architecture":
+        """The same model with every weight in `itemsize` bytes, as engine transformers serves it."""
+        table = itemsize * self.n_vocab * self.n_embd
+        return replace(
+            self,
+            block_bytes=tuple(itemsize * n for n in self.block_parameters),
+            embedding_bytes=table,
+            head_bytes=0 if self.tied else table,
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from agentd.budget.footprint import Workload
 from agentd.budget.recipe import recipe
 
-ZO_STEPS: Mapping[str, int] = {"mezo": 200, "elasticzo": 10, "suffix-bp": 0, "blockwise-bp": 0}
+ZO_STEPS: Mapping[str, int] = {"mezo": 200, "sparse-mezo": 200, "elasticzo": 10, "suffix-bp": 0, "blockwise-bp": 0}
 HORIZON = 4 * 3600.0  # seconds in which a gain is counted: about what lies between passes
 
 _ZO_BATCH = 16

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agentd.budget import calibration as calibrations
+from agentd.budget import in_place
 from agentd.budget.calibration import Factor
 from agentd.budget.footprint import (
     Architecture,
@@ -18,6 +19,8 @@ from agentd.budget.footprint import (
 )
 
 METHODS = ("mezo", "suffix-bp", "elasticzo", "blockwise-bp")
+IN_PLACE = ("mezo", "sparse-mezo")
+"""Methods of engine transformers, on the weights themselves."""
 BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
@@ -84,13 +87,14 @@ class Plan:
 @dataclass(frozen=True)
 class Dial:
     """Makes plans. `runtime` overrides the fixed costs by process (measured on this machine); `bf16` says that its
-    processor multiplies matrices of bfloat16."""
+    processor multiplies matrices of bfloat16, `in_place` that the engine's own weights learn."""
 
     arch: Architecture
     workload: Workload
     runtime: Mapping[str, int] | None = None
     calibration: Calibration | None = None
     bf16: bool = False
+    in_place: bool = False
 
     def plans(self, bp: bool = True) -> Iterator[Plan]:
         """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, ..., with their blocks in memory together or one
@@ -98,6 +102,9 @@ class Dial:
 
         `bp` False leaves BP out, for models that the trainer cannot build.
         """
+        if self.in_place:
+            yield from (self.plan(method, 0) for method in IN_PLACE)
+            return
         yield self.plan("mezo", 0)
         if not bp:
             return
@@ -118,6 +125,9 @@ class Dial:
         work = replace(self.workload, checkpoint=checkpoint or tapped, bf16=self.bf16)
         constants = self.runtime or {}
         terms = daemon_terms(work)
+        if self.in_place:
+            terms += in_place.engine_terms(self.arch, work, constants.get("engine"))
+            return Plan(method, 0, (*terms, *self._correction(terms, method, 0, False)))
         zeroth_order = method in ("mezo", "elasticzo")
         terms += engine_terms(
             self.arch, work, blocks, tapped=tapped, zeroth_order=zeroth_order, runtime=constants.get("engine")

@@ -6,7 +6,7 @@ from typing import Any
 
 from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
 from agentd.budget.footprint import Architecture, Workload
-from agentd.budget.plan import BLOCKWISE, METHODS, Calibration, Dial, Plan
+from agentd.budget.plan import BLOCKWISE, IN_PLACE, METHODS, Calibration, Dial, Plan
 from agentd.errors import PassRefused
 
 
@@ -84,9 +84,10 @@ def consider(
     history: Sequence[Outcome] = (),
     zo_steps: Mapping[str, int] | None = None,
     horizon: float = HORIZON,
+    in_place: bool = False,
 ) -> tuple[Considered, ...]:
     """Every plan that the wish allows, the best first. Raises PassRefused where the wish cannot be met at all."""
-    dial = Dial(arch, workload, runtime, calibration, bf16)
+    dial = Dial(arch, workload, runtime, calibration, bf16, in_place)
     wished = _wished(dial, method, blocks, bp, no_bp_reason)
     expected = expect(
         workload, wished, n_layer=arch.n_layer, speed=speed, history=history, zo_steps=zo_steps, horizon=horizon
@@ -126,8 +127,9 @@ def budget_of(available: int, reserve: int, limit: int | None = None) -> int:
 
 
 def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
-    if method not in ("auto", *METHODS):
-        raise PassRefused(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+    known = IN_PLACE if dial.in_place else METHODS
+    if method not in ("auto", *known):
+        raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")
     if not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
         raise PassRefused(f"backpropagation was asked for, but {no_bp_reason}; method mezo can be used")
     if blocks == "auto":
@@ -138,9 +140,10 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
     if k == 0:
         if method in ("suffix-bp", BLOCKWISE):
             raise PassRefused(f"{method} with 0 blocks would train nothing; give it blocks, or use mezo")
-        return [dial.plan("mezo", 0)]
-    if method == "mezo":
-        raise PassRefused(f"mezo trains no blocks by backpropagation, and {k} were asked for; use elasticzo")
+        return [dial.plan(method if method in IN_PLACE else "mezo", 0)]
+    if method in IN_PLACE or dial.in_place:
+        instead = "" if dial.in_place else "; use elasticzo"
+        raise PassRefused(f"{method} trains no blocks by backpropagation, and {k} were asked for{instead}")
     names = ("suffix-bp", "elasticzo", BLOCKWISE) if method == "auto" else (method,)
     return [
         dial.plan(name, k, checkpoint)

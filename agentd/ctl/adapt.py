@@ -15,7 +15,8 @@ def adapt(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="auto, mezo, suffix-bp, elasticzo or blockwise-bp; as configured if left out."
+            metavar="NAME",
+            help="auto, mezo, sparse-mezo, suffix-bp, elasticzo or blockwise-bp; as configured if left out.",
         ),
     ] = None,
     blocks: Annotated[

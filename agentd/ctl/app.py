@@ -18,6 +18,7 @@ from agentd.ctl import (
     feedback,
     forgetting,
     inferences,
+    moving,
     passes,
     revisions,
     status,
@@ -47,6 +48,9 @@ app.command()(revisions.revisions)
 app.command()(revisions.show)
 app.command()(revisions.diff)
 app.command()(revisions.rollback)
+app.command()(moving.replay)
+app.command()(moving.export)
+app.command("import")(moving.import_)
 app.command()(passes.passes)
 app.command("pass")(passes.pass_)
 app.command()(adapt.adapt)

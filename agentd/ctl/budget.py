@@ -51,7 +51,9 @@ def budget(
     terms: Annotated[bool, typer.Option("--terms", help="The terms of the plan that a pass would take.")] = False,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="NAME", help="Only this: mezo, suffix-bp, elasticzo, blockwise-bp."),
+        typer.Option(
+            "--method", metavar="NAME", help="Only this: mezo, sparse-mezo, suffix-bp, elasticzo, blockwise-bp."
+        ),
     ] = None,
     blocks: Annotated[
         int | None, typer.Option("--blocks", min=0, metavar="K", help="Only this number of blocks trained by BP.")

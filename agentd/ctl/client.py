@@ -50,6 +50,10 @@ class Daemon:
         """Posts a JSONL body as it is; the daemon checks the lines and stores all of them or none."""
         return self._exchange("POST", path, lines, "application/x-ndjson")
 
+    def send(self, path: str, data: bytes) -> JSON:
+        """Posts bytes as they are."""
+        return self._exchange("POST", path, data, "application/octet-stream")
+
     def download(self, path: str) -> Iterator[bytes]:
         """Yields the parts of an answer that is no JSON. Raises NotReachable if it breaks off before its end."""
         connection = _UnixConnection(self.path, self.timeout)

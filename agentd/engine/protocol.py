@@ -6,7 +6,7 @@ perturbed losses) comes as generators that yield wherever they may be interrupte
 forward pass and makes it give up within one graph node.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -189,6 +189,23 @@ class Background(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class InPlaceBackground(Protocol):
+    """What a session can do besides where the weights themselves learn: loss and update then move all of them, on a
+    copy that serving never sees."""
+
+    def rule(self, distribution: str, sparsity: float | None) -> None:
+        """How updates move the weights from now on (learn.weights.mezo); forgets updates."""
+
+    def pair(
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
+    ) -> Iterator[tuple[float, ...] | None]:
+        """(loss at + epsilon · z(seed), loss at - epsilon · z(seed)). Yields None where interruptible, then it."""
+
+    def digest(self) -> str:
+        """sha256 of the weights as they are now."""
+
+
 class Engine(Protocol):
     info: ModelInfo
 
@@ -222,6 +239,18 @@ class Engine(Protocol):
         """`active` and `waiting` requests, the serving `weights`, names `staged`, and how many are `leaving`."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Replaying(Protocol):
+    """What an engine can do besides when its revisions are ledgers of steps on the weights. Both replay step by step,
+    and yield where serving may cut in."""
+
+    def staging(self, weights: Weights, adapter: Path | None, control: Path | None) -> Generator[None, None, None]:
+        """Stages the revision whose ledger is `adapter`. Raises RevisionCorrupt."""
+
+    def replaying(self, ledger: Path) -> Generator[None, None, str]:
+        """Returns the sha256 of the weights that a ledger's line leads to from the base. Raises RevisionCorrupt."""
 
 
 @runtime_checkable

@@ -18,14 +18,16 @@ from typing import Any
 
 from agentd import allocator, logs
 from agentd.engine import wire
-from agentd.engine.protocol import Classifier, Engine, Generate, Piece
+from agentd.engine.protocol import Classifier, Engine, Generate, Piece, Replaying
 from agentd.engine.session import Session
-from agentd.errors import AgentdError, NotAClassifier
+from agentd.errors import AgentdError, NotAClassifier, NotSupported
 
 logger = logging.getLogger(__name__)
 
 URGENT = {"generate", "classify", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
 SOON = {"ping", "stats"}  # answered between forward passes: who only looks must not hold up the work
+_KEPT = {"stage", "replay"}  # work that is no session's: it goes on when one is abandoned
+_LATER = object()  # the result of a command that became background work
 
 
 class Runner:
@@ -93,7 +95,8 @@ class Runner:
         except Exception as error:
             self._fail(command, error)
         else:
-            self._send({"id": command["id"], "result": result})
+            if result is not _LATER:
+                self._send({"id": command["id"], "result": result})
 
     def _on_generate(self, command: dict[str, Any]) -> None:
         self._engine.submit(Generate.from_json(command["request"]))
@@ -111,9 +114,12 @@ class Runner:
 
     _on_stats = _on_ping
 
-    def _on_stage(self, command: dict[str, Any]) -> None:
-        adapter, control = (Path(path) if path else None for path in (command["adapter"], command["control"]))
-        self._engine.stage(command["weights"], adapter, control)
+    def _on_stage(self, command: dict[str, Any]) -> object:
+        if isinstance(self._engine, Replaying):  # which takes long, so requests come in between
+            self._later.append(command)
+            return _LATER
+        self._engine.stage(command["weights"], *_files(command))
+        return None
 
     def _on_unstage(self, command: dict[str, Any]) -> None:
         self._engine.unstage(command["weights"])
@@ -123,11 +129,14 @@ class Runner:
 
     def _on_abandon(self, command: dict[str, Any]) -> None:
         """Drops the background session with everything that waits for it."""
-        dropped = [self._running[0]] if self._running else []
-        dropped += self._later
-        self._running = None
+        dropped = [command for command in self._later if command["op"] not in _KEPT]
+        kept = [command for command in self._later if command["op"] in _KEPT]
+        if self._running and self._running[0]["op"] not in _KEPT:
+            dropped.insert(0, self._running[0])
+            self._running = None
         self._close_session()
         self._later.clear()
+        self._later.extend(kept)
         for other in dropped:
             self._fail(other, AgentdError("the background session was abandoned"))
 
@@ -158,6 +167,12 @@ class Runner:
             self._fail(command, error)
 
     def _begin(self, command: dict[str, Any]) -> Iterator[Any]:
+        if command["op"] in _KEPT:
+            if not isinstance(self._engine, Replaying):
+                raise NotSupported("this engine replays no ledgers")
+            if command["op"] == "replay":
+                return self._engine.replaying(Path(command["ledger"]))
+            return self._engine.staging(command["weights"], *_files(command))
         if command["op"] == "open":
             self._close_session()
             if isinstance(self._engine, Classifier):
@@ -197,6 +212,11 @@ class Runner:
             os._exit(0)  # the daemon is gone
 
 
+def _files(command: dict[str, Any]) -> tuple[Path | None, Path | None]:
+    adapter, control = (Path(path) if path else None for path in (command["adapter"], command["control"]))
+    return adapter, control
+
+
 def main() -> int:
     """`python -m agentd.engine.runner FD SETTINGS`: talks over the inherited descriptor FD."""
     logs.configure(default="WARNING", prefix="engine: ")
@@ -207,11 +227,25 @@ def main() -> int:
 
 
 def make_engine(settings: dict[str, Any]) -> Engine:
-    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}."""
+    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, and for
+    transformers {"folder", "key", "revisions", "dtype"} besides (engine/transformers/engine.py)."""
     if settings["engine"] == "int8":
         from agentd.engine.int8.engine import Int8Engine
 
         return Int8Engine(Path(settings["path"]), threads=settings["threads"])
+    if settings["engine"] == "transformers":
+        from agentd.engine.transformers.engine import TransformersEngine
+
+        return TransformersEngine(
+            Path(settings["path"]),
+            folder=Path(settings["folder"]),
+            key=settings["key"],
+            revisions=Path(settings["revisions"]),
+            context=settings["context"],
+            slots=settings["slots"],
+            threads=settings["threads"],
+            dtype=settings["dtype"],
+        )
     if settings["engine"] != "llamacpp":
         raise AgentdError(f"there is no engine {settings['engine']!r}")
     from agentd.engine.llamacpp.engine import LlamaCppEngine

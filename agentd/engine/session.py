@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentd.engine.protocol import Background, Encoded, TapIndex
-from agentd.errors import AgentdError, InvalidRequest
+from agentd.engine.protocol import Background, Encoded, InPlaceBackground, TapIndex
+from agentd.errors import AgentdError, InvalidRequest, NotSupported
 
 Steps = Generator[Any, None, Any]
 
@@ -82,6 +82,23 @@ class Session:
         self._background.update(seed, coefficient)
         yield None
 
+    def pair(self, examples: Sequence[int], nll_weight: float, seed: int, epsilon: float) -> Steps:
+        """The losses at both signs of a perturbation, of an engine that learns in place."""
+        chosen, _ = _sorted(self._chosen(examples))
+        both = None
+        for value in self._learning().pair(chosen, nll_weight, seed, epsilon):
+            both = value
+            yield None
+        return both
+
+    def rule(self, distribution: str, sparsity: float | None) -> Steps:
+        self._learning().rule(distribution, sparsity)
+        yield None
+
+    def digest(self) -> Steps:
+        yield None
+        return self._learning().digest()
+
     def write_control(self, path: str) -> Steps:
         self._background.write_control(Path(path))
         yield None
@@ -95,6 +112,11 @@ class Session:
 
     def close(self) -> None:
         self._background.close()
+
+    def _learning(self) -> InPlaceBackground:
+        if not isinstance(self._background, InPlaceBackground):
+            raise NotSupported("this engine does not learn in place")
+        return self._background
 
     def _chosen(self, numbers: Sequence[int]) -> list[Encoded]:
         for number in numbers:

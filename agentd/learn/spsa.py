@@ -25,7 +25,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agentd.learn.ledger import Step
 
@@ -51,14 +51,24 @@ class Oracle(Protocol):
         """theta <- theta + coefficient * z(seed), for good."""
 
 
+@runtime_checkable
+class PairOracle(Oracle, Protocol):
+    """An oracle that has both signs of a perturbation at one go."""
+
+    def pair(self, seed: int, epsilon: float, batch: int) -> tuple[float, float]:
+        """(loss at theta + epsilon z, loss at theta - epsilon z), both on the same batch."""
+
+
 class Diverged(ArithmeticError):
     """The loss stopped being a finite number, step after step."""
 
 
 def spsa_gradient(oracle: Oracle, seed: int, epsilon: float, batch: int) -> tuple[float, float, float]:
     """(projected gradient, loss at +epsilon, loss at -epsilon): two forwards, both on the same batch."""
-    plus = oracle.loss(seed, epsilon, batch)
-    minus = oracle.loss(seed, -epsilon, batch)
+    if isinstance(oracle, PairOracle):
+        plus, minus = oracle.pair(seed, epsilon, batch)
+    else:
+        plus, minus = oracle.loss(seed, epsilon, batch), oracle.loss(seed, -epsilon, batch)
     return (plus - minus) / (2 * epsilon), plus, minus
 
 

@@ -1,6 +1,10 @@
 """Engines to test, requests to send them, and adapters made on the spot."""
 
+import atexit
+import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +12,11 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 
 from agentd.engine.protocol import Engine, Generate, Piece, Sampling
 from agentd.gguf_header import read_header
+from agentd.learn import ledger
 
 # As the engine process has it: threads that spin while they wait take the cores from whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "500")
@@ -39,8 +45,45 @@ def llamacpp(path: Path) -> Engine:
     return LlamaCppEngine(path, context=CONTEXT, slots=SLOTS, threads=2)
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"llamacpp": llamacpp}
+def transformers(path: Path) -> Engine:
+    from agentd.engine.transformers.engine import TransformersEngine
+
+    key = f"{path.stat().st_size:x}-{path.stat().st_mtime_ns:x}"[::-1]
+    return TransformersEngine(path, folder=scratch(), key=key, context=CONTEXT, slots=SLOTS, threads=2)
+
+
+@functools.cache
+def scratch() -> Path:
+    """A directory that lasts as long as the tests run: the same image of a model's weights serves them all."""
+    made = Path(tempfile.mkdtemp(prefix="agentd-weights-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {"llamacpp": llamacpp, "transformers": transformers}
 """Every engine passes the same tests; another one is another line here."""
+
+_OWN: dict[str, set[str]] = {"LlamaCppEngine": {"grammar", "tap", "control"}, "TransformersEngine": set()}
+_WHY = {
+    "grammar": "GBNF grammars are llama.cpp's own; the other engine refuses them, which a test of its own shows",
+    "tap": "hidden states are tapped for the trainer of the llama.cpp engine",
+    "control": "control vectors and GGUF adapters are revisions of the llama.cpp engine",
+}
+
+
+def needs(engine: Engine, capability: str) -> None:
+    """Skips a test of what is one engine's own by nature."""
+    if capability not in _OWN[type(engine).__name__]:
+        pytest.skip(_WHY[capability])
+
+
+def write_revision(engine: Engine, path: Path, model: Path, *, seed: int = 0, size: float = 2.0) -> Path:
+    """The file that this engine stages a revision from: a LoRA, or a ledger of a few steps on all weights."""
+    if type(engine).__name__ == "LlamaCppEngine":
+        return write_lora(path, model, seed=seed, size=size)
+    steps = [ledger.Step(100 * seed + i, 1.0, size * 2e-3, 1e-3) for i in range(3)]
+    ledger.write(path, ledger.Ledger(0, steps))
+    return path
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from engine_samples import CHOICES, ENGINES, REVIEWS, ask, review, write_lora
+from engine_samples import CHOICES, ENGINES, REVIEWS, ask, needs, review, write_lora
 
 from agentd.engine.llamacpp.adapters import read_control_vector
 from agentd.engine.llamacpp.background import MICRO_BATCH
@@ -165,7 +165,10 @@ def test_an_interruption_is_reported_before_the_work_is_repeated(
     background: Background, interruption: Interruption, examples: list[Encoded]
 ) -> None:
     score(background, examples[:1])
-    interruption.asked, interruption.at = 0, {50, 150, 250}
+    interruption.asked = 0
+    score(background, examples[:1])
+    middle = interruption.asked // 2
+    interruption.asked, interruption.at = 0, {middle, 2 * middle, 3 * middle}
     assert [len(some) for some in background.score(examples[:1])] == [0, 0, 0, 1]
 
 
@@ -185,6 +188,7 @@ def test_an_interrupted_tap_is_the_same_to_the_bit(
     tmp_path: Path,
     block: int,
 ) -> None:
+    needs(engine, "tap")
     block %= engine.info.n_layer
     (index, rows), (again, same) = interrupted(interruption, lambda: tap(background, examples, block, tmp_path / "tap"))
     assert again == index
@@ -195,6 +199,7 @@ def test_an_interrupted_tap_is_the_same_to_the_bit(
 def test_the_tap_index_says_where_every_sequence_is(
     engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
 ) -> None:
+    needs(engine, "tap")
     index, rows = tap(background, examples, engine.info.n_layer - 1, tmp_path / "tap")
     assert index.n_embd == engine.info.n_embd
     assert index.prefix_rows > 8  # the chat template and the question are shared
@@ -218,6 +223,7 @@ def test_the_tap_index_says_where_every_sequence_is(
 def test_a_range_of_blocks_is_tapped_as_each_of_them_is(
     engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
 ) -> None:
+    needs(engine, "tap")
     last = engine.info.n_layer
     for blocks in (range(3), range(last - 4, last), range(last)):
         *_, index = background.tap(examples, blocks, tmp_path / "all")
@@ -230,8 +236,9 @@ def test_a_range_of_blocks_is_tapped_as_each_of_them_is(
 
 
 def test_a_tap_computes_nothing_above_its_last_block_and_what_follows_is_whole(
-    background: Background, interruption: Interruption, examples: list[Encoded], tmp_path: Path
+    engine: Engine, background: Background, interruption: Interruption, examples: list[Encoded], tmp_path: Path
 ) -> None:
+    needs(engine, "tap")
     plain = score(background, examples)
     interruption.asked = 0
     tap(background, examples, 28, tmp_path / "tap")
@@ -244,14 +251,16 @@ def test_a_tap_computes_nothing_above_its_last_block_and_what_follows_is_whole(
 def test_there_is_no_tap_outside_the_model(
     engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
 ) -> None:
+    needs(engine, "tap")
     for blocks in (range(0), range(-1, 2), range(3, engine.info.n_layer + 1)):
         with pytest.raises(InvalidRequest):
             list(background.tap(examples, blocks, tmp_path / "tap"))
 
 
 def test_the_input_of_the_first_block_is_the_embedding_of_each_token(
-    background: Background, examples: list[Encoded], tmp_path: Path, model_path: Path
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path, model_path: Path
 ) -> None:
+    needs(engine, "tap")
     index, rows = tap(background, examples, 0, tmp_path / "tap")
     stored = next(tensor for tensor in gguf.GGUFReader(model_path).tensors if tensor.name == "token_embd.weight")
     for places, example in zip(index.sequences, examples, strict=True):
@@ -270,7 +279,10 @@ def test_the_loss_is_the_mean_objective_of_the_scores(background: Background, ex
     assert loss(background, examples) == pytest.approx(sum(expected) / len(expected), rel=1e-6)
 
 
-def test_a_perturbation_leaves_no_trace(background: Background, examples: list[Encoded], tmp_path: Path) -> None:
+def test_a_perturbation_leaves_no_trace(
+    engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    needs(engine, "tap")
     plain, scores = loss(background, examples), score(background, examples)
     moved = loss(background, examples, 9, 0.5)
     assert moved != plain
@@ -285,6 +297,7 @@ def test_a_perturbation_leaves_no_trace(background: Background, examples: list[E
 def test_updates_move_what_is_scored_and_replaying_them_gives_the_same_bits(
     engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path
 ) -> None:
+    needs(engine, "control")
     updates = [(3, 0.25), (4, -0.125), (1 << 40, 0.3)]
     scores = score(background, examples)
     for seed, coefficient in updates:
@@ -320,6 +333,7 @@ def test_updates_move_what_is_scored_and_replaying_them_gives_the_same_bits(
 def test_a_control_vector_never_moved_is_written_as_zeros(
     engine: Engine, background: Background, tmp_path: Path
 ) -> None:
+    needs(engine, "control")
     background.write_control(tmp_path / "zero.gguf")
     assert not read_control_vector(tmp_path / "zero.gguf", engine.info.n_layer, engine.info.n_embd).any()
 
@@ -327,6 +341,7 @@ def test_a_control_vector_never_moved_is_written_as_zeros(
 def test_drift_is_zero_for_the_same_weights_and_grows_with_the_change(
     engine: Engine, background: Background, examples: list[Encoded], tmp_path: Path, model_path: Path
 ) -> None:
+    needs(engine, "control")
     texts = ["The river rises in the hills and flows south to the sea.", "x", "Bread is made from flour and water."]
 
     def drift(candidate: str) -> float:

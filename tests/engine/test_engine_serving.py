@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from engine_samples import CONTEXT, ENGINES, GREEDY, SLOTS, ask, chat, finish, raw
+from engine_samples import CONTEXT, ENGINES, GREEDY, SLOTS, ask, chat, finish, needs, raw
 
 from agentd.engine.protocol import Engine, Sampling
 from agentd.errors import ContextLengthExceeded, InvalidRequest
@@ -155,6 +155,7 @@ def test_penalties_discourage_repetition(engine: Engine, penalty: str) -> None:
 
 
 def test_a_penalty_counts_what_was_said_under_a_grammar_and_not_what_the_grammar_forbade(engine: Engine) -> None:
+    needs(engine, "grammar")
     forbidden = tokens(engine, "Paris")[0]
     bias = (*((tokens(engine, letter)[0], 100.0) for letter in "ab"), (forbidden, 200.0))
     sampling = replace(GREEDY, grammar='root ::= ("a" | "b"){6}', logit_bias=bias)
@@ -165,6 +166,7 @@ def test_a_penalty_counts_what_was_said_under_a_grammar_and_not_what_the_grammar
 
 
 def test_json_mode_and_a_json_schema(engine: Engine) -> None:
+    needs(engine, "grammar")
     schema = {
         "type": "object",
         "properties": {"city": {"enum": ["Paris", "London"]}, "sure": {"type": "boolean"}},
@@ -184,6 +186,7 @@ def test_json_mode_and_a_json_schema(engine: Engine) -> None:
 
 
 def test_a_grammar_is_obeyed(engine: Engine) -> None:
+    needs(engine, "grammar")
     sampling = Sampling(temperature=1.0, seed=3, grammar='root ::= [0-9]{2} "-" [a-c]+ "."')
     answer = ask(engine, chat("grammar", "Hello", sampling, max_tokens=32))[0]
     if answer.last.finish == "stop":
@@ -196,6 +199,7 @@ def test_a_grammar_is_obeyed(engine: Engine) -> None:
 
 @pytest.mark.parametrize("grammar", ["root ::= (", "start ::= [0-9]", "root ::= root [0-9]", "root ::= missing", ""])
 def test_a_bad_grammar_is_refused(engine: Engine, grammar: str) -> None:
+    needs(engine, "grammar")
     with pytest.raises(InvalidRequest, match="grammar"):
         engine.submit(chat("bad", "Hello", replace(GREEDY, grammar=grammar)))
     with pytest.raises(InvalidRequest, match="schema"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from engine_samples import ENGINES, Answer, ask, chat, finish, review, write_control, write_lora
+from engine_samples import ENGINES, Answer, ask, chat, finish, needs, review, write_control, write_lora, write_revision
 
 from agentd.engine.protocol import Engine
 from agentd.errors import RevisionCorrupt
@@ -35,8 +35,8 @@ def engine(loaded: Engine) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def lora(tmp_path: Path, model_path: Path) -> Path:
-    return write_lora(tmp_path / "adapter.gguf", model_path, size=2.0)
+def revision(engine: Engine, tmp_path: Path, model_path: Path) -> Path:
+    return write_revision(engine, tmp_path / "adapter", model_path)
 
 
 @pytest.fixture
@@ -47,10 +47,12 @@ def control(tmp_path: Path, engine: Engine) -> Path:
 
 @pytest.mark.parametrize("kind", ["lora", "control", "both"])
 def test_running_requests_finish_on_the_old_weights_and_new_ones_get_the_new(
-    engine: Engine, lora: Path, control: Path, kind: str
+    engine: Engine, revision: Path, control: Path, kind: str
 ) -> None:
+    if kind != "lora":
+        needs(engine, "control")
     base = ask(engine, chat("base", QUESTION))[0]
-    engine.stage("1", lora if kind != "control" else None, control if kind != "lora" else None)
+    engine.stage("1", revision if kind != "control" else None, control if kind != "lora" else None)
     engine.submit(chat("old", QUESTION))
     answers: dict[str, Answer] = {}
     for _ in range(4):
@@ -67,10 +69,10 @@ def test_running_requests_finish_on_the_old_weights_and_new_ones_get_the_new(
     assert again.text == answers["new"].text  # alone as beside a request on other weights
 
 
-def test_after_a_rollback_answers_are_the_old_ones_token_for_token(engine: Engine, lora: Path) -> None:
+def test_after_a_rollback_answers_are_the_old_ones_token_for_token(engine: Engine, revision: Path) -> None:
     requests = [chat(f"r{i}", QUESTION + extra, logprobs=0) for i, extra in enumerate(["", " Be brief.", " Rhyme."])]
     before = [answer.logprobs for answer in ask(engine, *requests)]
-    engine.stage("1", lora, None)
+    engine.stage("1", revision, None)
     engine.swap("1")
     changed = [answer.logprobs for answer in ask(engine, *requests)]  # warms the prompt caches of the new weights
     assert all(new != old for new, old in zip(changed, before, strict=True))
@@ -132,12 +134,13 @@ DAMAGE: dict[str, Damage] = {
 
 @pytest.mark.parametrize("damage", sorted(DAMAGE))
 def test_a_damaged_revision_is_refused_and_serving_goes_on(
-    engine: Engine, lora: Path, model_path: Path, damage: str
+    engine: Engine, revision: Path, model_path: Path, damage: str
 ) -> None:
-    engine.stage("1", lora, None)
+    needs(engine, "control")
+    engine.stage("1", revision, None)
     engine.swap("1")
     before = ask(engine, chat("before", QUESTION, max_tokens=4))[0].text
-    adapter, control = DAMAGE[damage](lora, model_path, engine)
+    adapter, control = DAMAGE[damage](revision, model_path, engine)
     with pytest.raises(RevisionCorrupt, match=r"revision 2 cannot be used: ."):
         engine.stage("2", adapter, control)
     assert engine.stats()["staged"] == ["0", "1"]
@@ -146,8 +149,10 @@ def test_a_damaged_revision_is_refused_and_serving_goes_on(
     assert ask(engine, chat("after", QUESTION, max_tokens=4))[0].text == before
 
 
-def test_what_still_answers_is_not_freed_before_it_has_answered(engine: Engine, lora: Path, model_path: Path) -> None:
-    engine.stage("1", lora, None)
+def test_what_still_answers_is_not_freed_before_it_has_answered(
+    engine: Engine, revision: Path, model_path: Path
+) -> None:
+    engine.stage("1", revision, None)
     engine.swap("1")
     expected = ask(engine, chat("expected", QUESTION))[0].text
     engine.submit(chat("running", QUESTION))
@@ -156,15 +161,15 @@ def test_what_still_answers_is_not_freed_before_it_has_answered(engine: Engine, 
     engine.unstage("1")
     stats = engine.stats()
     assert (stats["staged"], stats["leaving"]) == (["0"], 1)
-    engine.stage("1", write_lora(lora.with_name("other.gguf"), model_path, seed=5, size=2.0), None)  # the same name
+    engine.stage("1", write_revision(engine, revision.with_name("other"), model_path, seed=5), None)  # the same name
     assert finish(engine, begun)["running"].text == expected
     assert engine.stats()["leaving"] == 0
     engine.swap("1")
     assert ask(engine, chat("other", QUESTION))[0].text != expected
 
 
-def test_what_background_work_uses_is_not_freed_under_it(engine: Engine, lora: Path) -> None:
-    engine.stage("candidate", lora, None)
+def test_what_background_work_uses_is_not_freed_under_it(engine: Engine, revision: Path) -> None:
+    engine.stage("candidate", revision, None)
     background = engine.background(lambda: False)
     try:
         examples = [background.encode(review("Gorgeous."), ["positive", "negative"], "positive")]
@@ -182,8 +187,8 @@ def test_what_background_work_uses_is_not_freed_under_it(engine: Engine, lora: P
         background.close()
 
 
-def test_what_serves_and_the_base_cannot_be_unstaged(engine: Engine, lora: Path) -> None:
-    engine.stage("1", lora, None)
+def test_what_serves_and_the_base_cannot_be_unstaged(engine: Engine, revision: Path) -> None:
+    engine.stage("1", revision, None)
     engine.swap("1")
     expected = ask(engine, chat("a", QUESTION, max_tokens=4))[0].text
     for weights in ("0", "1", "unknown"):
@@ -193,6 +198,7 @@ def test_what_serves_and_the_base_cannot_be_unstaged(engine: Engine, lora: Path)
 
 
 def test_unstaging_gives_the_memory_back(engine: Engine, tmp_path: Path, model_path: Path) -> None:
+    needs(engine, "control")
     big = write_lora(tmp_path / "big.gguf", model_path, rank=512)
     process = psutil.Process()
     sizes = []
@@ -206,10 +212,10 @@ def test_unstaging_gives_the_memory_back(engine: Engine, tmp_path: Path, model_p
     assert sizes[-1] - sizes[3] < 4 * big.stat().st_size  # twelve were loaded in between
 
 
-def test_a_copy_of_an_adapter_gives_the_same_answers(engine: Engine, lora: Path) -> None:
-    copy = Path(shutil.copy(lora, lora.with_name("copy.gguf")))
+def test_a_copy_of_an_adapter_gives_the_same_answers(engine: Engine, revision: Path) -> None:
+    copy = Path(shutil.copy(revision, revision.with_name("copy")))
     texts = []
-    for weights, path in (("1", lora), ("2", copy)):
+    for weights, path in (("1", revision), ("2", copy)):
         engine.stage(weights, path, None)
         engine.swap(weights)
         texts.append(ask(engine, chat(weights, QUESTION))[0].text)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from agentd.engine.llamacpp.text import Detokenizer
+from agentd.engine.text import Detokenizer
 
 TEXT = "naïve 😀🎉 café\n\nUser: 漢字 END of text, the END. STOPSTOP"
 

@@ -1,6 +1,5 @@
-"""What makes a revision: LoRA adapters and control vectors, their GGUF files, and who still needs which."""
+"""What makes a revision: LoRA adapters and control vectors, and their GGUF files."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,11 @@ from typing import Any
 import gguf
 import llama_cpp as lc
 import numpy as np
-import numpy.typing as npt
 
 from agentd.engine.llamacpp.library import last_words
-from agentd.engine.protocol import BASE, Weights
+from agentd.engine.probabilities import Floats
+from agentd.engine.protocol import Weights
 from agentd.errors import RevisionCorrupt
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,48 +22,10 @@ class Adapters:
     control: Floats | None = None
 
 
-class Staged:
-    """Adapters by name. What was replaced or removed is freed as soon as nobody computes with it any more."""
-
-    def __init__(self, in_use: Callable[[Adapters], bool]) -> None:
-        self._in_use = in_use
-        self._by_name: dict[Weights, Adapters] = {BASE: Adapters()}
-        self._leaving: list[Adapters] = []
-
-    def __getitem__(self, weights: Weights) -> Adapters:
-        """Raises RevisionCorrupt."""
-        try:
-            return self._by_name[weights]
-        except KeyError:
-            raise RevisionCorrupt(weights, "it is not staged") from None
-
-    def put(self, weights: Weights, adapters: Adapters) -> None:
-        self.remove(weights)
-        self._by_name[weights] = adapters
-
-    def remove(self, weights: Weights) -> None:
-        if weights in self._by_name:
-            self._leaving.append(self._by_name.pop(weights))
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Frees what is not needed any more."""
-        if not self._leaving:
-            return
-        kept = [adapters for adapters in self._leaving if self._in_use(adapters)]
-        for adapters in self._leaving:
-            if adapters.lora and adapters not in kept:
-                lc.llama_adapter_lora_free(adapters.lora)
-        self._leaving = kept
-
-    @property
-    def names(self) -> list[Weights]:
-        return list(self._by_name)
-
-    @property
-    def leaving(self) -> int:
-        """How many were removed and are still computed with."""
-        return len(self._leaving)
+def free(adapters: Adapters) -> None:
+    """Gives the memory of adapters back that nobody computes with."""
+    if adapters.lora:
+        lc.llama_adapter_lora_free(adapters.lora)
 
 
 def load(model: Any, weights: Weights, adapter: Path | None, control: Path | None) -> Adapters:

@@ -8,12 +8,14 @@ import numpy as np
 
 from agentd import allocator
 from agentd.engine.encode import encode, n_distinct
-from agentd.engine.llamacpp.adapters import Adapters, Floats, Staged, write_control_vector
+from agentd.engine.llamacpp.adapters import Adapters, write_control_vector
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
-from agentd.engine.llamacpp.forward import Forward, kl_divergence
+from agentd.engine.llamacpp.forward import Forward
 from agentd.engine.llamacpp.tap import Tap
 from agentd.engine.llamacpp.vocabulary import Vocabulary
+from agentd.engine.probabilities import Floats, kl_divergence
 from agentd.engine.protocol import BASE, Encoded, Scores, TapIndex, Weights
+from agentd.engine.staged import Staged
 from agentd.errors import InvalidRequest
 from agentd.learn.objectives import objective
 from agentd.learn.rng import rademacher
@@ -29,7 +31,7 @@ class Background:
         self,
         model: Any,
         vocabulary: Vocabulary,
-        staged: Staged,
+        staged: Staged[Adapters],
         *,
         n_ctx: int,
         threads: int,

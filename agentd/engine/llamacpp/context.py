@@ -9,8 +9,9 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.llamacpp.adapters import Adapters, Floats
+from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.library import last_words
+from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Interrupted
 from agentd.errors import EngineUnavailable
 
@@ -46,6 +47,7 @@ class Context:
         self._batch = lc.llama_batch_init(width, 0, n_seq)
         self._callbacks: list[Any] = [on_tensor]  # ctypes keeps no reference to what C calls
         self.width, self.n_seq = width, n_seq
+        self.reuses = True  # a prefix of a sequence may be kept
         self.n_ctx = int(lc.llama_n_ctx(self._context))
         self.n_layer, self.n_embd = int(lc.llama_model_n_layer(model)), int(lc.llama_model_n_embd(model))
         self.n_vocab = int(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)))

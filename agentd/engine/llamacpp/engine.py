@@ -7,13 +7,15 @@ from typing import Any
 
 import llama_cpp as lc
 
-from agentd.engine.llamacpp.adapters import Adapters, Staged, load
+from agentd.engine.llamacpp.adapters import Adapters, free, load
 from agentd.engine.llamacpp.background import Background
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.library import load_model, metadata
-from agentd.engine.llamacpp.serving import CHUNK, Serving
+from agentd.engine.llamacpp.sampling import Sampler
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.protocol import BASE, Generate, ModelInfo, Piece, Weights
+from agentd.engine.serving import CHUNK, Serving
+from agentd.engine.staged import Staged
 
 _BACKGROUND_CONTEXT = 2048  # tokens: the shared prefix and one micro-batch, whatever the serving context is
 
@@ -35,8 +37,8 @@ class LlamaCppEngine:
         )
         per_slot = min(per_slot, self._context.n_ctx // slots)
         self.released_bytes = release_zero_pages(mappings)
-        self._staged = Staged(self._in_use)
-        self._serving = Serving(self._context, self.vocabulary, per_slot, self._staged)
+        self._staged = Staged(Adapters(), self._in_use, free)
+        self._serving = Serving(self._context, self.vocabulary, per_slot, self._staged, self._sampler)
         self._backgrounds: list[Background] = []
         self.info = ModelInfo(
             name=metadata(self._model, "general.name") or path.stem,
@@ -100,6 +102,9 @@ class LlamaCppEngine:
         self._serving.close()
         self._context.close()
         lc.llama_model_free(self._model)  # and with it what is staged
+
+    def _sampler(self, request: Generate) -> Sampler:
+        return Sampler(self._context.pointer, self.vocabulary.pointer, self.vocabulary.size, request)
 
     def _closed(self, background: Background) -> None:
         self._backgrounds.remove(background)

@@ -4,12 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
-from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.llamacpp.context import Context
-from agentd.engine.llamacpp.sampling import log_probabilities
+from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Encoded, Interrupted, Scores, Term
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
@@ -187,10 +184,3 @@ def _find(batch: MicroBatch, row: int, logits: Floats) -> None:
     found = log_probabilities(logits)
     for token in batch.scored[row]:
         batch.found[row, token] = float(found[token])
-
-
-def kl_divergence(reference: Floats, candidate: Floats) -> float:
-    """KL(reference ‖ candidate) in nats from two vectors of log-probabilities."""
-    with np.errstate(invalid="ignore"):  # what is not finite shows in the result
-        p = np.exp(reference, dtype=np.float64)
-        return float(np.sum(p * (reference.astype(np.float64) - candidate)))

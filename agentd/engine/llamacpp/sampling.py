@@ -10,8 +10,8 @@ import llama_cpp as lc
 import numpy as np
 from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
 
-from agentd.engine.llamacpp.adapters import Floats
-from agentd.engine.protocol import Sampling
+from agentd.engine.probabilities import Floats
+from agentd.engine.protocol import Generate, Sampling
 from agentd.errors import AgentdError, InvalidRequest
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -31,11 +31,15 @@ def _gbnf(character: str) -> str:
 
 
 class Sampler:
-    """The sampler chain of one request. `close` frees it."""
+    """The sampler chain of one request on a context. `close` frees it."""
 
-    def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, grammar: str | None = None) -> None:
-        self._n_vocab = n_vocab
-        grammar = grammar or sampling.grammar
+    def __init__(self, context: Any, vocab: Any, n_vocab: int, request: Generate) -> None:
+        self._context, self._n_vocab = context, n_vocab
+        sampling = request.sampling
+        grammar = JSON_GRAMMAR if sampling.grammar == "json" else sampling.grammar
+        if request.choices:
+            raw = str(request.input.get("prompt", " "))
+            grammar = choices_grammar(request.choices, space=not raw[-1:].isspace())
         if sampling.json_schema is not None:
             try:
                 grammar = json_schema_to_gbnf(sampling.json_schema)
@@ -72,10 +76,10 @@ class Sampler:
             lc.llama_sampler_init_dist(seed),
         ]
 
-    def sample(self, context: Any, row: int, logits: Floats) -> int:
+    def sample(self, row: int, logits: Floats) -> int:
         """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
         if self._grammar is None:
-            return int(lc.llama_sampler_sample(self._chain, context, row))
+            return int(lc.llama_sampler_sample(self._chain, self._context, row))
         # The grammar is slow over a whole vocabulary; mostly the free choice is allowed already.
         token = self._choose(logits, constrained=False)
         if not self._allowed(token):
@@ -124,10 +128,3 @@ def _silent() -> Iterator[None]:
 def _view(candidates: "np.ndarray[Any, np.dtype[Any]]") -> Any:
     data = candidates.ctypes.data_as(lc.llama_token_data_p)
     return lc.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
-
-
-def log_probabilities(logits: Floats) -> Floats:
-    """log softmax (n_vocab,)."""
-    with np.errstate(invalid="ignore"):  # what is not finite shows in the result
-        shifted = logits - logits.max()
-        return np.asarray(shifted - np.log(np.exp(shifted, dtype=np.float64).sum()), dtype=np.float32)

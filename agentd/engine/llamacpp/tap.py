@@ -5,8 +5,8 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.llamacpp.adapters import Floats
 from agentd.engine.llamacpp.library import ggml
+from agentd.engine.probabilities import Floats
 from agentd.errors import EngineUnavailable
 
 # Block 0's input is the embedding, which architectures name and scale in their own ways; the last of these counts.

@@ -1,23 +1,24 @@
 """Answering requests: slots, prompt reuse, and which tokens are computed together.
 
 The same request must give the same answer whoever else is being served: that is what lets an owner verify a rollback.
-llama.cpp's rounding depends on how many tokens of a sequence are computed at once, and 8-bit activations amplify it
-to half a logit. So every slot has a KV stream of its own, prompts are cut at fixed boundaries, and requests whose
-caller could tell (greedy or seeded) are decoded by themselves; the others share batches.
+Rounding depends on how many tokens of a sequence are computed at once, and llama.cpp's 8-bit activations amplify it to
+half a logit. So every slot has a KV cache of its own, prompts are cut at fixed boundaries, and requests whose caller
+could tell (greedy or seeded) are decoded by themselves; the others may share batches.
+
+How tokens are computed and sampled is the engine's matter.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from agentd.engine.llamacpp.adapters import Adapters, Floats, Staged
-from agentd.engine.llamacpp.context import Context
-from agentd.engine.llamacpp.sampling import JSON_GRAMMAR, Sampler, choices_grammar, log_probabilities
-from agentd.engine.llamacpp.text import Detokenizer
-from agentd.engine.llamacpp.vocabulary import Vocabulary
+from agentd.engine.probabilities import Floats, log_probabilities
+from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Generate, Piece, Weights
+from agentd.engine.staged import Staged, W
+from agentd.engine.text import Detokenizer
 from agentd.engine.wire import describe
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
@@ -39,15 +40,53 @@ def reusable(n: int) -> int:
     return max((b for b in _BOUNDARIES if b <= n), default=0)
 
 
+W_contra = TypeVar("W_contra", contravariant=True)
+
+
+class Decoder(Protocol[W_contra]):
+    """What computes: `n_seq` sequences, each with a KV cache of its own."""
+
+    @property
+    def n_seq(self) -> int: ...
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a cache can be cut back to a prefix."""
+
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> None:
+        """Computes a token in every row, for the sequences named there; `wanted` are the rows whose logits are
+        needed."""
+
+    def logits(self, row: int) -> Floats:
+        """The logits (n_vocab,) of a wanted row of the last batch."""
+
+    def use(self, staged: W_contra) -> None:
+        """Computes with these weights from the next decode on."""
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Drops what the cache holds of a sequence, from position `start` on."""
+
+
+class Sampler(Protocol):
+    """Chooses the tokens of one request; `close` frees what it holds."""
+
+    def sample(self, row: int, logits: Floats) -> int:
+        """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
+
+    def close(self) -> None: ...
+
+
 @dataclass
-class Job:
+class Job(Generic[W]):
     """A request on its way; `number` counts requests."""
 
     number: int
     request: Generate
     prompt: list[int]
     weights: Weights
-    adapters: Adapters
+    adapters: W
     sampler: Sampler
     text: Detokenizer
     reused: int = 0
@@ -55,26 +94,37 @@ class Job:
 
 
 @dataclass
-class Slot:
+class Slot(Generic[W]):
     """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`."""
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
-    adapters: Adapters | None = None
-    job: Job | None = None
+    adapters: W | None = None
+    job: Job[W] | None = None
 
 
-class Serving:
-    def __init__(self, context: Context, vocabulary: Vocabulary, per_slot: int, staged: Staged) -> None:
+class Serving(Generic[W]):
+    """`per_slot` is the tokens one request may use, `samplers` makes the sampler of a request or raises
+    InvalidRequest."""
+
+    def __init__(
+        self,
+        context: Decoder[W],
+        vocabulary: Prompts,
+        per_slot: int,
+        staged: Staged[W],
+        samplers: Callable[[Generate], Sampler],
+    ) -> None:
         self._context, self._vocabulary, self._limit, self._staged = context, vocabulary, per_slot, staged
-        self._slots = [Slot(i) for i in range(context.n_seq)]
-        self._waiting: deque[Job] = deque()
+        self._samplers = samplers
+        self._slots: list[Slot[W]] = [Slot(i) for i in range(context.n_seq)]
+        self._waiting: deque[Job[W]] = deque()
         self._submitted = 0
         self.weights: Weights = BASE
 
     # --- adapters
 
-    def uses(self, adapters: Adapters) -> bool:
+    def uses(self, adapters: W) -> bool:
         """Whether a request is to be answered with these."""
         return any(job.adapters is adapters for job in self._jobs())
 
@@ -109,14 +159,7 @@ class Serving:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if len(prompt) >= self._limit:
             raise ContextLengthExceeded(len(prompt), self._limit)
-        sampling = request.sampling
-        grammar = sampling.grammar
-        if request.choices:
-            raw = str(request.input.get("prompt", " "))
-            grammar = choices_grammar(request.choices, space=not raw[-1:].isspace())
-        if grammar == "json":
-            grammar = JSON_GRAMMAR
-        sampler = Sampler(self._vocabulary.pointer, self._vocabulary.size, sampling, grammar)
+        sampler = self._samplers(request)
         self._submitted += 1
         adapters, text = self._staged[self.weights], Detokenizer(request.stop)
         self._waiting.append(Job(self._submitted, request, prompt, self.weights, adapters, sampler, text))
@@ -137,7 +180,7 @@ class Serving:
         prompting = [slot for slot in self._slots if slot.job and len(slot.tokens) < len(slot.job.prompt)]
         if prompting:
             pieces += self._guard(self._prompt, [min(prompting, key=lambda slot: slot.job.number if slot.job else 0)])
-        together: dict[int, list[Slot]] = {}
+        together: dict[int, list[Slot[W]]] = {}
         for slot in self._slots:
             if slot.job is None or not slot.job.generated:
                 continue
@@ -149,7 +192,7 @@ class Serving:
             pieces += self._guard(self._generate, slots)
         return pieces
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[Job[W]]:
         return [*self._waiting, *(slot.job for slot in self._slots if slot.job)]
 
     def _admit(self) -> None:
@@ -161,8 +204,8 @@ class Serving:
             self._context.forget(slot.sequence, job.reused)
             slot.tokens, slot.adapters, slot.job = slot.tokens[: job.reused], job.adapters, job
 
-    def _overlap(self, slot: Slot, job: Job) -> int:
-        if slot.adapters is not job.adapters:
+    def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
+        if slot.adapters is not job.adapters or not self._context.reuses:
             return 0
         limit = min(len(slot.tokens), len(job.prompt) - 1)
         n = 0
@@ -170,7 +213,7 @@ class Serving:
             n += 1
         return reusable(n)
 
-    def _guard(self, compute: Callable[[list[Slot]], list[Piece]], slots: list[Slot]) -> list[Piece]:
+    def _guard(self, compute: Callable[[list[Slot[W]]], list[Piece]], slots: list[Slot[W]]) -> list[Piece]:
         """A request that cannot be computed ends with an error; the others go on."""
         try:
             return compute(slots)
@@ -184,7 +227,7 @@ class Serving:
                     self._release(slot)
             return pieces
 
-    def _prompt(self, slots: list[Slot]) -> list[Piece]:
+    def _prompt(self, slots: list[Slot[W]]) -> list[Piece]:
         (slot,) = slots
         job = slot.job
         assert job is not None
@@ -199,7 +242,7 @@ class Serving:
         slot.tokens = slot.tokens + chunk
         return [self._sample(slot, len(chunk) - 1)] if complete else []
 
-    def _generate(self, slots: list[Slot]) -> list[Piece]:
+    def _generate(self, slots: list[Slot[W]]) -> list[Piece]:
         jobs = [slot.job for slot in slots if slot.job]
         self._context.use(jobs[0].adapters)
         tokens = [job.generated[-1] for job in jobs]
@@ -210,11 +253,11 @@ class Serving:
             slot.tokens.append(token)
         return [self._sample(slot, row) for row, slot in enumerate(slots)]
 
-    def _sample(self, slot: Slot, row: int) -> Piece:
+    def _sample(self, slot: Slot[W], row: int) -> Piece:
         job = slot.job
         assert job is not None
         logits = self._context.logits(row)
-        token = job.sampler.sample(self._context.pointer, row, logits)
+        token = job.sampler.sample(row, logits)
         job.generated.append(token)
         finish, text = None, ""
         logprobs = []
@@ -251,7 +294,7 @@ class Serving:
         data = self._vocabulary.piece(token, special=True)
         return {"token": data.decode("utf-8", "replace"), "logprob": float(values[token]), "bytes": list(data)}
 
-    def _release(self, slot: Slot) -> None:
+    def _release(self, slot: Slot[W]) -> None:
         if slot.job is not None:
             slot.job.sampler.close()
         slot.job = None

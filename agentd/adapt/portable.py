@@ -1,0 +1,137 @@
+"""An adaptation as a file of kilobytes: every step of a revision's line, and what is needed to know that they fit.
+
+A tar with two members. `adaptation.json` says on which base (sha256) and in which type the steps were taken, how they
+move the weights, and the sha256 of the weights that they lead to; `ledger` holds all steps from the base to the
+revision, in order (learn/ledger.py). Whoever has the same base gets the same weights, bit for bit.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agentd.adapt.revision_files import LEDGER, RevisionFiles
+from agentd.errors import Conflict, InvalidRequest
+from agentd.learn import ledger
+from agentd.learn.ledger import Ledger, Step
+
+FORMAT, VERSION = "agentd-adaptation", 1
+_DESCRIPTION = "adaptation.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """`update` is how the steps move the weights, as a manifest has it; `origin` the revision's number where it was
+    made, for the reader alone."""
+
+    base_sha256: str
+    dtype: str
+    update: dict[str, Any]
+    weights_sha256: str
+    method: str
+    origin: int
+    steps: list[Step]
+
+    def encode(self) -> bytes:
+        """The file. Equal adaptations give equal bytes."""
+        described = {name: value for name, value in asdict(self).items() if name != "steps"}
+        described |= {"format": FORMAT, "version": VERSION}
+        text = json.dumps(described, indent=2, sort_keys=True).encode() + b"\n"
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, data in ((_DESCRIPTION, text), (LEDGER, ledger.encode(Ledger(0, self.steps)))):
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(data), 0o600
+                archive.addfile(member, io.BytesIO(data))
+        return out.getvalue()
+
+
+def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adaptation:
+    """The adaptation that leads from the base to the newest of `line`, which goes from there to the base.
+
+    Raises RevisionCorrupt, Conflict where its revisions are not all ledgers of one kind.
+    """
+    steps: list[Step] = []
+    last: dict[str, Any] = {}
+    for revision in reversed([number for number in line if number]):
+        found = files.verified(revision)
+        manifest = files.manifest(revision) or {}
+        if set(found) != {LEDGER} or not manifest.get("weights_sha256"):
+            raise Conflict(f"revision {revision} is no ledger of steps on the weights; --format says what it can be")
+        rule = manifest["update"]
+        if last and (rule != last["update"] or rule.get("sparsity")):
+            raise Conflict(
+                f"the line of revision {line[0]} has runs of different kinds, or several sparse ones, which do not "
+                f"make one ledger; export its weights (--format safetensors)"
+            )
+        steps += ledger.read(found[LEDGER]).steps
+        last = manifest
+    if not last:
+        raise Conflict("revision 0 is the base model: there is nothing to export")
+    return Adaptation(
+        base_sha256, last["dtype"], last["update"], last["weights_sha256"], str(last["method"]), line[0], steps
+    )
+
+
+def read(data: bytes) -> Adaptation:
+    """Raises InvalidRequest saying what is wrong with the file."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            described = json.loads(_member(archive, _DESCRIPTION))
+            steps = ledger.decode(_member(archive, LEDGER))
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            raise ValueError(f"its {_DESCRIPTION} is not one of {FORMAT}")
+        if described.get("version") != VERSION:
+            raise ValueError(f"it has version {described.get('version')}; this agentd reads version {VERSION}")
+        return _checked(described, steps)
+    except (tarfile.TarError, EOFError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"this is no exported adaptation: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise InvalidRequest(f"this adaptation cannot be used: {error}") from None
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    try:
+        file = archive.extractfile(name)
+    except KeyError:
+        file = None
+    if file is None:
+        raise ValueError(f"it has no {name}")
+    return file.read()
+
+
+def _checked(described: dict[str, Any], steps: Ledger) -> Adaptation:
+    texts = {}
+    for name in ("base_sha256", "weights_sha256", "dtype", "method"):
+        value = described.get(name)
+        if not isinstance(value, str) or (name.endswith("sha256") and not _SHA256.fullmatch(value)):
+            raise ValueError(f"its {_DESCRIPTION} has no usable {name}")
+        texts[name] = value
+    update, origin = described.get("update"), described.get("origin")
+    if not isinstance(update, dict) or set(update) != {"distribution", "sparsity"} or type(origin) is not int:
+        raise ValueError(f"its {_DESCRIPTION} has no usable update or origin")
+    if update["distribution"] not in ("rademacher", "gaussian"):
+        raise ValueError(f"its update has the distribution {update['distribution']!r}")
+    sparsity = update["sparsity"]
+    if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
+        raise ValueError(f"its update has the sparsity {sparsity!r}")
+    if steps.parent != 0 or not steps.steps:
+        raise ValueError("its ledger does not begin at the base, or is empty")
+    return Adaptation(**texts, update=update, origin=origin, steps=steps.steps)
+
+
+def refuse_misfit(adaptation: Adaptation, base_sha256: str, dtype: str) -> None:
+    """Raises Conflict where the adaptation was learned on other weights than those that are served."""
+    if adaptation.base_sha256 != base_sha256:
+        raise Conflict(
+            f"it was learned on the base with sha256 {adaptation.base_sha256}, and this device serves "
+            f"{base_sha256}: its steps mean nothing there"
+        )
+    if adaptation.dtype != dtype:
+        raise Conflict(
+            f"it was learned in {adaptation.dtype}, and this device serves {dtype}; set model.dtype: {adaptation.dtype}"
+        )

@@ -1,0 +1,134 @@
+"""Revisions out of and into the daemon: prove one by replaying it, export it, take one in from another device."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from agentd.adapt import portable
+from agentd.adapt.revision_files import ADAPTER, LEDGER, NETWORK
+from agentd.api.requests import identifier, only, read
+from agentd.api.services import Services, services
+from agentd.engine.supervisor import EXPORTED
+from agentd.errors import Conflict, InvalidRequest
+from agentd.learn import ledger
+from agentd.store import events, revisions
+
+FORMATS = ("ledger", "safetensors", "gguf-lora")
+_CHUNK = 1 << 20
+
+
+async def replay(request: Request) -> Response:
+    """Query `verify`: `true` replays every step from the base on and compares the sha256 of the weights."""
+    s = services(request)
+    only(request, "verify")
+    number = identifier(request, "revision")
+    files, manifest = await _ledger_of(s, number)
+    line = await s.store.call(revisions.lineage, number)
+    steps = 0
+    for each in line[:-1]:
+        found = await asyncio.to_thread(s.adaptation.files.verified, each)
+        steps += len((await asyncio.to_thread(ledger.read, found[LEDGER])).steps) if LEDGER in found else 0
+    answer: dict[str, Any] = {
+        "revision": number,
+        "lineage": line,
+        "steps": steps,
+        "ledger_bytes": files[LEDGER].stat().st_size,
+        "weights_sha256": manifest["weights_sha256"],
+    }
+    wanted = request.query_params.get("verify", "false")
+    if wanted not in ("true", "false"):
+        raise InvalidRequest(f"verify is true or false, not {wanted!r}", param="verify")
+    if wanted == "true":
+        begin = time.monotonic()
+        replayed = await s.supervisor.call("replay", ledger=str(files[LEDGER]))
+        same = replayed == manifest["weights_sha256"]
+        answer |= {"replayed_sha256": replayed, "verified": same, "seconds": round(time.monotonic() - begin, 2)}
+        await s.store.call(events.add, "replayed", f"{'the same' if same else 'OTHER'} weights", revision=number)
+    return JSONResponse(answer)
+
+
+async def export(request: Request) -> Response:
+    """Query `format`: one of FORMATS."""
+    s = services(request)
+    only(request, "format")
+    number = identifier(request, "revision")
+    wanted = request.query_params.get("format", "ledger")
+    if wanted not in FORMATS:
+        raise InvalidRequest(f"format is one of {', '.join(FORMATS)}, not {wanted!r}", param="format")
+    await s.store.call(revisions.get, number)
+    if number == 0:
+        raise Conflict("revision 0 is the base model; its file is model.path")
+    files = await asyncio.to_thread(s.adaptation.files.verified, number)
+    if wanted == "gguf-lora":
+        if ADAPTER not in files:
+            raise Conflict(f"revision {number} has no LoRA: {_instead(files)}")
+        return _file(files[ADAPTER])
+    if wanted == "safetensors":
+        if NETWORK in files:
+            return _file(files[NETWORK])
+        if set(files) != {LEDGER}:
+            raise Conflict(f"revision {number} has no weights of its own: {_instead(files)}")
+        return await _weights(s, number, files[LEDGER])
+    line = await s.store.call(revisions.lineage, number)
+    found = await asyncio.to_thread(portable.gather, s.adaptation.files, line, s.model.sha256)
+    return Response(found.encode(), media_type="application/x-tar")
+
+
+async def take_in(request: Request) -> Response:
+    """The body is what `export` gave in the format `ledger`. Answers with the pass that takes it in."""
+    s = services(request)
+    only(request)
+    body = await read(request, s.config.serve.max_import, "serve.max_import")
+    found = await asyncio.to_thread(portable.read, body)
+    return JSONResponse({"pass": await s.adaptation.take_in(found, s.model.sha256)}, 202)
+
+
+async def _ledger_of(s: Services, number: int) -> tuple[dict[str, Path], dict[str, Any]]:
+    await s.store.call(revisions.get, number)
+    if number == 0:
+        raise Conflict("revision 0 is the base model: there is nothing to replay")
+    files = await asyncio.to_thread(s.adaptation.files.verified, number)
+    manifest = await asyncio.to_thread(s.adaptation.files.manifest, number) or {}
+    if set(files) != {LEDGER} or "weights_sha256" not in manifest:
+        raise Conflict(
+            f"revision {number} is not base and ledger alone (it holds {', '.join(sorted(files))}); its files are "
+            f"checked by their own sha256"
+        )
+    return files, manifest
+
+
+async def _weights(s: Services, number: int, path: Path) -> Response:
+    """The whole weights, which the engine makes if it has not kept them."""
+    await s.supervisor.stage(EXPORTED, path, None)
+    try:
+        manifest = await asyncio.to_thread(s.adaptation.files.manifest, number) or {}
+        image = s.config.state.dir / "weights" / f"weights-{manifest['weights_sha256']}.safetensors"
+        return _file(image)  # open already: it may be deleted from now on
+    finally:
+        await s.supervisor.call("unstage", weights=EXPORTED)
+
+
+def _instead(files: dict[str, Path]) -> str:
+    if ADAPTER in files:
+        return "export it as gguf-lora"
+    if NETWORK in files:
+        return "export it as safetensors"
+    return "export it as ledger or safetensors" if set(files) == {LEDGER} else f"it holds {', '.join(sorted(files))}"
+
+
+def _file(path: Path) -> Response:
+    file = path.open("rb")
+    size = path.stat().st_size
+
+    async def parts() -> AsyncIterator[bytes]:
+        with file:
+            while part := await asyncio.to_thread(file.read, _CHUNK):
+                yield part
+
+    headers = {"Content-Length": str(size)}
+    return StreamingResponse(parts(), media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,100 @@
+"""Proving a revision, and moving what was learned to another device."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentd.ctl import output
+from agentd.ctl.client import Daemon, segment
+from agentd.ctl.errors import CtlError, ExitCode, UsageError
+from agentd.ctl.options import Json, Socket
+from agentd.ctl.passes import watch
+from agentd.ctl.revisions import Revision
+
+_ENDINGS = {"ledger": "agentd", "safetensors": "safetensors", "gguf-lora": "gguf"}
+_PATIENCE = 3600.0  # seconds that replaying may take
+
+
+def replay(
+    revision: Revision,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Replay every step on the base and compare the weights' sha256.")
+    ] = False,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """What a revision is made of, or the proof that it is base and ledger."""
+    daemon = Daemon(socket, timeout=_PATIENCE)
+    answer = daemon.get(f"/admin/revisions/{segment(revision)}/replay", verify="true" if verify else None)
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts({**answer, "lineage": " ← ".join(map(str, answer["lineage"]))})
+    if verify and not answer["verified"]:
+        output.say(f"agentctl: revision {revision} is NOT what its ledger leads to")
+        raise typer.Exit(ExitCode.ERROR)
+
+
+def export(
+    revision: Revision,
+    kind: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="ledger, safetensors or gguf-lora.")
+    ] = "ledger",
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write it; revision-R.ENDING if left out."),
+    ] = None,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Write a revision into a file: its steps (kilobytes), its weights, or its LoRA."""
+    if kind not in _ENDINGS:
+        raise UsageError(f"--format is one of {', '.join(_ENDINGS)}, not {kind!r}")
+    path = to or Path(f"revision-{revision}.{_ENDINGS[kind]}")
+    if path.exists():
+        raise UsageError(f"{path} exists already")
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            daemon = Daemon(socket, timeout=_PATIENCE)
+            for part in daemon.download(f"/admin/revisions/{segment(revision)}/export?format={kind}"):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        size = temporary.stat().st_size
+        temporary.rename(path)
+    except OSError as error:
+        raise CtlError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    answer = {"path": str(path), "bytes": size}
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="What `agentctl export --format ledger` wrote.")],
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the pass that takes it in.")] = False,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Take in what another device learned on the same base: gate and trial judge it as if it were learned here."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    daemon = Daemon(socket)
+    answer = daemon.send("/admin/import", data)
+    if not no_wait:
+        if not as_json:
+            output.say(f"pass {answer['pass']} takes it in")
+        watch(daemon, answer["pass"], as_json)
+    elif as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)

@@ -1,0 +1,211 @@
+"""Background work on the model that serves: encode, score, perturb, and learn in place.
+
+Serving must see the committed weights at every moment, and a candidate that learns differs from them in every weight.
+So there are two sets of weights and one module, whose parameters point at the one that computes (model.py):
+
+- what serves is mapped from a file for reading. Whenever background work computes with other weights, the committed
+  ones' pages are given back to the kernel; a request that comes takes them from the page cache again. Nothing has to be
+  restored, undone or recomputed for a request, and nothing of it can reach the candidate.
+- the candidate is a private copy-on-write mapping of the file that the parent is served from. Its pages become memory
+  of this process when an update first writes them: all of them with full-parameter MeZO, those of the last blocks where
+  only these learn. Perturbed weights never exist as a whole (learn/weights/perturbation.py).
+
+So a pass needs the weights once in memory that cannot be had again (the candidate) and no second time; while a request
+is answered in the middle of it, the committed pages are there as well, clean, and reclaimable at any time.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentd.engine.encode import encode, n_distinct
+from agentd.engine.protocol import BASE, Encoded, Interrupted, Scores, TapIndex
+from agentd.engine.protocol import Weights as Name
+from agentd.engine.staged import Staged
+from agentd.engine.transformers.forward import Forward, Pack, scores
+from agentd.engine.transformers.image import digest
+from agentd.engine.transformers.model import Model, Weights
+from agentd.errors import InvalidRequest, NotSupported
+from agentd.learn.objectives import objective
+from agentd.learn.weights.mezo import InPlace
+
+WIDTH = 512  # tokens of a forward that scores
+LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
+LONGEST = 2048  # tokens of an example
+_N_SEQ = 63  # different answers of an example
+_DRIFT = 128  # tokens of a neutral text
+
+
+class Background:
+    def __init__(
+        self,
+        model: Model,
+        staged: Staged[Weights],
+        *,
+        limit: int,
+        interrupted: Callable[[], bool],
+        closed: Callable[["Background"], None],
+    ) -> None:
+        self._model, self._staged, self._interrupted, self._closed = model, staged, interrupted, closed
+        self._vocabulary = model.vocabulary
+        self._forward = Forward(model)
+        self._weights = staged[BASE]
+        self._copy: Weights | None = None
+        self._theta: InPlace | None = None
+        self._rule: dict[str, Any] = {}
+        self.limit = limit
+
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
+        prompt = self._vocabulary.prompt(input)
+        if not prompt:
+            raise InvalidRequest("the prompt is empty")
+        if choices and target not in choices:
+            raise InvalidRequest(f"the answer {target!r} is not one of the choices")
+        answers = {text: self._vocabulary.answer(input, prompt, text) for text in (*choices, target)}
+        encoded = encode(prompt, [answers[choice] for choice in choices], answers[target], self._vocabulary.end)
+        if (n := n_distinct(encoded.sequences)) > self.limit:
+            raise InvalidRequest(f"{n} tokens are more than the {self.limit} of a background batch")
+        if len(encoded.sequences) > _N_SEQ:
+            raise InvalidRequest(
+                f"{len(encoded.sequences)} different answers are more than the {_N_SEQ} of a background batch"
+            )
+        return encoded
+
+    def use(self, weights: Name) -> None:
+        self._weights = self._staged[weights]
+        self._forget_copy()
+        self._staged.sweep()
+
+    def uses(self, weights: Weights) -> bool:
+        return weights is self._weights
+
+    def rule(self, distribution: str, sparsity: float | None) -> None:
+        """How updates move the weights from now on, see learn.weights.mezo. Forgets updates."""
+        self._rule = {"distribution": distribution, "sparsity": sparsity}
+        self._forget_copy()
+
+    def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
+        for pack in self._forward.packs(examples, WIDTH):
+            for found in self._run(lambda pack=pack: scores(pack, self._forward.run(pack))):  # type: ignore[misc]
+                yield [] if found is None else found
+
+    def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
+        """At the weights moved by scale · z(seed)."""
+        for both in self._mean_loss(examples, nll_weight, lambda loss: (self._in_place().loss(seed, scale, loss),)):
+            yield None if both is None else both[0]
+
+    def pair(
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
+    ) -> Iterator[tuple[float, ...] | None]:
+        """The losses at theta + epsilon z(seed) and theta - epsilon z(seed)."""
+        yield from self._mean_loss(examples, nll_weight, lambda loss: self._in_place().pair(seed, epsilon, loss))
+
+    def update(self, seed: int, coefficient: float) -> None:
+        """Weights += coefficient · z(seed), those of a copy that is nobody else's."""
+        if self._copy is None:
+            self._in_place()  # thresholds come from the weights that it starts from
+            self._copy = Weights(self._weights.image, self._model.device, private=True)
+        self._enter()
+        self._in_place().update(seed, coefficient)
+
+    def digest(self) -> str:
+        """sha256 of the weights as they are now, in the model's order."""
+        return digest((self._copy or self._weights).mapped)
+
+    def drift(self, texts: Sequence[str], reference: Name, candidate: Name) -> Iterator[float | None]:
+        total, n = 0.0, 0
+        before, self._copy, self._theta = self._weights, None, None
+        for text in texts:
+            tokens = self._vocabulary.tokenize(text, begin=True)[:_DRIFT]
+            if len(tokens) < 2:
+                continue
+            example = Encoded([tokens[:-1]], [], 0, [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)])
+            (pack,) = self._forward.packs([example], WIDTH)
+            kept: list[torch.Tensor] = []
+            for name in (reference, candidate):
+                self._weights = self._staged[name]
+                for found in self._run(lambda pack=pack: self._forward.run(pack).log_probabilities()):  # type: ignore[misc]
+                    if found is not None:
+                        kept.append(found.double())
+                    yield None
+            total += float((kept[0].exp() * (kept[0] - kept[1])).sum())
+            n += len(kept[0])
+        self._weights = before
+        if not n:
+            raise InvalidRequest("drift needs texts of at least two tokens")
+        yield total / n if math.isfinite(total) else math.inf
+
+    def tap(self, examples: Sequence[Encoded], blocks: range, path: Path) -> Iterator[int | TapIndex]:
+        raise NotSupported("the engine transformers taps nothing: its weights learn where they are")
+
+    def write_control(self, path: Path) -> None:
+        raise NotSupported("the engine transformers has no control vectors: a revision of it is a ledger")
+
+    def close(self) -> None:
+        self._forget_copy()
+        self._closed(self)
+
+    # --- how
+
+    def _mean_loss(
+        self,
+        examples: Sequence[Encoded],
+        nll_weight: float,
+        measure: Callable[[Callable[[], float]], tuple[float, ...]],
+    ) -> Iterator[tuple[float, ...] | None]:
+        if not examples:
+            raise InvalidRequest("a loss needs examples")
+        totals: list[float] = []
+        for pack in self._forward.packs(examples, LOSS_WIDTH):
+            for found in self._run(lambda pack=pack: measure(lambda: self._summed(pack, nll_weight))):  # type: ignore[misc]
+                if found is None:
+                    yield None
+                else:
+                    totals = [a + b for a, b in zip(totals or [0.0] * len(found), found, strict=True)]
+            yield None
+        yield tuple(total / len(examples) for total in totals)
+
+    def _summed(self, pack: Pack, nll_weight: float) -> float:
+        return math.fsum(
+            objective([[c] for c in s.choices], e.correct, s.target, nll_weight).loss
+            for s, e in zip(scores(pack, self._forward.run(pack)), pack.examples, strict=True)
+        )
+
+    def _run(self, compute: Callable[[], Any]) -> Iterator[Any]:
+        """Yields the result of `compute`, and None after every interruption."""
+        while True:
+            self._enter()
+            try:
+                with self._model.interruptible(self._interrupted):
+                    found = compute()
+            except Interrupted:
+                yield None
+                continue
+            yield found
+            return
+
+    def _enter(self) -> None:
+        """Computes with this session's weights; what serves takes no memory meanwhile that it can have again."""
+        current = self._copy or self._weights
+        self._model.install(current)
+        for other in self._staged.values():
+            if other is not current:
+                other.release()
+
+    def _in_place(self) -> InPlace:
+        if self._theta is None:
+            self._enter()
+            try:
+                self._theta = InPlace(self._model.module, **self._rule)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from None
+        return self._theta
+
+    def _forget_copy(self) -> None:
+        self._theta = None
+        if self._copy is not None:
+            self._model.uninstall(self._copy)
+            self._copy = None

@@ -1,0 +1,65 @@
+"""Serving's sequences: one KV cache each, and one forward for one sequence at a time.
+
+Every sequence is computed by itself, so an answer cannot depend on company. Prompts come in chunks that end at fixed
+places (serving.py); in bfloat16 a chunk is padded at its end, and what the padding left in the cache is cut off.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from agentd.engine.probabilities import Floats
+from agentd.engine.transformers import cache as caches
+from agentd.engine.transformers.model import ROWS, Model, Weights
+
+
+class Context:
+    def __init__(self, model: Model, n_seq: int) -> None:
+        self._model, self.n_seq = model, n_seq
+        self._caches: list[Any] = [None] * n_seq
+        self._weights = model.base
+        self._logits: dict[int, Floats] = {}
+        self.reuses = caches.can_be_cut(caches.slot_cache(model.config))
+
+    def use(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> None:
+        self._model.install(self._weights)
+        self._logits.clear()
+        for sequence, group in groupby(range(len(tokens)), key=lambda row: sequences[row][0]):
+            rows = list(group)
+            self._advance(sequence, [tokens[row] for row in rows], [row for row in rows if row in wanted], rows[0])
+
+    def logits(self, row: int) -> Floats:
+        return self._logits[row]
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        if start == 0:
+            self._caches[sequence] = None
+        elif self._caches[sequence] is not None:
+            caches.cut(self._caches[sequence], start)
+
+    def close(self) -> None:
+        self._caches = [None] * self.n_seq
+
+    def _advance(self, sequence: int, tokens: list[int], wanted: list[int], first: int) -> None:
+        cache = self._caches[sequence]
+        if cache is None:
+            cache = self._caches[sequence] = caches.slot_cache(self._model.config)
+        n, before = len(tokens), cache.get_seq_length()
+        pads = self._model.pads and self.reuses and n > 1
+        padded = [*tokens, *([tokens[-1]] * (-n % ROWS))] if pads else tokens
+        try:
+            logits = self._model.forward(
+                padded, [row - first for row in wanted] or [n - 1], past_key_values=cache, use_cache=True
+            )
+        except BaseException:
+            self._caches[sequence] = None  # some of its layers are ahead of the others
+            raise
+        if pads:
+            caches.cut(cache, before + n)
+        for row, values in zip(wanted, logits.cpu().numpy(), strict=False):
+            self._logits[row] = values

@@ -1,0 +1,193 @@
+"""Many sequences in one forward without a cache: a tree of tokens in one row, each of which sees its own ancestors.
+
+What examples share (chat template, question) is there once, as is what the choices of an example share. The mask says
+who sees whom. Whether a model obeys such a mask is tried out on the model itself; where it does not, every sequence is
+computed by itself, which gives the same numbers and takes longer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
+from agentd.engine.protocol import Encoded, Scores
+from agentd.engine.transformers.model import ROWS, Model
+
+Place = tuple[int, int, int]
+"""(example, sequence, position)"""
+
+_TOLERANCE = 0.05  # relative difference of logits that are the same but for bfloat16's rounding
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Some examples laid out as one row of tokens. `rows[e][s]` are the rows of a sequence's tokens."""
+
+    examples: list[Encoded]
+    tokens: list[int]
+    positions: list[int]
+    rows: list[list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Logits (places, n_vocab) at every scored position, and which row is which."""
+
+    logits: torch.Tensor
+    index: dict[Place, int]
+
+    def log_probabilities(self) -> torch.Tensor:
+        return torch.log_softmax(self.logits, dim=-1)
+
+
+class Forward:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._eager = getattr(model.config, "_attn_implementation", "sdpa") == "eager"
+        self._window = min(_windows(model.config), default=None)
+        self._masks: bool | None = None
+
+    def packs(self, examples: Sequence[Encoded], width: int) -> Iterator[Pack]:
+        """The examples in order, in packs of at most `width` tokens where one example is not longer."""
+        if not examples:
+            return
+        prefix = shared_prefix(examples)
+        some: list[Encoded] = []
+        size = prefix
+        for example in examples:
+            n = n_distinct(example.sequences) - prefix
+            if some and size + n > width:
+                yield pack(some, prefix)
+                some, size = [], prefix
+            some.append(example)
+            size += n
+        yield pack(some, prefix)
+
+    def run(self, pack: Pack) -> Result:
+        """Raises Interrupted where the model is asked to."""
+        places = _places(pack)
+        longest = max(map(len, (sequence for example in pack.examples for sequence in example.sequences)))
+        if self.masks and (self._window is None or longest < self._window):
+            rows = [pack.rows[e][s][p] for e, s, p in places]
+            return Result(self._whole(pack, rows), {place: i for i, place in enumerate(places)})
+        return self._one_by_one(pack, places)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the model obeys a mask of ours."""
+        if self._masks is None:
+            self._masks = self._try_masks()
+        return self._masks
+
+    def _whole(self, pack: Pack, rows: list[int]) -> torch.Tensor:
+        n = len(pack.tokens)
+        size = n + -n % ROWS if self._model.pads else n
+        sees = torch.zeros(size, size, dtype=torch.bool)
+        sees.fill_diagonal_(True)
+        for own in (own for sequences in pack.rows for own in sequences):
+            index = torch.tensor(own)
+            sees[index[:, None], index[None, :]] = torch.ones(len(own), len(own), dtype=torch.bool).tril()
+        mask = sees.to(self._model.device)[None, None]
+        if self._eager:
+            lowest = torch.finfo(self._model.dtype).min
+            mask = torch.where(mask, 0.0, lowest).to(self._model.dtype)
+        padding = size - n
+        positions = torch.tensor([[*pack.positions, *([0] * padding)]], device=self._model.device)
+        return self._model.forward(
+            [*pack.tokens, *([pack.tokens[0]] * padding)],
+            rows,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        )
+
+    def _one_by_one(self, pack: Pack, places: list[Place]) -> Result:
+        parts: list[torch.Tensor] = []
+        index: dict[Place, int] = {}
+        done = 0
+        for e, example in enumerate(pack.examples):
+            for s, sequence in enumerate(example.sequences):
+                wanted = [p for e2, s2, p in places if (e2, s2) == (e, s)]
+                if not wanted:
+                    continue
+                padding = [sequence[-1]] * (-len(sequence) % ROWS) if self._model.pads else []
+                parts.append(self._model.forward([*sequence, *padding], wanted, use_cache=False))
+                index |= {(e, s, p): done + i for i, p in enumerate(wanted)}
+                done += len(wanted)
+        return Result(torch.cat(parts), index)
+
+    def _try_masks(self) -> bool:
+        """Compares two short sequences that share a beginning, together and each by itself."""
+        n = self._model.vocabulary.size
+        first, second = [1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8]
+        sequences = [[token % n for token in sequence] for sequence in (first, second)]
+        terms = [(s, p, 0) for s, sequence in enumerate(sequences) for p in range(3, len(sequence))]
+        example = Encoded(sequences, [], 0, terms)
+        tried = pack([example], 0)
+        places = _places(tried)
+        try:
+            together = self._whole(tried, [tried.rows[e][s][p] for e, s, p in places])
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return False
+        alone = self._one_by_one(tried, places)
+        ordered = alone.logits[[alone.index[place] for place in places]]
+        difference = torch.linalg.vector_norm(together - ordered) / torch.linalg.vector_norm(ordered)
+        return bool(difference < _TOLERANCE)
+
+
+def pack(examples: list[Encoded], prefix: int) -> Pack:
+    """Lays examples out whose sequences all begin with the same `prefix` tokens."""
+    tokens = list(examples[0].sequences[0][:prefix])
+    positions = list(range(prefix))
+    beginning = list(range(prefix))
+    rows = []
+    for example in examples:
+        several = len(example.sequences) > 1
+        shared = max(prefix, common_prefix(example.sequences)) if several else len(example.sequences[0])
+        trunk = beginning + list(range(len(tokens), len(tokens) + shared - prefix))
+        tokens += example.sequences[0][prefix:shared]
+        positions += range(prefix, shared)
+        own = []
+        for sequence in example.sequences:
+            own.append(trunk + list(range(len(tokens), len(tokens) + len(sequence) - shared)))
+            tokens += sequence[shared:]
+            positions += range(shared, len(sequence))
+        rows.append(own)
+    return Pack(examples, tokens, positions, rows)
+
+
+def scores(pack: Pack, result: Result) -> list[Scores]:
+    """Log-likelihoods of a pack's examples."""
+    values = result.log_probabilities()
+    wanted = [
+        [(e, s, p, token) for s, p, token in terms]
+        for e, example in enumerate(pack.examples)
+        for terms in (*example.choices, example.target)
+    ]
+    rows = torch.tensor([result.index[e, s, p] for terms in wanted for e, s, p, _ in terms], device=values.device)
+    tokens = torch.tensor([token for terms in wanted for *_, token in terms], device=values.device)
+    taken = iter(values[rows, tokens].tolist())
+    found = []
+    for example in pack.examples:
+        choices = [sum(next(taken) for _ in terms) for terms in example.choices]
+        found.append(Scores(choices, [next(taken) for _ in example.target]))
+    return found
+
+
+def _places(pack: Pack) -> list[Place]:
+    return sorted(
+        {
+            (e, s, p)
+            for e, example in enumerate(pack.examples)
+            for terms in (*example.choices, example.target)
+            for s, p, _ in terms
+        }
+    )
+
+
+def _windows(config: Any) -> list[int]:
+    """The sizes of sliding windows, in tokens."""
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    return [int(window)] if isinstance(window, int) and window > 0 else []

@@ -1,0 +1,181 @@
+"""From a revision's ledger to its weights: base + the ledgers of its line, each step replayed bit for bit.
+
+A ledger lies beside a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
+the sha256 that they lead to (`weights_sha256`). Its parent's lies in the directory of revisions. What was replayed once
+is kept as a file that is named by its sha256, so that the next start maps it instead of replaying; such a file can be
+deleted at any time.
+"""
+
+import json
+import mmap
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentd.engine.protocol import Weights as Name
+from agentd.engine.transformers import image as images
+from agentd.engine.transformers.image import Image
+from agentd.engine.transformers.model import Model, Weights
+from agentd.errors import RevisionCorrupt
+from agentd.learn import ledger
+from agentd.learn.ledger import Step
+from agentd.learn.weights.mezo import InPlace
+
+MANIFEST = "manifest.json"
+LEDGER = "ledger"
+_KEPT = 2  # images beside those that are staged: what serves now may soon be gone back to
+
+
+@dataclass(frozen=True)
+class Link:
+    """One revision's steps on its parent's weights."""
+
+    parent: int
+    steps: tuple[Step, ...]
+    rule: tuple[tuple[str, Any], ...]
+    digest: str | None
+    dtype: str | None
+
+
+class Lineage:
+    """`revisions` is the directory of revisions, `folder` that of images. Building yields after every
+    step, so that serving may cut in."""
+
+    def __init__(self, model: Model, revisions: Path | None, folder: Path) -> None:
+        self._model, self._revisions, self._folder = model, revisions, folder
+        for left_over in folder.glob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
+
+    def build(self, name: Name, path: Path) -> Generator[None, None, Weights]:
+        """Returns the weights of the revision whose ledger is `path`; yields while it works.
+
+        Raises RevisionCorrupt where anything is damaged or leads elsewhere than the manifest says.
+        """
+        links = self._links(name, path)
+        image, start = self._model.base.image, 0
+        for number in range(len(links), 0, -1):  # the nearest ancestor that is there already
+            found = yield from self._intact(links[number - 1].digest)
+            if found is not None:
+                image, start = found, number
+                break
+        for link in links[start:]:
+            image = yield from self._replayed(name, link, image)
+        return Weights(image, self._model.device)
+
+    def verify(self, name: Name, path: Path) -> Generator[None, None, str]:
+        """Replays everything from the base anew and returns the sha256 of the weights."""
+        image = self._model.base.image
+        for link in self._links(name, path):
+            image = yield from self._replayed(name, link, image, check=False)
+        return (yield from image.open().digesting())
+
+    def prune(self, used: set[Path]) -> None:
+        """Deletes images that nothing uses, but for the newest."""
+        found = [path for path in self._folder.glob("weights-*.safetensors") if path not in used]
+        found.sort(key=lambda path: path.stat().st_mtime)
+        for path in found[: -_KEPT or None]:
+            path.unlink(missing_ok=True)
+
+    def _links(self, name: Name, path: Path) -> list[Link]:
+        """From the first revision to this one."""
+        links = [_read(name, path)]
+        while links[0].parent:
+            if self._revisions is None or len(links) > 10_000:
+                raise RevisionCorrupt(name, f"its parent, revision {links[0].parent}, is not known here")
+            links.insert(0, _read(name, self._revisions / str(links[0].parent) / LEDGER))
+        own = str(self._model.dtype).partition(".")[2]
+        for link in links:
+            if link.dtype not in (None, own):
+                raise RevisionCorrupt(
+                    name, f"it was learned in {link.dtype}, and the model is served in {own} (model.dtype)"
+                )
+        return links
+
+    def _intact(self, digest: str | None) -> Generator[None, None, Image | None]:
+        """Returns the image with this sha256 if there is one and it is what it says."""
+        if digest is None or not (path := self._path(digest)).exists():
+            return None
+        shapes = {part.name: part.shape for part in self._model.base.image.parts}
+        found = images.arranged(images.read([path]), shapes, self._model.dtype)
+        if found is not None:
+            actual = yield from found.open().digesting()
+            if actual == digest:
+                path.touch()  # prune goes by age
+                return found
+        path.unlink(missing_ok=True)
+        return None
+
+    def _replayed(self, name: Name, link: Link, parent: Image, *, check: bool = True) -> Generator[None, None, Image]:
+        """Returns the image that a link leads to from its parent's."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = self._folder / f".{name}.tmp"
+        model = self._model
+        try:
+            yield from images.copy(parent.open(), temporary)
+            shapes = {part.name: part.shape for part in parent.parts}
+            made = images.arranged(images.read([temporary]), shapes, model.dtype)
+            assert made is not None
+            target = _Written(made, model.device)
+            try:
+                model.install(target)
+                theta = InPlace(model.module, **dict(link.rule))
+                for step in link.steps:
+                    model.install(target)
+                    theta.replay([step])
+                    yield
+                target.finish()
+                if not all(bool(torch.isfinite(tensor).all()) for tensor in target.mapped.tensors.values()):
+                    raise RevisionCorrupt(name, "its steps lead to weights that are not finite")
+                digest = yield from target.mapped.digesting()
+            finally:
+                model.uninstall(target)
+            if check and link.digest not in (None, digest):
+                raise RevisionCorrupt(name, f"replaying its ledger gives weights {digest}, not {link.digest}")
+            images.keep(temporary, self._path(digest))
+        except ValueError as error:
+            raise RevisionCorrupt(name, str(error)) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        kept = images.arranged(images.read([self._path(digest)]), shapes, model.dtype)
+        assert kept is not None
+        return kept
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"weights-{digest}.safetensors"
+
+
+class _Written(Weights):
+    """Weights that are written to their file: directly on the CPU, at the end on a GPU."""
+
+    def __init__(self, image: Image, device: torch.device) -> None:
+        super().__init__(image, device)
+        self._mapped = image.open(mmap.ACCESS_WRITE)
+
+    def finish(self) -> None:
+        for name, tensor in self.mapped.tensors.items():
+            if tensor is not self.tensors[name]:
+                tensor.copy_(self.tensors[name])
+
+    def release(self) -> None:
+        """Its pages are on their way to the file."""
+
+
+def _read(name: Name, path: Path) -> Link:
+    try:
+        steps = ledger.read(path)
+        manifest: dict[str, Any] = {}
+        beside = path.parent / MANIFEST
+        if beside.exists():
+            manifest = json.loads(beside.read_text(encoding="utf-8"))
+        rule = manifest.get("update") or {}
+        kept = {key: rule[key] for key in ("distribution", "sparsity") if key in rule}
+        return Link(
+            steps.parent, tuple(steps.steps), tuple(kept.items()), manifest.get("weights_sha256"), manifest.get("dtype")
+        )
+    except OSError as error:
+        raise RevisionCorrupt(name, f"{path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RevisionCorrupt(name, str(error)) from None

@@ -1,0 +1,126 @@
+"""The one module that computes, whose parameters point at whichever weights are wanted: serving's or a candidate's.
+
+Changing them is a pointer per parameter. Background work may be given up before every block (`interrupted`).
+"""
+
+import inspect
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from agentd.engine.protocol import Interrupted
+from agentd.engine.transformers.image import Image, Mapped
+from agentd.engine.transformers.loading import Loaded
+
+ROWS = 64  # of which a product in bfloat16 has a multiple: oneDNN compiles code for every number of rows it meets
+
+
+class Weights:
+    """Weights to compute with: those of an image, or (`private`) a copy of them that learns.
+
+    On the CPU they are mapped from the image's file; on a GPU they are copied there when they are first used, and
+    `release` lets the copy go again.
+    """
+
+    def __init__(self, image: Image, device: torch.device, *, private: bool = False) -> None:
+        self.image, self._device, self.private = image, device, private
+        self._mapped: Mapped | None = None
+        self._tensors: dict[str, torch.Tensor] | None = None
+        self.touched = False
+
+    @property
+    def mapped(self) -> Mapped:
+        if self._mapped is None:
+            copied = self.private and self._device.type == "cpu"
+            self._mapped = self.image.open(mmap.ACCESS_COPY if copied else mmap.ACCESS_READ)
+        return self._mapped
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        self.touched = True
+        if self._tensors is None:
+            self._tensors = {name: tensor.to(self._device) for name, tensor in self.mapped.tensors.items()}
+        return self._tensors
+
+    def release(self) -> None:
+        """Gives memory back that can be had again from the file. A copy that has learned cannot."""
+        if self.touched and not self.private:
+            self.touched = False
+            if self._device.type != "cpu":
+                self._tensors = None
+            self.mapped.release()
+
+
+class Model:
+    """What Loaded describes, with its base weights in place."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.module, self.config, self.vocabulary = loaded.module, loaded.config, loaded.vocabulary
+        self.device, self.dtype = loaded.device, loaded.dtype
+        self.base = Weights(loaded.base, loaded.device)
+        self._installed: Weights | None = None
+        self._parameters = dict(self.module.named_parameters())
+        text = self.config.get_text_config()
+        self.n_layer, self.n_embd = int(text.num_hidden_layers), int(text.hidden_size)
+        self.interrupted: Callable[[], bool] | None = None
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        self.blocks = self._find_blocks()
+        for block in self.blocks:
+            block.register_forward_pre_hook(self._before_block)
+        self.install(self.base)
+
+    @property
+    def pads(self) -> bool:
+        """Whether numbers of rows are rounded up."""
+        return self.dtype == torch.bfloat16 and self.device.type == "cpu"
+
+    def install(self, weights: Weights) -> None:
+        """Computes with these from now on."""
+        if weights is self._installed and weights.touched:
+            return
+        for name, tensor in weights.tensors.items():
+            self._parameters[name].data = tensor
+        self._installed = weights
+
+    def uninstall(self, weights: Weights) -> None:
+        """Lets go of weights that are to be given up."""
+        if self._installed is weights:
+            self.install(self.base)
+
+    @contextmanager
+    def interruptible(self, interrupted: Callable[[], bool]) -> Iterator[None]:
+        """Within it a forward raises Interrupted before the next block when `interrupted()` is true."""
+        self.interrupted = interrupted
+        try:
+            yield
+        finally:
+            self.interrupted = None
+
+    def forward(self, tokens: Sequence[int], keep: Sequence[int], **arguments: Any) -> torch.Tensor:
+        """Logits (len(keep), n_vocab) in float32 after the rows `keep` of one sequence of tokens."""
+        ids = torch.tensor([tokens], device=self.device)
+        rows = list(keep)
+        if self.pads and len(rows) > 1:
+            rows += [rows[-1]] * (-len(rows) % ROWS)
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = torch.tensor(rows, device=self.device)
+        with torch.inference_mode():
+            logits = self.module(input_ids=ids, **arguments).logits[0]
+            if not self._keeps_logits:
+                logits = logits[rows]
+            return torch.as_tensor(logits[: len(keep)].float())
+
+    def _before_block(self, *_: Any) -> None:
+        if self.interrupted is not None and self.interrupted():
+            raise Interrupted
+
+    def _find_blocks(self) -> list[nn.Module]:
+        """The model's blocks; every linear layer where they are in no list."""
+        for module in self.module.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.n_layer:
+                return list(module)
+        return [module for module in self.module.modules() if isinstance(module, nn.Linear)]

@@ -1,0 +1,294 @@
+"""Every method beside MeZO on the weights: what it computes, and that it learns."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agentd.learn.weights import adazeta, lora
+from agentd.learn.weights.bp import Backpropagation
+from agentd.learn.weights.cached_trunk import CachedTrunk
+from agentd.learn.weights.elasticzo import ElasticZO
+from agentd.learn.weights.loho import Hybrid
+from agentd.learn.weights.mezo import InPlace
+from agentd.learn.weights.structure import blocks_of, split
+from tests.learn.weights_samples import language_loss, one_thread, same, task_loss, tiny, weights
+
+EPSILON, BLOCKS = 1e-3, 3
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def value(loss: Callable[[], Tensor]) -> float:
+    with torch.no_grad():
+        return float(loss())
+
+
+def descended(model: nn.Module, loss: Callable[[], Tensor], lr: float) -> dict[str, Tensor]:
+    """The weights after one plain SGD step by autograd."""
+    loss().backward()  # type: ignore[no-untyped-call]
+    found = {n: (p if p.grad is None else p - lr * p.grad).detach() for n, p in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_bp_is_stochastic_gradient_descent(checkpointing: bool, tied: bool) -> None:
+    model = tiny(tied=tied)
+    loss = language_loss(model)
+    expected, before = descended(model, loss, 0.1), value(loss)
+    assert Backpropagation(model, checkpointing=checkpointing).step(loss, 0.1, 0) == pytest.approx(before)
+    for name, found in weights(model).items():
+        torch.testing.assert_close(found, expected[name])
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_checkpointing_keeps_fewer_activations() -> None:
+    def kept(checkpointing: bool) -> int:
+        model, sizes = tiny(blocks=6), []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        bp, loss = Backpropagation(model, checkpointing=checkpointing), language_loss(model)
+
+        def watched() -> Tensor:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                return loss()
+
+        bp.step(watched, 0.0, 0)
+        return sum(sizes)
+
+    assert kept(True) < 0.5 * kept(False)
+
+
+def test_bp_of_bf16_weights_is_reproducible_and_small_steps_count() -> None:
+    found = []
+    for seed in (1, 1, 2):
+        model = tiny(torch.bfloat16)
+        before = weights(model)
+        Backpropagation(model).step(language_loss(model), 1e-4, seed)
+        found.append(weights(model))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+    assert not same(found[0], before)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    model = tiny()
+    before, loss = weights(model), language_loss(model)
+    steps: list[Callable[[], Any]] = [
+        lambda: Backpropagation(model).step(lambda: loss() * float("nan"), 0.1, 0),
+        lambda: ElasticZO(model, 0).step(lambda: loss() * float("nan"), 0, EPSILON, 0.1, 0.1),
+        lambda: ElasticZO(model, 1).step(lambda: loss() * float("nan"), 0, EPSILON, 0.1, 0.1),
+    ]
+    for step in steps:
+        with pytest.raises(ArithmeticError, match="nothing to descend from"):
+            step()
+        assert same(weights(model), before)
+
+
+def test_elasticzo_of_every_block_is_bp() -> None:
+    model, copy = tiny(), tiny()
+    for seed in range(3):
+        ElasticZO(model, BLOCKS).step(language_loss(model), seed, EPSILON, 1e-3, 0.1)
+        Backpropagation(copy).step(language_loss(copy), 0.1, seed)
+    assert same(weights(model), weights(copy))
+
+
+def test_elasticzo_of_no_block_is_mezo() -> None:
+    model, copy = tiny(), tiny()
+    theta = InPlace(copy)
+    for seed in range(3):
+        losses = ElasticZO(model, 0).step(language_loss(model), seed, EPSILON, 1e-3, 0.1)
+        plus, minus = theta.pair(seed, EPSILON, language_loss(copy))
+        assert (losses.plus, losses.minus) == (plus, minus)
+        theta.update(seed, -1e-3 * (plus - minus) / (2 * EPSILON))
+    assert same(weights(model), weights(copy))
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_elasticzo_takes_gradients_from_the_minus_pass(kind: str, tied: bool) -> None:
+    model, copy, k, epsilon = tiny(tied=tied, kind=kind), tiny(tied=tied, kind=kind), 1, 0.05
+    elastic = ElasticZO(model, k)
+    assert elastic.zo is not None
+    losses = elastic.step(language_loss(model), 4, epsilon, 1e-3, 0.1)
+    assert losses.projected_gradient == pytest.approx((losses.plus - losses.minus) / (2 * epsilon))
+    # By hand: the trunk of the copy stands at theta - eps z while autograd differentiates by the suffix.
+    twin = InPlace(copy, parameters=elastic.split.trunk.__contains__)
+    start = weights(copy)
+    twin.update(4, -epsilon)
+    for name, parameter in copy.named_parameters():
+        parameter.requires_grad_(name in elastic.split.suffix)
+    cut = [m.register_forward_hook(lambda _m, _i, y: y.detach()) for m in split(copy, k).shared]
+    expected = descended(copy, language_loss(copy), 0.1)
+    assert len(cut) == (1 if tied else 0)
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            parameter.copy_(start[name])
+    twin.update(4, -1e-3 * losses.projected_gradient)
+    for name, parameter in model.named_parameters():
+        twice = expected[name] if name in elastic.split.suffix else dict(copy.named_parameters())[name]
+        torch.testing.assert_close(parameter.detach(), twice.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_split_of_a_model() -> None:
+    model = tiny(tied=True)
+    one = split(model, 1)
+    assert one.trunk | one.suffix == {name for name, _ in model.named_parameters()}
+    assert not one.trunk & one.suffix
+    assert {"model.norm.weight", "model.embed_tokens.weight"} <= one.suffix
+    assert all(f"layers.{BLOCKS - 1}." in name for name in one.suffix if "layers" in name)
+    assert len(one.shared) == 1
+    assert split(model, 0).suffix == frozenset()
+    assert split(model, BLOCKS).trunk == frozenset()
+    assert "model.embed_tokens.weight" in split(tiny(tied=False), 1).trunk
+    with pytest.raises(ValueError, match="k = 4"):
+        split(model, 4)
+    with pytest.raises(ValueError, match="no blocks"):
+        blocks_of(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_cached_trunk_gives_the_same_losses_and_gradients(kind: str) -> None:
+    model, copy = tiny(kind=kind), tiny(kind=kind)
+    cache = CachedTrunk(model, 1)
+    bp, plain = Backpropagation(model, cache.split.suffix), Backpropagation(copy, cache.split.suffix)
+    calls: list[int] = []
+    handle = blocks_of(model)[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: calls.append(1))
+    cut = [module.register_forward_hook(lambda _m, _i, y: y.detach()) for module in split(copy, 1).shared]
+    for step in range(6):
+        with cache.batch(step % 2):
+            found = bp.step(task_loss(model, step % 2), 0.05, step)
+        assert found == pytest.approx(plain.step(task_loss(copy, step % 2), 0.05, step), rel=1e-5)
+    handle.remove()
+    assert len(calls) == 2
+    assert len(cut) == 1
+    assert cache.nbytes == 2 * 8 * 12 * 32 * 4
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, dict(copy.named_parameters())[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no trunk"):
+        CachedTrunk(model, BLOCKS)
+
+
+def test_lora_starts_as_the_model_and_comes_off() -> None:
+    model = tiny()
+    before, start = weights(model), value(language_loss(model))
+    layers = lora.attach(model, 4, 8.0, seed=1)
+    assert len(layers) == 7 * BLOCKS
+    assert value(language_loss(model)) == pytest.approx(start)
+    Backpropagation(model, lora.names(model)).step(language_loss(model), 0.1, 0)
+    assert value(language_loss(model)) < start
+    lora.detach(model)
+    assert same(weights(model), before)
+    assert not lora.names(model)
+    with pytest.raises(ValueError, match="no linear layer"):
+        lora.attach(model, 4, 8.0, seed=1, targets=lambda name: False)
+
+
+def test_lora_with_a_frozen_trains_b_alone() -> None:
+    model = tiny()
+    lora.attach(model, 4, 8.0, seed=1, freeze_a=True)
+    assert lora.names(model)
+    assert all(name.endswith("lora_b") for name in lora.names(model))
+
+
+def test_tensor_train_is_the_matrix_of_its_cores() -> None:
+    layer = adazeta.TTLinear(12, 20, 3, torch.Generator().manual_seed(0))
+    matrix = torch.einsum("aib,bjc,cod,dpe->ijop", layer.core_1, layer.core_2, layer.core_3, layer.core_4).reshape(
+        12, 20
+    )
+    x = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x), x @ matrix)
+    assert adazeta.factors(576) == (24, 24)
+    assert adazeta.factors(13) == (1, 13)
+
+
+def test_tensor_train_adapters_are_small_and_start_as_the_model() -> None:
+    model = tiny()
+    start = value(language_loss(model))
+    assert len(adazeta.attach(model, 16, 2, seed=1)) == 2 * BLOCKS
+    assert value(language_loss(model)) == pytest.approx(start)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trained = sum(sizes[name] for name in adazeta.names(model))
+    assert 0 < trained < 0.05 * sum(sizes.values())
+    with pytest.raises(ValueError, match="no linear layer"):
+        adazeta.attach(model, 16, 2, seed=1, targets=lambda name: False)
+
+
+def test_queries_grow_up_to_their_limit() -> None:
+    assert [adazeta.queries(epoch, most=3) for epoch in (1, 2, 4, 5, 9, 100)] == [1, 2, 2, 3, 3, 3]
+    with pytest.raises(ValueError, match="count from 1"):
+        adazeta.queries(0)
+
+
+def test_the_hybrid_takes_turns() -> None:
+    model = tiny()
+    hybrid = Hybrid(model, 4)
+    assert [hybrid.is_bp(step) for step in range(6)] == [True, False, False, False, True, False]
+    with pytest.raises(ValueError, match="period"):
+        Hybrid(model, 0)
+
+
+def zeroth_order(model: nn.Module, theta: InPlace, lr: float, queries: int = 1) -> Iterator[None]:
+    for step in range(1000):
+        for query in range(queries):
+            seed = step * queries + query
+            plus, minus = theta.pair(seed, EPSILON, task_loss(model))
+            theta.update(seed, -lr * (plus - minus) / (2 * EPSILON) / queries)
+        yield
+
+
+def mezo(model: nn.Module) -> Iterator[None]:
+    return zeroth_order(model, InPlace(model), 3e-4)
+
+
+def sparse_mezo(model: nn.Module) -> Iterator[None]:
+    return zeroth_order(model, InPlace(model, sparsity=0.75), 1e-3)
+
+
+def mezo_lora(model: nn.Module) -> Iterator[None]:
+    lora.attach(model, 4, 8.0, seed=1)
+    return zeroth_order(model, InPlace(model, parameters=lora.names(model).__contains__), 1e-2)
+
+
+def adapters(model: nn.Module) -> Iterator[None]:
+    adazeta.attach(model, 16, 2, seed=1)
+    return zeroth_order(model, InPlace(model, parameters=adazeta.names(model).__contains__), 1e-2, queries=2)
+
+
+def bp(model: nn.Module) -> Iterator[None]:
+    method = Backpropagation(model)
+    for seed in range(1000):
+        method.step(task_loss(model, seed), 0.03, seed)
+        yield
+
+
+def elasticzo(model: nn.Module) -> Iterator[None]:
+    method = ElasticZO(model, 1)
+    for seed in range(1000):
+        method.step(task_loss(model, seed), seed, EPSILON, 1e-4, 0.03)
+        yield
+
+
+def loho(model: nn.Module) -> Iterator[None]:
+    method = Hybrid(model, 5)
+    for seed in range(1000):
+        method.step(seed, task_loss(model, seed), EPSILON, 1e-4, 0.03)
+        yield
+
+
+@pytest.mark.parametrize("method", [mezo, sparse_mezo, mezo_lora, adapters, bp, elasticzo, loho])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_method_lowers_the_loss(method: Callable[[nn.Module], Iterator[None]], dtype: torch.dtype) -> None:
+    model = tiny(dtype, blocks=2)
+    before = value(task_loss(model))
+    for _, _ in zip(range(40), method(model), strict=False):
+        pass
+    assert value(task_loss(model)) < 0.95 * before

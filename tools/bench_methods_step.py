@@ -1,0 +1,136 @@
+"""Two measurements of bench_methods on one model: MeZO's step against two forwards, SPSA's g against autograd's."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from agentd.learn.weights.directions import DISTRIBUTIONS, Direction
+from agentd.learn.weights.mezo import InPlace
+from tools.bench_elastic_tasks import reviews
+from tools.bench_methods_model import Reviews, load
+
+EPSILON = 1e-3
+EPSILONS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+def published_step(model: torch.nn.Module, seed: int, epsilon: float, lr: float, loss: Callable[[], Tensor]) -> None:
+    """A step as in the published implementation of MeZO: four sweeps in place with torch's Gaussian generator."""
+
+    def sweep(scale: float) -> None:
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            z = torch.normal(mean=0, std=1, size=parameter.shape, dtype=parameter.dtype)
+            parameter.data += scale * z
+
+    with torch.no_grad():
+        sweep(epsilon)
+        plus = float(loss())
+        sweep(-2 * epsilon)
+        minus = float(loss())
+        sweep(epsilon)
+        sweep(-lr * (plus - minus) / (2 * epsilon))
+
+
+def batch_losses(model: Any, batch: int, length: int) -> dict[str, Callable[[], Tensor]]:
+    """Losses of one random batch: next-token at every position, and that of one token after the last."""
+    ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+
+    def every() -> Tensor:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
+
+    def last() -> Tensor:
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        return cross_entropy(logits[:, -1].float(), ids[:, 0])
+
+    return {"next token at every position": every, "one token after the last": last}
+
+
+def step_times(path: Path, dtype: str, batch: int, length: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of a step, and the median over rounds of its ratio to the same round's two forwards."""
+    model = load(path, dtype)
+    found = []
+    for loss_name, loss in batch_losses(model, batch, length).items():
+        thetas = {name: InPlace(model, distribution=name) for name in DISTRIBUTIONS}
+
+        def forwards(loss: Callable[[], Tensor] = loss) -> None:
+            with torch.no_grad():
+                loss()
+                loss()
+
+        def ours(theta: InPlace, loss: Callable[[], Tensor] = loss) -> None:
+            plus, minus = theta.pair(1, EPSILON, loss)
+            theta.update(1, -1e-9 * (plus - minus))
+
+        steps: dict[str, Callable[[], None]] = {"two forwards": forwards}
+        steps |= {f"this, {name}": lambda theta=theta: ours(theta) for name, theta in thetas.items()}  # type: ignore[misc]
+        steps["published"] = lambda loss=loss: published_step(model, 1, EPSILON, 1e-9, loss)  # type: ignore[misc]
+        for step in steps.values():
+            step()
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - started)
+        for name, values in seconds.items():
+            ratios = [value / base for value, base in zip(values, seconds["two forwards"], strict=True)]
+            found.append(
+                {
+                    "loss": loss_name,
+                    "step": name,
+                    "seconds": statistics.median(values),
+                    "fastest": min(values),
+                    "ratio": statistics.median(ratios),
+                    "ratio_fastest": min(values) / min(seconds["two forwards"]),
+                }
+            )
+    return found
+
+
+def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
+    """|g - z'G| / ||G|| by epsilon for G, autograd's gradient in fp32 at the same weights; a batch of 16 reviews.
+
+    The denominator is the standard deviation of z'G over z: single derivatives may be near 0.
+    """
+    model = load(path, dtype).float()
+    data = Reviews(model, path, reviews("tune"), seed=0)
+    loss = data.loss(0)
+    torch.autograd.backward(loss())
+    gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norm = sum(float((g * g).sum(dtype=torch.float64)) for g in gradient.values()) ** 0.5
+    found = []
+    for distribution in DISTRIBUTIONS:
+        z = Direction(distribution)
+        theta = InPlace(model, distribution=distribution)
+        slopes = [
+            sum(
+                float(torch.dot(gradient[name].view(-1), z.piece(seed, number, 0, p.numel(), torch.float32, p.device)))
+                for name, (number, p) in theta.theta.items()
+            )
+            for seed in range(seeds)
+        ]
+        if dtype == "bf16":
+            theta = InPlace(model.to(torch.bfloat16), distribution=distribution)
+        for epsilon in EPSILONS:
+            errors = []
+            for seed, slope in enumerate(slopes):
+                plus, minus = theta.pair(seed, epsilon, loss)
+                errors.append(abs((plus - minus) / (2 * epsilon) - slope) / norm)
+            found.append(
+                {
+                    "dtype": dtype,
+                    "distribution": distribution,
+                    "epsilon": epsilon,
+                    "error": statistics.median(errors),
+                    "worst": max(errors),
+                }
+            )
+        model.float()
+    return found
