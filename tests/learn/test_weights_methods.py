@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weights_samples import language_loss, one_thread, same, task_loss, tiny, weights
 
 from agentd.learn.weights import adazeta, lora
 from agentd.learn.weights.bp import Backpropagation
@@ -14,7 +15,6 @@ from agentd.learn.weights.elasticzo import ElasticZO
 from agentd.learn.weights.loho import Hybrid
 from agentd.learn.weights.mezo import InPlace
 from agentd.learn.weights.structure import blocks_of, split
-from tests.learn.weights_samples import language_loss, one_thread, same, task_loss, tiny, weights
 
 EPSILON, BLOCKS = 1e-3, 3
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from weights_samples import language_loss, one_thread, same, tiny, weights
 
 from agentd.learn.ledger import Step
 from agentd.learn.weights import perturbation
 from agentd.learn.weights.directions import Direction
 from agentd.learn.weights.mezo import InPlace
-from tests.learn.weights_samples import language_loss, one_thread, same, tiny, weights
 
 EPSILON = 1e-3
 
