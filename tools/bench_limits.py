@@ -89,12 +89,12 @@ async def limited(model: Path) -> AsyncIterator[Limited]:
         group.remove()
 
 
-async def measure(model: Path, free: int) -> dict[str, Any]:
+async def measure(model: Path, free: int, wishes: dict[str, Any]) -> dict[str, Any]:
     """One pass with `free` bytes to adapt in."""
     async with limited(model) as at:
         at.free(free)
         async with Traffic(at.agent) as traffic:
-            ended = await _adapt(at)
+            ended = await _adapt(at, wishes)
         return {"free": free, **_found(ended, traffic, at)}
 
 
@@ -104,7 +104,7 @@ async def squeeze(model: Path) -> dict[str, Any]:
         at.free(1500 * MB)
         async with Traffic(at.agent) as traffic:
             taking = asyncio.create_task(_take(at))
-            ended = await _adapt(at)
+            ended = await _adapt(at, {})
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
         moves = [e["message"] for e in ended["events"] if e["kind"] in ("dial", "paused", "resumed")]
@@ -128,8 +128,8 @@ async def _take(at: Limited) -> None:
         ballast.wait()
 
 
-async def _adapt(at: Limited) -> dict[str, Any]:
-    number = (await asyncio.to_thread(at.daemon.admin.post, "/admin/adapt", {}))["pass"]
+async def _adapt(at: Limited, wishes: dict[str, Any]) -> dict[str, Any]:
+    number = (await asyncio.to_thread(at.daemon.admin.post, "/admin/adapt", wishes))["pass"]
     with view() as shown:
         ended = await asyncio.to_thread(follow, at.daemon.admin, number, shown)
     return dict(ended.answer)
@@ -178,11 +178,13 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=os.environ.get("AGENTD_MODEL_PATH"), help="a GGUF file")
     parser.add_argument("--free", default="1500,700,400,200,60", help="MB free for adaptation, one run each")
     parser.add_argument("--ballast", action="store_true", help="one run, from whose middle memory is taken away")
+    parser.add_argument("--zo-steps", type=int, metavar="N", help="zeroth-order steps where the plan has any")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
     if options.model is None:
         parser.error("--model is needed")
     console = Console(stderr=True)
+    wishes = {} if options.zo_steps is None else {"zo_steps": options.zo_steps}
     rows: list[dict[str, Any]] = []
     try:
         if options.ballast:
@@ -190,7 +192,7 @@ def main() -> int:
             print("\n".join(rows[0]["moves"]) + f"\n{rows[0]['outcome']}: {rows[0]['reason']}")
         else:
             for size in map(int, options.free.split(",")):
-                rows.append(asyncio.run(measure(options.model, size * MB)))
+                rows.append(asyncio.run(measure(options.model, size * MB, wishes)))
                 console.print(f"{size} MB: {rows[-1]['plan']}: {rows[-1]['outcome']}: {rows[-1]['reason']}")
             print(table(rows))
     except DemoFailed as error:
