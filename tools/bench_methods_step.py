@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def step_times(path: Path, dtype: str, batch: int, length: int, rounds: int) -> 
     return found
 
 
-def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
+def gradient_errors(path: Path, dtype: str, seeds: int) -> Iterator[dict[str, Any]]:
     """|g - z'G| / ||G|| by epsilon for G, autograd's gradient in fp32 at the same weights; a batch of 16 reviews.
 
     The denominator is the standard deviation of z'G over z: single derivatives may be near 0.
@@ -105,7 +105,6 @@ def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
     torch.autograd.backward(loss())
     gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = sum(float((g * g).sum(dtype=torch.float64)) for g in gradient.values()) ** 0.5
-    found = []
     for distribution in DISTRIBUTIONS:
         z = Direction(distribution)
         theta = InPlace(model, distribution=distribution)
@@ -123,14 +122,8 @@ def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
             for seed, slope in enumerate(slopes):
                 plus, minus = theta.pair(seed, epsilon, loss)
                 errors.append(abs((plus - minus) / (2 * epsilon) - slope) / norm)
-            found.append(
-                {
-                    "dtype": dtype,
-                    "distribution": distribution,
-                    "epsilon": epsilon,
-                    "error": statistics.median(errors),
-                    "worst": max(errors),
-                }
-            )
+            error, worst = statistics.median(errors), max(errors)
+            yield {
+                "dtype": dtype, "distribution": distribution, "epsilon": epsilon, "error": error, "worst": worst
+            }  # fmt: skip
         model.float()
-    return found
