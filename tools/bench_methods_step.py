@@ -104,6 +104,7 @@ def gradient_errors(path: Path, dtype: str, seeds: int) -> Iterator[dict[str, An
     loss = data.loss(0)
     torch.autograd.backward(loss())
     gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()  # or they would change their type with the model's
     norm = sum(float((g * g).sum(dtype=torch.float64)) for g in gradient.values()) ** 0.5
     for distribution in DISTRIBUTIONS:
         z = Direction(distribution)
