@@ -70,7 +70,7 @@ async def limited(model: Path) -> AsyncIterator[Limited]:
     group = cgroup.make("agentd-bench")
     if group is None:
         raise DemoFailed("no control group can be made here; run this as root, or in a delegated group")
-    settings = {"AGENTD_MODEL_PATH": str(model), "AGENTD_MEMORY_LIMIT": "1TB"}
+    settings = {"AGENTD_MODEL_PATH": str(model), "AGENTD_MEMORY_LIMIT": "1024GiB"}
     known = config.load(CONFIG, settings)
     try:
         with DemoDaemon(None, 1.0, settings=settings) as daemon:

@@ -108,8 +108,8 @@ class MemoryWatch:
 
     @property
     def added(self) -> int:
-        """Bytes the pass took at its peak beyond what was there before it."""
-        return sum(max(0, peak - self.before.get(name, 0)) for name, peak in self.peaks.items())
+        """Bytes that all processes together took at their peak beyond what they had before the pass."""
+        return max(0, self.total - sum(self.before.values()))
 
     def read(self) -> dict[str, int]:
         sizes = {name: self._meter.read(pid) for name, pid in self._pids().items() if pid is not None}
