@@ -136,7 +136,7 @@ def zeroth_order(
         yield from growing(oracle, steps, first, lr, used)
         return
     for result in minimise(
-        oracle, steps=max(3, steps), epsilon=EPSILON, lr=lr, queries=queries, first_seed=first,
+        oracle, steps=steps, epsilon=EPSILON, lr=lr, queries=queries, first_seed=first,
         probes=PROBES if lr is None else 0, trajectory=trajectory,
     ):  # fmt: skip
         used |= {"lr_zo": max(result.lr, used.get("lr_zo", 0.0)), "queries": queries}
@@ -215,7 +215,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     """The peak of three steps on 8 x 64 tokens with the loss at every position."""
     model = load(options.model, options.dtype)
     data, peak = Fixed(model), Peak()
-    run = learn(model, data, options.method, 0, 1.0, 0.0, {})
+    run = learn(model, data, options.method, 0, 600.0, 0.0, {})
     allocator.give_back()
     peak.reset()
     for _ in range(3):
