@@ -61,7 +61,8 @@ class Fixed:
 def learn(
     model: Any, data: Any, method: str, seed: int, seconds: float, lr: float | None, used: dict[str, float]
 ) -> Iterator[None]:
-    """Takes steps, yielding after each. Writes the step sizes it chose into `used`."""
+    """Takes steps, yielding after each. Writes the step sizes it chose into `used`. An `lr` is that of BP and AdamW;
+    at 0 nothing is calibrated either, as only the memory of steps is of interest."""
     name, _, argument = method.partition(":")
     number = int(argument or 1)
     first = seed << 20
@@ -85,7 +86,7 @@ def learn(
         elastic = ElasticZO(model, number)
         rate_zo = 0.0
         if elastic.zo is not None:
-            rate_zo = calibrated(Oracle(elastic.zo, data), first)
+            rate_zo = calibrated(Oracle(elastic.zo, data), first) if lr != 0 else 0.0
             yield
         used |= {"lr_bp": rate, "lr_zo": rate_zo}
         for step in range(1 << 20):
@@ -93,7 +94,7 @@ def learn(
             yield
     elif name == "loho":
         hybrid = Hybrid(model, number)
-        rate_zo = calibrated(Oracle(hybrid.zo, data), first)
+        rate_zo = calibrated(Oracle(hybrid.zo, data), first) if lr != 0 else 0.0
         used |= {"lr_bp": rate, "lr_zo": rate_zo}
         for step in range(1 << 20):
             hybrid.step(step, data.loss(step), EPSILON, rate_zo, rate)
@@ -135,8 +136,8 @@ def zeroth_order(
         yield from growing(oracle, steps, first, lr, used)
         return
     for result in minimise(
-        oracle, steps=steps, epsilon=EPSILON, lr=lr, queries=queries, first_seed=first, probes=PROBES,
-        trajectory=trajectory,
+        oracle, steps=steps, epsilon=EPSILON, lr=lr, queries=queries, first_seed=first,
+        probes=PROBES if lr is None else 0, trajectory=trajectory,
     ):  # fmt: skip
         used |= {"lr_zo": max(result.lr, used.get("lr_zo", 0.0)), "queries": queries}
         yield
@@ -214,7 +215,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     """The peak of three steps on 8 x 64 tokens with the loss at every position."""
     model = load(options.model, options.dtype)
     data, peak = Fixed(model), Peak()
-    run = learn(model, data, options.method, 0, 1.0, 1e-9, {})
+    run = learn(model, data, options.method, 0, 600.0, 0.0, {})
     allocator.give_back()
     peak.reset()
     for _ in range(3):

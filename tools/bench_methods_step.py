@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from agentd.learn.weights.directions import DISTRIBUTIONS, Direction
 from agentd.learn.weights.mezo import InPlace
 from tools.bench_elastic_tasks import reviews
-from tools.bench_methods_model import Reviews, load
+from tools.bench_methods_model import DTYPES, Reviews, load
 
 EPSILON = 1e-3
 EPSILONS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -94,18 +94,25 @@ def step_times(path: Path, dtype: str, batch: int, length: int, rounds: int) -> 
     return found
 
 
-def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """The parameters in another type. Buffers keep theirs, and transformers' own method refuses what was quantised."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def gradient_errors(path: Path, dtype: str, seeds: int) -> Iterator[dict[str, Any]]:
     """|g - z'G| / ||G|| by epsilon for G, autograd's gradient in fp32 at the same weights; a batch of 16 reviews.
 
     The denominator is the standard deviation of z'G over z: single derivatives may be near 0.
     """
-    model = load(path, dtype).float()
+    model = load(path, dtype)
+    cast(model, torch.float32)
     data = Reviews(model, path, reviews("tune"), seed=0)
     loss = data.loss(0)
     torch.autograd.backward(loss())
     gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()  # or they would change their type with the model's
     norm = sum(float((g * g).sum(dtype=torch.float64)) for g in gradient.values()) ** 0.5
-    found = []
     for distribution in DISTRIBUTIONS:
         z = Direction(distribution)
         theta = InPlace(model, distribution=distribution)
@@ -116,21 +123,15 @@ def gradient_errors(path: Path, dtype: str, seeds: int) -> list[dict[str, Any]]:
             )
             for seed in range(seeds)
         ]
-        if dtype == "bf16":
-            theta = InPlace(model.to(torch.bfloat16), distribution=distribution)
+        cast(model, DTYPES[dtype])
+        theta = InPlace(model, distribution=distribution)
         for epsilon in EPSILONS:
             errors = []
             for seed, slope in enumerate(slopes):
                 plus, minus = theta.pair(seed, epsilon, loss)
                 errors.append(abs((plus - minus) / (2 * epsilon) - slope) / norm)
-            found.append(
-                {
-                    "dtype": dtype,
-                    "distribution": distribution,
-                    "epsilon": epsilon,
-                    "error": statistics.median(errors),
-                    "worst": max(errors),
-                }
-            )
-        model.float()
-    return found
+            error, worst = statistics.median(errors), max(errors)
+            yield {
+                "dtype": dtype, "distribution": distribution, "epsilon": epsilon, "error": error, "worst": worst
+            }  # fmt: skip
+        cast(model, torch.float32)

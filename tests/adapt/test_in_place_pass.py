@@ -309,7 +309,7 @@ def test_the_budget_has_the_plans_of_this_engine(learned: DaemonProcess) -> None
     terms = {term["name"]: term["bytes"] for term in answer["plans"][0]["terms"]}
     assert terms["candidate weights"] == answer["model"]["weight_bytes"]
     assert terms["candidate weights"] == pytest.approx(learned.status()["model"]["size_bytes"], rel=1e-3)
-    for options, complaint in (({"method": "suffix-bp"}, "has no method"), ({"blocks": 2}, "trains no blocks")):
+    for options, complaint in (({"method": "suffix-bp"}, "has no method"), ({"blocks": 2}, "learns in place")):
         refused = learned.post("/admin/adapt", {**options, "dry_run": True}, admin=True)
         assert refused.status == 409
         assert complaint in refused.error["message"]
