@@ -8,7 +8,11 @@ from typing import Any
 from agentd.adapt.dataset import Member
 from agentd.config import Gate
 from agentd.learn.objectives import objective
-from agentd.learn.significance import mcnemar, paired_permutation
+from agentd.learn.significance import mcnemar, paired_permutation, welch
+
+# The level at which higher losses on established holdout count where the new holdout gains more than it: then the two
+# say different things, and the pass has to show that it does no harm rather than be shown that it does.
+_SUSPICIOUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def judge(
     """The candidate must be finite, stay under the drift cap, lose on no task, and be better on one it learned.
 
     What was established before counts for itself: new feedback that contradicts it, as flipped labels do, brings new
-    holdout along that agrees with it, and could outvote the old.
+    holdout along that agrees with it, and could outvote the old. A pass is not to lose answers there, nor confidence in
+    them: its losses must not be significantly higher.
 
     Better: the paired test of the hits (McNemar, mid-p) or of the losses (permutation) is significant. With two tests
     on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni). `drift` None: not measured.
@@ -116,9 +121,11 @@ def judge(
                 "n": len(known.losses),
                 "before": {"accuracy": known.accuracy, "loss": known.loss},
                 "after": {"accuracy": anew.accuracy, "loss": anew.loss},
+                **_contradiction(old, new, seed),
             }
             old_lost, old_allowed = _lost(known, anew, gate)
-            if old_lost > old_allowed:
+            apart = facts["established"]["p_apart"] <= gate.alpha
+            if old_lost > old_allowed or facts["established"]["p_worse"] <= (_SUSPICIOUS if apart else gate.alpha):
                 contradicted.append(name)
         if name in adapted and min(facts.get("p_accuracy", 1.0), facts["p_loss"]) <= level and lost <= 0:
             winners.append(name)
@@ -142,6 +149,15 @@ def judge(
         reason = f"no task improved significantly (smallest p {smallest:.3g}, needed {level:.3g})"
         return Verdict(False, reason, figures, drift)
     return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift)
+
+
+def _contradiction(old: Outcome, new: Outcome, seed: int) -> dict[str, float]:
+    """What the new feedback does to the established: p-values of "its losses are not higher than before" and of "the
+    new holdout did not gain more than it"."""
+    gains = [before - after for before, after in zip(old.losses, new.losses, strict=True)]
+    known = [gain for gain, established in zip(gains, old.established, strict=True) if established]
+    fresh = [gain for gain, established in zip(gains, old.established, strict=True) if not established]
+    return {"p_worse": paired_permutation([0.0] * len(known), known, seed), "p_apart": welch(fresh, known)}
 
 
 def _lost(old: Outcome, new: Outcome, gate: Gate) -> tuple[float, float]:

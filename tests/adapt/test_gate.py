@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from agentd.adapt.gate import Outcome, judge
+from agentd.adapt.gate import Outcome, Verdict, judge
 from agentd.config import Gate
 
 N = 120
@@ -116,3 +116,39 @@ def test_free_text_is_judged_on_established_holdout_too() -> None:
     verdict = judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.1, gate=Gate(), seed=0)
     assert not verdict.accepted
     assert "earlier revisions" in verdict.reason
+
+
+def test_confidence_lost_on_established_holdout_counts_before_answers_are() -> None:
+    """Flipped labels move every probability there the wrong way, long before many answers change."""
+    known = [True] * 40 + [False] * 40
+    base = outcome(0.5, 0.8, 1, 80).losses
+    before = Outcome(base, [i % 2 == 0 for i in range(80)], known)
+    better_anew = [loss - 0.3 for loss in base[40:]]
+    hits = before.hits[:40] + [True] * 40
+
+    def verdict(shift: float) -> Verdict:
+        noise = random.Random(2)
+        after = [loss + shift + noise.gauss(0, 0.05) for loss in base[:40]] + better_anew
+        candidate = {"t": Outcome(after, hits, known)}
+        return judge({"t": before}, candidate, adapted={"t"}, drift=0.0, gate=Gate(), seed=0)
+
+    worse = verdict(0.06)
+    assert not worse.accepted
+    assert "earlier revisions were judged by" in worse.reason
+    assert worse.tasks["t"]["established"]["p_worse"] < 0.05
+    assert verdict(-0.06).accepted
+
+
+def test_an_honest_pass_on_another_kind_of_input_is_mostly_taken() -> None:
+    """It helps there and changes nothing but noise on what was established: at most one in four is held for a
+    contradiction."""
+    taken, known = 0, [True] * 40 + [False] * 40
+    for trial in range(40):
+        noise = random.Random(trial)
+        base = [max(0.0, 0.8 + noise.gauss(0, 0.3)) for _ in known]
+        after = [x + noise.gauss(0, 0.1) - 0.4 * (not old) for x, old in zip(base, known, strict=True)]
+        hits = [noise.random() < 0.6 for _ in known]
+        better = hits[:40] + [True] * 40
+        before, candidate = Outcome(base, hits, known), Outcome(after, better, known)
+        taken += judge({"t": before}, {"t": candidate}, adapted={"t"}, drift=0.0, gate=Gate(), seed=trial).accepted
+    assert 22 <= taken < 40  # 30 expected, standard deviation 2.7

@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from agentd.learn.significance import mcnemar, paired_permutation
+from agentd.learn.significance import mcnemar, paired_permutation, welch
 
 
 def answers(won: int, lost: int, both: int = 0, neither: int = 0) -> tuple[list[bool], list[bool]]:
@@ -95,3 +95,12 @@ def test_unequal_lengths_and_nonsense_are_refused() -> None:
         paired_permutation([0.1, 0.2], [0.1], seed=0)
     with pytest.raises(ValueError, match="finite"):
         paired_permutation([0.1], [float("nan")], seed=0)
+
+
+def test_welch_against_a_worked_example() -> None:
+    """2 / sqrt(2.5 / 5 + 2.5 / 5) = 2 for 1..5 and 3..7, and the upper tail of the normal distribution at 2 is 0.02275."""
+    low, high = [1.0, 2, 3, 4, 5], [3.0, 4, 5, 6, 7]
+    assert welch(high, low) == pytest.approx(0.02275, abs=1e-5)
+    assert welch(low, high) == pytest.approx(0.97725, abs=1e-5)
+    assert welch([1.0, 1.0], [0.0, 0.0]) == 0.0
+    assert welch([1.0, 1.0], [1.0, 1.0]) == welch([5.0], low) == 1.0
