@@ -98,7 +98,7 @@ def test_unequal_lengths_and_nonsense_are_refused() -> None:
 
 
 def test_welch_against_a_worked_example() -> None:
-    """2 / sqrt(2.5 / 5 + 2.5 / 5) = 2 for 1..5 and 3..7, and the upper tail of the normal distribution at 2 is 0.02275."""
+    """2 / sqrt(2.5 / 5 + 2.5 / 5) = 2 for 1..5 and 3..7; the normal distribution has 0.02275 above 2."""
     low, high = [1.0, 2, 3, 4, 5], [3.0, 4, 5, 6, 7]
     assert welch(high, low) == pytest.approx(0.02275, abs=1e-5)
     assert welch(low, high) == pytest.approx(0.97725, abs=1e-5)
