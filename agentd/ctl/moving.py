@@ -1,6 +1,5 @@
 """Proving a revision, and moving what was learned to another device."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,11 @@ import typer
 
 from agentd.ctl import output
 from agentd.ctl.client import Daemon, segment
-from agentd.ctl.errors import CtlError, ExitCode, UsageError
+from agentd.ctl.errors import ExitCode, UsageError
 from agentd.ctl.options import Json, Socket
 from agentd.ctl.passes import watch
 from agentd.ctl.revisions import Revision
+from agentd.ctl.saving import refuse_existing, save
 
 _ENDINGS = {"ledger": "agentd", "safetensors": "safetensors", "gguf-lora": "gguf"}
 _PATIENCE = 3600.0  # seconds that replaying may take
@@ -53,28 +53,9 @@ def export(
     if kind not in _ENDINGS:
         raise UsageError(f"--format is one of {', '.join(_ENDINGS)}, not {kind!r}")
     path = to or Path(f"revision-{revision}.{_ENDINGS[kind]}")
-    if path.exists():
-        raise UsageError(f"{path} exists already")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            daemon = Daemon(socket, timeout=_PATIENCE)
-            for part in daemon.download(f"/admin/revisions/{segment(revision)}/export?format={kind}"):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        temporary.rename(path)
-    except OSError as error:
-        raise CtlError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    answer = {"path": str(path), "bytes": size}
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    refuse_existing(path)
+    daemon = Daemon(socket, timeout=_PATIENCE)
+    save(path, daemon.download(f"/admin/revisions/{segment(revision)}/export?format={kind}"), as_json)
 
 
 def import_(
