@@ -16,11 +16,10 @@ from agentd.adapt import portable, transitions
 from agentd.adapt.adaptation_pass import AdaptationPass
 from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
-from agentd.adapt.classifier import plan as plan_classifier
-from agentd.adapt.dial import Replan
 from agentd.adapt.importing import ImportPass
 from agentd.adapt.in_place import InPlacePass, rule
-from agentd.adapt.planning import Setting, plan
+from agentd.adapt.planning import Setting
+from agentd.adapt.preparation import Preparation
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
 from agentd.adapt.revision_files import RevisionFiles
@@ -37,7 +36,6 @@ from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
 
-_EARLIER = 50  # past passes that a plan looks at
 _LOW_FOR = 20.0  # seconds under memory.floor that a pass outlasts where it cannot take less
 
 
@@ -52,7 +50,7 @@ class Adaptation:
         model: ModelFile,
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
-        self.files, self._file, self._model, self._classifier = files, model, model.path, model.classifier
+        self.files, self._model, self._classifier = files, model.path, model.classifier
         self._folders = config.state.dir / "passes"
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
@@ -60,7 +58,7 @@ class Adaptation:
         kind = ClassifierTrial if model.classifier else Trial
         self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
-        self.probed: dict[str, Any] | None = None  # what the trainer says of this model, once it was asked
+        self._prepare = Preparation(store, activity, model, self._folders)
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
         self.paused = False
         self.daemon_pid = os.getpid()
@@ -101,6 +99,11 @@ class Adaptation:
         self.triggers.reconfigure(config.adapt.trigger, enabled=config.adapt.enabled)
 
     @property
+    def probed(self) -> dict[str, Any] | None:
+        """What the trainer says of this model, once it was asked."""
+        return self._prepare.probed
+
+    @property
     def serving(self) -> int:
         """The revision that serves now."""
         return self._engine.revision
@@ -139,9 +142,9 @@ class Adaptation:
         """The plan a pass would follow now. Raises PassRefused."""
         setting: Setting | ClassifierSetting
         if self._classifier:
-            setting, data = await self._plan_classifier(options, self._config.adapt.seed)
+            setting, data = await self._prepare.classifier(self._config, options, self._config.adapt.seed)
         else:
-            setting, data, _ = await self._plan(options, self._config.adapt.seed)
+            setting, data, _ = await self._prepare.language(self._config, options, self._config.adapt.seed)
         counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
         return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
 
@@ -268,21 +271,8 @@ class Adaptation:
         if self._classifier:
             await self._attempt_classifier(progress, options, seed)
             return
-        setting, data, replan = await self._plan(options, seed + progress.id)
-        progress.method, progress.blocks = setting.method, setting.blocks
-        progress.predicted_bytes, progress.state = setting.choice.plan.needed, "planned"
-        await self._store.call(
-            lambda db: passes.advance(
-                db,
-                progress.id,
-                "planned",
-                method=setting.method,
-                blocks=setting.blocks,
-                plan=setting.as_json(),
-                predicted=setting.choice.plan.predicted,
-                predicted_bytes=setting.choice.plan.needed,
-            )
-        )
+        setting, data, replan = await self._prepare.language(self._config, options, seed + progress.id)
+        await self._planned(progress, setting)
         means = await self._means(progress, seed)
         attempt: Attempt
         if self._learns_in_place:
@@ -317,47 +307,18 @@ class Adaptation:
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         return Means(self._config, self._store, self._engine, self.files, progress, folder, seed)
 
-    async def _plan(self, options: dict[str, Any], seed: int) -> tuple[Setting, datasets.Dataset, Replan]:
-        adapt = self._config.adapt
-        data = await self._store.call(
-            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
-        )
-        if self._learns_in_place:
-            self.probed = {"supported": False, "reason": "engine transformers learns in place, by zeroth-order steps"}
-        if self.probed is None:
-            self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.probed = await Training(self._activity, self._folders / "probe.log").probe(self._model)
-        earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
-        known = (self._config, self._file, data)
-        setting = await asyncio.to_thread(plan, *known, options, self.probed, earlier)
-
-        async def replan(held: int, ceiling: int | None) -> Setting:
-            assert self.probed is not None
-            try:
-                return await asyncio.to_thread(plan, *known, options, self.probed, earlier, held, ceiling)
-            except PassRefused:  # what was asked for does not fit any more; anything is better than nothing
-                anything = {**options, "method": "auto", "blocks": "auto"}
-                return await asyncio.to_thread(plan, *known, anything, self.probed, earlier, held, ceiling)
-
-        return setting, data, replan
-
     async def _attempt_classifier(self, progress: Progress, options: dict[str, Any], seed: int) -> None:
-        setting, data = await self._plan_classifier(options, seed + progress.id)
+        setting, data = await self._prepare.classifier(self._config, options, seed + progress.id)
+        await self._planned(progress, setting)
+        attempt = ClassifierPass(await self._means(progress, seed), setting)
+        await self._probation.begin(await attempt.run(data), progress)
+
+    async def _planned(self, progress: Progress, setting: Setting | ClassifierSetting) -> None:
         progress.method, progress.blocks = setting.method, setting.blocks
         progress.predicted_bytes, progress.state = setting.needed, "planned"
         columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
         columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
         await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
-        attempt = ClassifierPass(await self._means(progress, seed), setting)
-        await self._probation.begin(await attempt.run(data), progress)
-
-    async def _plan_classifier(self, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, datasets.Dataset]:
-        assert self._classifier is not None
-        adapt = self._config.adapt
-        data = await self._store.call(
-            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
-        )
-        return await asyncio.to_thread(plan_classifier, self._config, self._classifier, data, options), data
 
     async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
         """Ends the pass when the rest of the device needs the memory and does not get it by turning the dial down."""

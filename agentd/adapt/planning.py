@@ -31,6 +31,16 @@ class Setting:
     rank: int
     choice: Choice
 
+    @property
+    def needed(self) -> int:
+        """Bytes beyond serving, all processes together."""
+        return self.choice.plan.needed
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term."""
+        return self.choice.plan.predicted
+
     def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
         """Hyperparameters of the trainer; the rest are its defaults."""
         how = recipe(self.method, self.blocks)

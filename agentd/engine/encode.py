@@ -1,8 +1,35 @@
 """From an example's tokens to the sequences and terms that scoring, tapping and training share. Pure."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import Encoded, Term
+from agentd.errors import InvalidRequest
+
+
+def encode_example(
+    vocabulary: Prompts, input: dict[str, Any], choices: Sequence[str], target: str, *, limit: int, answers: int
+) -> Encoded:
+    """Lays out an example as it was given.
+
+    limit    most tokens that an example may have
+    answers  most different answers that are computed side by side
+
+    Raises InvalidRequest for an example that cannot be learned from.
+    """
+    prompt = vocabulary.prompt(input)
+    if not prompt:
+        raise InvalidRequest("the prompt is empty")
+    if choices and target not in choices:
+        raise InvalidRequest(f"the answer {target!r} is not one of the choices")
+    tokens = {text: vocabulary.answer(input, prompt, text) for text in (*choices, target)}
+    encoded = encode(prompt, [tokens[choice] for choice in choices], tokens[target], vocabulary.end)
+    if (n := n_distinct(encoded.sequences)) > limit:
+        raise InvalidRequest(f"{n} tokens are more than the {limit} that an example may have")
+    if (n := len(encoded.sequences)) > answers:
+        raise InvalidRequest(f"{n} different answers are more than the {answers} of a background batch")
+    return encoded
 
 
 def encode(prompt: list[int], choices: Sequence[list[int]], target: list[int], end: int) -> Encoded:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agentd import allocator
-from agentd.engine.encode import encode, n_distinct
+from agentd.engine.encode import encode_example, n_distinct
 from agentd.engine.llamacpp.adapters import Adapters, write_control_vector
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.forward import Forward
@@ -78,21 +78,10 @@ class Background:
             self._steered = self._adapters.control
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
-        prompt = self._vocabulary.prompt(input)
-        if not prompt:
-            raise InvalidRequest("the prompt is empty")
-        if choices and target not in choices:
-            raise InvalidRequest(f"the answer {target!r} is not one of the choices")
-        answers = {text: self._vocabulary.answer(input, prompt, text) for text in (*choices, target)}
-        encoded = encode(prompt, [answers[choice] for choice in choices], answers[target], self._vocabulary.end)
-        if (n := n_distinct(encoded.sequences)) > self.limit:
-            raise InvalidRequest(f"{n} tokens are more than the {self.limit} that an example may have")
-        if len(encoded.sequences) > self._forward.n_sequences:
-            raise InvalidRequest(
-                f"{len(encoded.sequences)} different answers are more than the {self._forward.n_sequences} "
-                f"of a background batch"
-            )
-        self._longest = max(self._longest, n)
+        encoded = encode_example(
+            self._vocabulary, input, choices, target, limit=self.limit, answers=self._forward.n_sequences
+        )
+        self._longest = max(self._longest, n_distinct(encoded.sequences))
         return encoded
 
     def use(self, weights: Weights) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from agentd.engine.encode import encode, n_distinct
+from agentd.engine.encode import encode_example
 from agentd.engine.protocol import BASE, Encoded, Interrupted, Scores, TapIndex
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.staged import Staged
@@ -59,20 +59,7 @@ class Background:
         self.limit = limit
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
-        prompt = self._vocabulary.prompt(input)
-        if not prompt:
-            raise InvalidRequest("the prompt is empty")
-        if choices and target not in choices:
-            raise InvalidRequest(f"the answer {target!r} is not one of the choices")
-        answers = {text: self._vocabulary.answer(input, prompt, text) for text in (*choices, target)}
-        encoded = encode(prompt, [answers[choice] for choice in choices], answers[target], self._vocabulary.end)
-        if (n := n_distinct(encoded.sequences)) > self.limit:
-            raise InvalidRequest(f"{n} tokens are more than the {self.limit} of a background batch")
-        if len(encoded.sequences) > _N_SEQ:
-            raise InvalidRequest(
-                f"{len(encoded.sequences)} different answers are more than the {_N_SEQ} of a background batch"
-            )
-        return encoded
+        return encode_example(self._vocabulary, input, choices, target, limit=self.limit, answers=_N_SEQ)
 
     def use(self, weights: Name) -> None:
         self._weights = self._staged[weights]

@@ -1,0 +1,64 @@
+"""What a pass has before it begins: its examples, and the plan that fits the memory there is."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from agentd.adapt import dataset as datasets
+from agentd.adapt.classifier import ClassifierSetting
+from agentd.adapt.classifier import plan as plan_classifier
+from agentd.adapt.dataset import Dataset
+from agentd.adapt.dial import Replan
+from agentd.adapt.planning import Setting, plan
+from agentd.adapt.training import Training
+from agentd.config import Config
+from agentd.engine.activity import Activity
+from agentd.errors import PassRefused
+from agentd.models import ModelFile
+from agentd.store import passes
+from agentd.store.database import Store
+
+_EARLIER = 50  # past passes that a plan looks at
+_IN_PLACE = {"supported": False, "reason": "engine transformers learns in place, by zeroth-order steps"}
+
+
+class Preparation:
+    """`folders` is where passes have their working directories. Everything here raises PassRefused."""
+
+    def __init__(self, store: Store, activity: Activity, model: ModelFile, folders: Path) -> None:
+        self._store, self._activity, self._model, self._folders = store, activity, model, folders
+        self.probed: dict[str, Any] | None = None  # what the trainer says of this model, once it was asked
+
+    async def language(self, config: Config, options: dict[str, Any], seed: int) -> tuple[Setting, Dataset, Replan]:
+        """The best setting for a language model, and how to find another one when memory changes meanwhile."""
+        data = await self._select(config, seed)
+        if config.engine == "transformers":
+            self.probed = _IN_PLACE
+        if self.probed is None:
+            self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.probed = await Training(self._activity, self._folders / "probe.log").probe(self._model.path)
+        probed = self.probed
+        earlier = [row.as_json() for row in await self._store.call(passes.latest, _EARLIER)]
+        known = (config, self._model, data)
+        setting = await asyncio.to_thread(plan, *known, options, probed, earlier)
+
+        async def replan(held: int, ceiling: int | None) -> Setting:
+            try:
+                return await asyncio.to_thread(plan, *known, options, probed, earlier, held, ceiling)
+            except PassRefused:  # what was asked for does not fit any more; anything is better than nothing
+                anything = {**options, "method": "auto", "blocks": "auto"}
+                return await asyncio.to_thread(plan, *known, anything, probed, earlier, held, ceiling)
+
+        return setting, data, replan
+
+    async def classifier(self, config: Config, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, Dataset]:
+        """The best setting for a classifier."""
+        assert self._model.classifier is not None
+        data = await self._select(config, seed)
+        return await asyncio.to_thread(plan_classifier, config, self._model.classifier, data, options), data
+
+    async def _select(self, config: Config, seed: int) -> Dataset:
+        adapt = config.adapt
+        return await self._store.call(
+            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
+        )
