@@ -32,7 +32,7 @@ TRAINER_STEP = 45 * MIB  # measured: what the first step adds: thread pool, auto
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
 
 # Trainer, see trainer/head.py, shortcuts.py and tap.py.
-MICRO_BUDGET = 64 * MIB  # bytes a micro-batch may keep for its backward pass, about
+MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about; half of it where memory is short
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
 _TAP_WINDOW = 16 * MIB  # measured: 8 MiB may be touched before pages are given back, and as much during one batch
@@ -131,16 +131,17 @@ class Workload:
         )
 
 
-def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False) -> int:
+def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bool = False) -> int:
     """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
 
-    Small enough that the activations kept for the backward pass stay near 64 MiB, large enough to keep the matrix
-    kernels busy: beyond 128 tokens a pass got no faster, because longer micro-batches have more padding. The last block
-    keeps next to nothing, because it runs where it is scored; with checkpointing one block is kept at a time.
+    Small enough that the activations kept for the backward pass stay near `MICRO_BUDGET` (half of it if `small`), large
+    enough to keep the matrix kernels busy and to go through the vocabulary seldom. The last block keeps next to
+    nothing, because it runs where it is scored; with checkpointing one block is kept at a time.
     """
     width = max(arch.n_ff, 4 * arch.n_embd)
     whole = 1 if checkpoint else max(1, k - 1)
-    return max(MICRO_LEAST, min(MICRO_MOST, MICRO_BUDGET // (F32 * 4 * width * whole)))
+    budget = MICRO_BUDGET // 2 if small else MICRO_BUDGET
+    return max(MICRO_LEAST, min(MICRO_MOST, budget // (F32 * 4 * width * whole)))
 
 
 def serving_terms(arch: Architecture, *, kv_tokens: int) -> list[Term]:

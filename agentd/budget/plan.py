@@ -35,6 +35,7 @@ class Plan:
     checkpoint    one block is in memory at a time, and is computed again for its gradient
     micro_tokens  tokens in one forward pass of the trainer, which the activations were computed for
     bf16          the trainer multiplies matrices in bfloat16
+    small         these are fewer than would be fastest
     """
 
     method: str
@@ -43,6 +44,7 @@ class Plan:
     checkpoint: bool = False
     micro_tokens: int = 0
     bf16: bool = False
+    small: bool = False
 
     @property
     def needed(self) -> int:
@@ -69,6 +71,7 @@ class Plan:
         if not self.blocks:
             return self.method
         kept = ", one in memory at a time" if self.checkpoint and self.method != BLOCKWISE else ""
+        kept += ", small micro-batches" if self.small else ""
         return f"{self.method} with {self.blocks} block{'s' if self.blocks != 1 else ''}{kept}"
 
     def as_json(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Plan:
             "blocks": self.blocks,
             "checkpoint": self.checkpoint,
             "micro_tokens": self.micro_tokens,
+            "small": self.small,
             "bf16": self.bf16,
             "computes_trunk": self.computes_trunk,
             "needed_bytes": self.needed,
@@ -112,17 +116,31 @@ class Dial:
         powers = [1 << i for i in range(n_layer.bit_length()) if 1 << i < n_layer]
         for blocks in (*powers, n_layer):
             for method in ("suffix-bp", "elasticzo"):
-                yield self.plan(method, blocks)
-                if blocks >= _ONE_AT_A_TIME_FROM:
-                    yield self.plan(method, blocks, checkpoint=True)
+                yield from self.variants(method, blocks)
         yield self.plan(BLOCKWISE, n_layer)
 
-    def plan(self, method: str, blocks: int, checkpoint: bool | None = None) -> Plan:
-        """The plan with exactly this setting; `checkpoint` as the workload says if left out."""
+    def variants(self, method: str, blocks: int) -> Iterator[Plan]:
+        """The plans that train `blocks` blocks by `method`: in micro-batches as large as pays, in smaller ones where
+        these are large, and with one block in memory at a time."""
+        yield self.plan(method, blocks)
+        if method == BLOCKWISE:
+            return
+        if micro_tokens(self.arch, blocks, small=True) < micro_tokens(self.arch, blocks):
+            yield self.plan(method, blocks, small=True)
+        if blocks >= _ONE_AT_A_TIME_FROM:
+            yield self.plan(method, blocks, checkpoint=True)
+
+    def plan(self, method: str, blocks: int, checkpoint: bool | None = None, *, small: bool = False) -> Plan:
+        """The plan with exactly this setting; `checkpoint` as the workload says if left out.
+
+        small  the trainer keeps half as much for its backward pass, in more and smaller micro-batches
+        """
         tapped = method == BLOCKWISE
         if checkpoint is None:
             checkpoint = self.workload.checkpoint
         work = replace(self.workload, checkpoint=checkpoint or tapped, bf16=self.bf16)
+        tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint, small)
+        work = replace(work, micro_tokens=tokens)
         constants = self.runtime or {}
         terms = daemon_terms(work)
         if self.in_place:
@@ -138,8 +156,7 @@ class Dial:
         terms += self._correction(terms, method, blocks, work.checkpoint)
         if not tapped:
             terms.append(_taken_in_turns(terms))
-        tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint)
-        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16)
+        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16, small)
 
     def _correction(self, terms: list[Term], method: str, blocks: int, checkpoint: bool) -> list[Term]:
         """A term for each process that earlier passes have shown to take more or less than its terms say."""

@@ -145,11 +145,7 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
         instead = "" if dial.in_place else "; use elasticzo"
         raise PassRefused(f"{method} trains no blocks by backpropagation, and {k} were asked for{instead}")
     names = ("suffix-bp", "elasticzo", BLOCKWISE) if method == "auto" else (method,)
-    return [
-        dial.plan(name, k, checkpoint)
-        for name in names
-        for checkpoint in ((False, True) if name != BLOCKWISE and k > 1 else (False,))
-    ]
+    return [plan for name in names for plan in dial.variants(name, k)]
 
 
 def refusal(considered: Sequence[Considered], *, available: int, reserve: int, limit: int | None = None) -> PassRefused:

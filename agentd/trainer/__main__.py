@@ -125,4 +125,6 @@ def _import_lean() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # the kernel frees at once what the interpreter would take apart for a second

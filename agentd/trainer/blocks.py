@@ -10,6 +10,8 @@ at a time is made where it is needed, in memory that the next one uses again.
 Anything this file assumes of an architecture is checked on the model itself when it is built, with random input.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,6 +125,18 @@ class Blocks:
             self._load(block)
             self.file.forget()
             self._active = block
+
+    @contextlib.contextmanager
+    def only_last(self) -> Iterator[None]:
+        """Lets the last block run alone: for what concerns no other, and would take as many times longer."""
+        if not self.resident:
+            yield
+            return
+        self._put(range(self.end - 1, self.end))
+        try:
+            yield
+        finally:
+            self._put(range(self.first, self.end))
 
     def run(self, inputs: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """What comes out (sequences, tokens, n_embd) for an input of the same shape, before the final norm."""

@@ -16,7 +16,7 @@ from agentd.trainer.head import Head
 from agentd.trainer.lora import attach, outside, read_adapter, read_control, write_adapter
 from agentd.trainer.shortcuts import Suffix
 from agentd.trainer.spec import Example, InvalidSpec, Spec, Term
-from agentd.trainer.tap import Batch
+from agentd.trainer.tap import Batch, shares_well
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Learner(ABC):
         if spec.end_block != self.blocks.n_blocks:
             raise InvalidSpec([f"end_block must be {self.blocks.n_blocks} to score terms"])
         self.lora = attach(self.blocks, options.rank, options.alpha, options.seed, self.parent)
-        self.suffix = Suffix(self.blocks)
+        self.suffix = Suffix(self.blocks, shares_well(spec.examples, spec.prefix.n, options.micro_tokens))
         self.head = Head(self.blocks)
         highest = max(term.token for example in spec.examples for term in terms(example))
         if highest >= self.head.n_vocab:

@@ -52,8 +52,10 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     steps = per_epoch * options.max_epochs
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / options.judgements))
-    if dev:
+    # With a single judgement there is nothing to choose from; whether it is better than what serves the gate asks.
+    if dev and (judge_every < per_epoch or options.max_epochs > 1):
         best.judge(options.first_step, learner.evaluate(dev), emit)
+        best.before = best.score
     done = options.first_step
     for step in range(options.first_step + 1, steps + 1):
         epoch, i = divmod(step - 1, per_epoch)
@@ -109,7 +111,6 @@ class _Best:
 
     def judge(self, step: int, score: Score, emit: Emit) -> None:
         better = self.score is None or score.loss < self.score.loss
-        self.before = self.before or score
         emit({"event": "dev", "step": step, "loss": score.loss, "accuracy": score.accuracy, "best": better})
         if better:
             self._learner.write(self._path, durable=False)

@@ -47,7 +47,8 @@ class Suffix:
         self.blocks = blocks
         self.scored = Scored()
         self.shares_prefix = shared_prefix and self._can_share_prefix()
-        self.reduced = self._reduce(blocks.last, "") if scored_rows else []
+        with blocks.only_last():
+            self.reduced = self._reduce(blocks.last, "") if scored_rows else []
         self.scored.rows = None
 
     def __call__(self, prefix: torch.Tensor, inputs: torch.Tensor, at: list[tuple[int, int]]) -> torch.Tensor:

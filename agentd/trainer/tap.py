@@ -16,6 +16,7 @@ import torch
 from agentd.trainer.spec import Example, InvalidSpec, Rows
 
 _KEEP = 8 << 20  # bytes of the mapping that may stay in memory
+_PASS = 64  # tokens that take as long as beginning a forward pass does
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ class Tap:
     def _read(self, rows: Rows, plane: int) -> torch.Tensor:
         self._touched += rows.n * self._planes.shape[2] * 4
         return torch.from_numpy(np.array(self._planes[plane, rows.offset : rows.offset + rows.n]))
+
+
+def shares_well(examples: Sequence[Example], prefix: int, tokens: int) -> bool:
+    """Whether a prefix had better be computed once for all sequences of a micro-batch of `tokens` tokens.
+
+    That is a forward pass of its own: for a few tokens it takes longer than they take in every sequence.
+    """
+    lengths = [rows.n for example in examples for rows in example.sequences]
+    sequences = tokens / (prefix + sum(lengths) / len(lengths))
+    return (sequences - 1) * prefix > _PASS
 
 
 def batches(examples: Sequence[Example], prefix: int, tokens: int, shared: bool) -> list[Batch]:

@@ -17,7 +17,7 @@ from agentd.trainer.gguf_file import GGUFFile
 from agentd.trainer.lora import adopt, read_adapter, read_control
 from agentd.trainer.shortcuts import Suffix
 from agentd.trainer.spec import Spec
-from agentd.trainer.tap import Tap, batches
+from agentd.trainer.tap import Tap, batches, shares_well
 
 _MICRO_TOKENS = 400  # nothing is kept for a backward pass, so there is no reason for fewer
 _EMBEDDINGS = "token_embd.weight"
@@ -37,7 +37,7 @@ def run(spec: Spec, on_block: Callable[[int, int], None]) -> None:
     blocks = Blocks(file, 0, first, control, resident=False, dtype=dtype)
     if spec.initial:
         adopt(blocks, read_adapter(spec.initial))
-    suffix = Suffix(blocks, scored_rows=False)
+    suffix = Suffix(blocks, shares_well(spec.examples, spec.prefix.n, _MICRO_TOKENS), scored_rows=False)
     _embed(blocks, spec)
     tap = Tap(spec.tap, spec.n_embd, spec.prefix, writable=True)
     tap.check(spec.examples)

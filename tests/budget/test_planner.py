@@ -23,10 +23,11 @@ def arch(model_path: Path) -> Architecture:
 
 
 def test_the_whole_dial_is_looked_at(arch: Architecture) -> None:
-    settings = [(plan.method, plan.blocks, plan.checkpoint) for plan in Dial(arch, WORK).plans()]
-    assert settings[0] == ("mezo", 0, False)
-    assert sorted({blocks for _, blocks, _ in settings}) == [0, 1, 2, 4, 8, 16, 30]
-    assert len(settings) == len(set(settings)) == 24
+    settings = [(plan.method, plan.blocks, plan.checkpoint, plan.small) for plan in Dial(arch, WORK).plans()]
+    assert settings[0] == ("mezo", 0, False, False)
+    assert sorted({blocks for _, blocks, *_ in settings}) == [0, 1, 2, 4, 8, 16, 30]
+    assert {blocks for _, blocks, _, small in settings if small} == {8, 16}
+    assert len(settings) == len(set(settings)) == 28
     assert [(plan.method, plan.blocks) for plan in Dial(arch, WORK).plans(bp=False)] == [("mezo", 0)]
 
 
@@ -38,6 +39,16 @@ def test_one_block_at_a_time_takes_the_memory_of_one(arch: Architecture) -> None
     assert everywhere.needed_by("trainer") < 1.3 * last.needed_by("trainer")
     choice = choose(arch, WORK, available=16_000 * MB, reserve=0)
     assert not choice.plan.checkpoint  # it takes longer, and there is memory
+
+
+def test_smaller_micro_batches_save_memory_and_take_longer(arch: Architecture) -> None:
+    ask: dict[str, Any] = {"available": 16_000 * MB, "reserve": 0, "method": "suffix-bp", "blocks": 16}
+    whole, small, one = choose(arch, WORK, **ask).considered
+    assert [whole.plan.small, small.plan.small, one.plan.checkpoint] == [False, True, True]
+    assert small.plan.setting == "suffix-bp with 16 blocks, small micro-batches"
+    assert one.plan.needed < small.plan.needed < whole.plan.needed
+    assert whole.expected.seconds < small.expected.seconds < one.expected.seconds
+    assert choose(arch, WORK, **{**ask, "available": whole.plan.needed - 1}).plan == small.plan
 
 
 def test_bfloat16_halves_the_blocks_weights(arch: Architecture) -> None:
@@ -240,7 +251,7 @@ def test_seconds_of_earlier_passes_set_the_pace(arch: Architecture) -> None:
 
 
 def test_more_work_needs_more_memory_and_time(arch: Architecture) -> None:
-    longer = replace(WORK, seq_len=300, tokens=5 * WORK.tokens)
+    longer = replace(WORK, seq_len=500, tokens=5 * WORK.tokens)
     for method, blocks in (("mezo", 0), ("suffix-bp", 1), ("elasticzo", 8)):
         assert Dial(arch, longer).plan(method, blocks).needed > Dial(arch, WORK).plan(method, blocks).needed
 
