@@ -156,6 +156,7 @@ def _setting(plan: dict[str, Any]) -> str | None:
     if not plan:
         return None
     kept = ", one in memory" if plan["checkpoint"] and plan["blocks"] else ""
+    kept += ", small micro-batches" if plan["small"] else ""
     return f"{plan['method']} k={plan['blocks']}{kept}"
 
 

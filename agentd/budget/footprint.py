@@ -27,15 +27,14 @@ ENGINE_RUNTIME = 10 * MIB  # measured: llama.cpp's bookkeeping of a context, gra
 ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
-TRAINER_IMPORTS = 270 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
+TRAINER_IMPORTS = 258 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
 TRAINER_STEP = 45 * MIB  # measured: what the first step adds: thread pool, autograd, code paged in
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
 
-# Trainer, see trainer/head.py, shortcuts.py and tap.py.
-MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about; half of it where memory is short
+# Trainer, see trainer/head.py and shortcuts.py.
+MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
-_TAP_WINDOW = 16 * MIB  # measured: 8 MiB may be touched before pages are given back, and as much during one batch
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
 # activations and gradients up to 64 MiB, and a fifth of the rest, because larger pieces have mappings of their own.
 _HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.2
@@ -134,14 +133,14 @@ class Workload:
 def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bool = False) -> int:
     """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
 
-    Small enough that the activations kept for the backward pass stay near `MICRO_BUDGET` (half of it if `small`), large
-    enough to keep the matrix kernels busy and to go through the vocabulary seldom. The last block keeps next to
-    nothing, because it runs where it is scored; with checkpointing one block is kept at a time.
+    Small enough that the activations kept for the backward pass stay near `MICRO_BUDGET`, large enough to keep matrix
+    kernels busy and to go through the vocabulary seldom. The last block keeps next to nothing, because it runs where it
+    is scored; with checkpointing one block is kept at a time. `small`: no more than is needed to keep the kernels busy.
     """
     width = max(arch.n_ff, 4 * arch.n_embd)
     whole = 1 if checkpoint else max(1, k - 1)
-    budget = MICRO_BUDGET // 2 if small else MICRO_BUDGET
-    return max(MICRO_LEAST, min(MICRO_MOST, budget // (F32 * 4 * width * whole)))
+    most = MICRO_LEAST if small else MICRO_MOST
+    return max(MICRO_LEAST, min(most, MICRO_BUDGET // (F32 * 4 * width * whole)))
 
 
 def serving_terms(arch: Architecture, *, kv_tokens: int) -> list[Term]:
@@ -297,7 +296,6 @@ def trainer_terms(
             "trainer",
             "shorten the examples",
         ),
-        Term("tap", min(_TAP_WINDOW, F32 * workload.tokens * arch.n_embd), "at most 16 MiB stay mapped", "trainer"),
         _examples(workload, "trainer"),
         Term("allocator", holes, "50 % of up to 64 MiB of activations and gradients, 20 % of the rest", "trainer"),
     ]

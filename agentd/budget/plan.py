@@ -120,8 +120,8 @@ class Dial:
         yield self.plan(BLOCKWISE, n_layer)
 
     def variants(self, method: str, blocks: int) -> Iterator[Plan]:
-        """The plans that train `blocks` blocks by `method`: in micro-batches as large as pays, in smaller ones where
-        these are large, and with one block in memory at a time."""
+        """The plans that train `blocks` blocks by `method`: in micro-batches as large as pays, in the smallest that do,
+        and with one block in memory at a time."""
         yield self.plan(method, blocks)
         if method == BLOCKWISE:
             return
@@ -133,7 +133,7 @@ class Dial:
     def plan(self, method: str, blocks: int, checkpoint: bool | None = None, *, small: bool = False) -> Plan:
         """The plan with exactly this setting; `checkpoint` as the workload says if left out.
 
-        small  the trainer keeps half as much for its backward pass, in more and smaller micro-batches
+        small  the trainer keeps less for its backward pass, in more and smaller micro-batches
         """
         tapped = method == BLOCKWISE
         if checkpoint is None:

@@ -4,7 +4,8 @@ A row is the input of the first trained block for one token: `n_embd` float32. T
 sequences share are there once.
 """
 
-import mmap
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentd.errors import TrainerFailed
 from agentd.trainer.spec import Example, InvalidSpec, Rows
 
-_KEEP = 8 << 20  # bytes of the mapping that may stay in memory
 _PASS = 64  # tokens that take as long as beginning a forward pass does
 
 
@@ -38,7 +39,10 @@ class Batch:
 
 
 class Tap:
-    """A plane of rows for each tapped block. Raises InvalidSpec if the file is missing or holds less than is needed."""
+    """A plane of rows for each tapped block. Raises InvalidSpec if the file is missing or holds less than is needed.
+
+    The file is read and written row by row, not mapped: pages of a mapping would count as this process's memory.
+    """
 
     def __init__(self, path: Path, n_embd: int, prefix: Rows, planes: int = 1, *, writable: bool = False) -> None:
         self.prefix_rows = prefix
@@ -47,21 +51,22 @@ class Tap:
             size = path.stat().st_size
             if size == 0 or size % row:
                 raise InvalidSpec([f"tap.path: {path} has {size} bytes, which is not a number of rows of {row} bytes"])
-            self._planes = np.memmap(path, mode="r+" if writable else "r", dtype=np.float32).reshape(planes, -1, n_embd)
+            self._file = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError as error:
             raise InvalidSpec([f"tap.path: {path}: {error.strerror or error}"]) from None
-        self._touched = 0
+        weakref.finalize(self, os.close, self._file)
+        self._path, self._n_embd, self._rows = path, n_embd, size // row
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises InvalidSpec if a sequence lies outside the file."""
         spans = [("prefix", self.prefix_rows)]
         spans += [(f"example {example.id!r}", rows) for example in examples for rows in example.sequences]
         for what, rows in spans:
-            if rows.offset + rows.n > self._planes.shape[1]:
+            if rows.offset + rows.n > self._rows:
                 raise InvalidSpec(
                     [
                         f"tap.path: the tap is cut short: {what} needs rows up to {rows.offset + rows.n}, "
-                        f"and there are {self._planes.shape[1]}"
+                        f"and there are {self._rows}"
                     ]
                 )
 
@@ -72,33 +77,42 @@ class Tap:
     def inputs(self, batch: Batch, plane: int = 0) -> torch.Tensor:
         """(sequences, width, n_embd), without the prefix, zero where a sequence has ended."""
         sequences = [rows for example in batch.examples for rows in example.sequences]
-        out = torch.zeros(len(sequences), batch.width, self._planes.shape[2])
+        out = torch.zeros(len(sequences), batch.width, self._n_embd)
         for i, rows in enumerate(sequences):
             out[i, : rows.n] = self._read(rows, plane)
-        self._forget()
         return out
 
     def replace(self, batch: Batch, states: torch.Tensor) -> None:
         """Writes (sequences, width, n_embd) where `inputs` read it."""
         sequences = [rows for example in batch.examples for rows in example.sequences]
         for rows, state in zip(sequences, states.numpy(), strict=True):
-            self._planes[0, rows.offset : rows.offset + rows.n] = state[: rows.n]
+            self._write(rows, state[: rows.n])
 
     def replace_prefix(self, states: torch.Tensor) -> None:
         """Writes (1, prefix, n_embd)."""
-        rows = self.prefix_rows
-        self._planes[0, rows.offset : rows.offset + rows.n] = states[0].numpy()
-
-    def _forget(self) -> None:
-        """Pages of the mapping count as this process's memory; they come back from the page cache."""
-        if self._touched > _KEEP:
-            mapping: Any = self._planes._mmap  # type: ignore[attr-defined]
-            mapping.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+        self._write(self.prefix_rows, states[0].numpy())
 
     def _read(self, rows: Rows, plane: int) -> torch.Tensor:
-        self._touched += rows.n * self._planes.shape[2] * 4
-        return torch.from_numpy(np.array(self._planes[plane, rows.offset : rows.offset + rows.n]))
+        """(rows, n_embd). Raises TrainerFailed if the file has become shorter."""
+        out = np.empty((rows.n, self._n_embd), np.float32)
+        at = 4 * self._n_embd * (plane * self._rows + rows.offset)
+        try:
+            read = os.preadv(self._file, [out.data], at) if rows.n else 0
+        except OSError as error:
+            raise TrainerFailed(f"{self._path}: {error.strerror or error}") from None
+        if read != out.nbytes:
+            raise TrainerFailed(f"{self._path} ends before row {rows.offset + rows.n}")
+        return torch.from_numpy(out)
+
+    def _write(self, rows: Rows, states: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """In plane 0. Raises TrainerFailed, for instance on a full disk."""
+        data = np.ascontiguousarray(states, np.float32)
+        try:
+            written = os.pwritev(self._file, [data.data], 4 * self._n_embd * rows.offset) if rows.n else 0
+        except OSError as error:
+            raise TrainerFailed(f"{self._path}: {error.strerror or error}") from None
+        if written != data.nbytes:
+            raise TrainerFailed(f"{self._path}: no more than {written} of {data.nbytes} bytes could be written")
 
 
 def shares_well(examples: Sequence[Example], prefix: int, tokens: int) -> bool:

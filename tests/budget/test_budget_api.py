@@ -42,7 +42,7 @@ def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, mo
     assert answer["reading"]["available"] == answer["available_bytes"]
     assert answer["model"]["n_layer"] == 30
     assert "are assumed" in answer["workload"]["note"]
-    assert len(answer["plans"]) == 28
+    assert len(answer["plans"]) == 34
     chosen = answer["plans"][0]
     assert {name: chosen[name] for name in answer["chosen"]} == answer["chosen"]
     assert answer["why"].startswith(f"{chosen['method']} with {chosen['blocks']} blocks")
@@ -76,8 +76,8 @@ def test_where_nothing_fits_it_says_what_is_missing(store: Store, model_path: Pa
 def test_one_setting_alone(store: Store, model_path: Path, tmp_path: Path) -> None:
     ask = client(store, model_path, tmp_path)
     plans = ask.get("/admin/budget", params={"method": "suffix-bp", "blocks": "3"}).json()["plans"]
-    settings = sorted((plan["method"], plan["blocks"], plan["checkpoint"]) for plan in plans)
-    assert settings == [("suffix-bp", 3, False), ("suffix-bp", 3, True)]
+    settings = sorted((plan["method"], plan["blocks"], plan["checkpoint"], plan["small"]) for plan in plans)
+    assert settings == [("suffix-bp", 3, *how) for how in ((False, False), (False, True), (True, False))]
     assert ask.get("/admin/budget", params={"blocks": "many"}).status_code == 400
     assert ask.get("/admin/budget", params={"block": "3"}).status_code == 400
     assert ask.get("/admin/budget", params={"method": "sgd"}).status_code == 409

@@ -26,8 +26,8 @@ def test_the_whole_dial_is_looked_at(arch: Architecture) -> None:
     settings = [(plan.method, plan.blocks, plan.checkpoint, plan.small) for plan in Dial(arch, WORK).plans()]
     assert settings[0] == ("mezo", 0, False, False)
     assert sorted({blocks for _, blocks, *_ in settings}) == [0, 1, 2, 4, 8, 16, 30]
-    assert {blocks for _, blocks, _, small in settings if small} == {8, 16}
-    assert len(settings) == len(set(settings)) == 28
+    assert {blocks for _, blocks, _, small in settings if small} == {1, 2, 4, 8, 16}
+    assert len(settings) == len(set(settings)) == 34
     assert [(plan.method, plan.blocks) for plan in Dial(arch, WORK).plans(bp=False)] == [("mezo", 0)]
 
 
@@ -114,7 +114,7 @@ def test_wishes_are_respected(arch: Architecture, method: str, blocks: int | str
 
 
 def test_a_wish_that_does_not_fit_is_refused_not_bent(arch: Architecture) -> None:
-    plan = min((Dial(arch, WORK).plan("suffix-bp", 4, one) for one in (False, True)), key=lambda plan: plan.needed)
+    plan = min(Dial(arch, WORK).variants("suffix-bp", 4), key=lambda plan: plan.needed)
     with pytest.raises(PassRefused) as refusal:
         choose(arch, WORK, available=plan.needed + 9 * MB, reserve=10 * MB, method="suffix-bp", blocks=4)
     assert refusal.value.shortfall == MB

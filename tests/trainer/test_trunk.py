@@ -126,7 +126,7 @@ def test_scaled_embeddings_and_windows(gemma3_path: Path, tmp_path: Path) -> Non
 
 def test_training_goes_on_from_it(spec: dict[str, Any], run_trainer: Any, tmp_path: Path) -> None:
     """The real process: it fills the tap, then learns from it."""
-    run = run_trainer({**spec, "train": {**spec["train"], "max_epochs": 1, "bf16": True}})
+    run = run_trainer({**spec, "train": {**spec["train"], "max_epochs": 2, "bf16": True}})
     assert run.status == 0, run.log
     kinds = [event["event"] for event in run.events]
     assert kinds.index("ready") > kinds.index("trunk")
