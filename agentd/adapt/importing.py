@@ -7,7 +7,6 @@ holdout of its own the gate judges the candidate by it; where it has none, the t
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.adapt.attempt import Means
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.gate import Verdict
@@ -31,7 +30,7 @@ class ImportPass(InPlacePass):
             return await super()._gate(data)
         self._progress.begin("gate", 0, "no holdout here: the trial alone judges")
         await self._stage_candidate()
-        drift = await self._drift() if neutral_texts() else None
+        drift = await self._drift()
         limit = self._config.adapt.gate.max_drift
         if drift is not None and drift > limit:
             verdict = Verdict(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from agentd.adapt import zeroth_order
-from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.adapt.attempt import CANDIDATE, Attempt, Means
 from agentd.adapt.backpropagation import NLL_WEIGHT
 from agentd.adapt.dataset import Dataset
@@ -79,10 +78,6 @@ class InPlacePass(Attempt):
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         made = {"method": self._method, "blocks": 0, "zo_steps": len(self._steps)}
         return {LEDGER: self._folder / LEDGER}, {**made, **self._described()}
-
-    async def _drift(self) -> float:
-        """KL(base ‖ candidate) on neutral text, in nats per token."""
-        return float(await self._engine.call("drift", texts=neutral_texts(), reference="0", candidate=CANDIDATE))
 
     def _described(self) -> dict[str, Any]:
         return {"update": self._rule, "dtype": self._dtype, "weights_sha256": self._digest or None}
