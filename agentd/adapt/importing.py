@@ -4,19 +4,20 @@ The steps are replayed on the base, and must lead to the very weights that they 
 holdout of its own the gate judges the candidate by it; where it has none, the trial alone does.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from agentd.adapt.attempt import Means
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.gate import Verdict
-from agentd.adapt.in_place import InPlacePass
+from agentd.adapt.in_place import How, InPlacePass
 from agentd.adapt.portable import Adaptation
 
 
 class ImportPass(InPlacePass):
     def __init__(self, means: Means, adaptation: Adaptation) -> None:
-        super().__init__(means, method=adaptation.method, steps=0, rule=adaptation.update, dtype=adaptation.dtype)
+        super().__init__(means, How(adaptation.method, adaptation.blocks, 0, adaptation.update, adaptation.dtype))
         self._imported = adaptation
         self._origin = 0
         self._steps = adaptation.steps
@@ -24,6 +25,8 @@ class ImportPass(InPlacePass):
 
     async def _learn(self, data: Dataset) -> None:
         """It was learned elsewhere."""
+        if self._imported.tensors:
+            await asyncio.to_thread(self._moved.write_bytes, self._imported.tensors)
 
     async def _gate(self, data: Dataset) -> Verdict:
         if data.of("holdout"):

@@ -5,6 +5,7 @@ who sees whom. Whether a model obeys such a mask is tried out on the model itsel
 computed by itself, which gives the same numbers and takes longer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
 from agentd.engine.protocol import Encoded, Scores
 from agentd.engine.transformers.model import ROWS, Model
+from agentd.learn.objectives import objective
 
 Place = tuple[int, int, int]
 """(example, sequence, position)"""
@@ -158,8 +160,8 @@ def pack(examples: list[Encoded], prefix: int) -> Pack:
     return Pack(examples, tokens, positions, rows)
 
 
-def scores(pack: Pack, result: Result) -> list[Scores]:
-    """Log-likelihoods of a pack's examples."""
+def terms(pack: Pack, result: Result) -> torch.Tensor:
+    """The log-likelihoods of all of a pack's terms: an example's choices one after the other, then its target."""
     values = result.log_probabilities()
     wanted = [
         [(e, s, p, token) for s, p, token in terms]
@@ -168,7 +170,28 @@ def scores(pack: Pack, result: Result) -> list[Scores]:
     ]
     rows = torch.tensor([result.index[e, s, p] for terms in wanted for e, s, p, _ in terms], device=values.device)
     tokens = torch.tensor([token for terms in wanted for *_, token in terms], device=values.device)
-    taken = iter(values[rows, tokens].tolist())
+    return values[rows, tokens]
+
+
+def scores(pack: Pack, result: Result) -> list[Scores]:
+    """Log-likelihoods of a pack's examples."""
+    return _summed(pack, terms(pack, result).tolist())
+
+
+def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[float, list[float]]:
+    """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
+    loss, slopes = [], []
+    for example, found in zip(pack.examples, _summed(pack, values), strict=True):
+        each = objective([[value] for value in found.choices], example.correct, found.target, nll_weight)
+        loss.append(each.loss)
+        for (slope,), choice in zip(each.choices, example.choices, strict=True):
+            slopes += [slope] * len(choice)
+        slopes += each.target
+    return math.fsum(loss), slopes
+
+
+def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:
+    taken = iter(values)
     found = []
     for example in pack.examples:
         choices = [sum(next(taken) for _ in terms) for terms in example.choices]
