@@ -109,9 +109,9 @@ def learn(
     elif name == "elasticzo":
         elastic = ElasticZO(model, number)
         if "lr_bp" not in used:
-            theta = elastic.zo if lr != 0 else None
-            used |= {"lr_bp": rate, "lr_zo": 0.0 if theta is None else calibrated(Oracle(theta, data), first)}
-            if theta is not None:
+            trunk = elastic.zo if lr != 0 else None
+            used |= {"lr_bp": rate, "lr_zo": 0.0 if trunk is None else calibrated(Oracle(trunk, data), first)}
+            if trunk is not None:
                 yield
         for step in range(at.steps, total):
             part = schedule(step + 1, total)
