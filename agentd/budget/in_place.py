@@ -17,6 +17,8 @@ from agentd.processor import multiplies_bf16
 LOSS_TOKENS = 1024  # of a forward, see engine/transformers/background.py
 _ROWS = 64  # scored rows come in multiples of it
 _RUNTIME = 48 * MIB  # measured: code paged in, kernels compiled for new shapes, allocator
+_BACKWARD = {F16: 64 * MIB, F32: 16 * MIB}  # measured: autograd's code; oneDNN's for every number of tokens it meets
+_BACKWARD_ROWS = 256  # tokens of a forward with a backward are a multiple of, in bfloat16
 _SCRATCH = 1 << 20  # perturbed weights made at a time, see learn/weights/perturbation.py
 
 
@@ -42,7 +44,7 @@ def engine_terms(
     size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
     step = workload.prefix + workload.batch * workload.sequences * workload.seq_len
     tokens = max(min(LOSS_TOKENS, step), workload.longest)
-    tokens += -tokens % _ROWS
+    tokens += -tokens % (_BACKWARD_ROWS if blocks and size == F16 else _ROWS)
     rows = -(-workload.batch * workload.scored * workload.sequences // _ROWS) * _ROWS
     attention = arch.n_head * arch.head_dim
     trained = _trained_bytes(arch, blocks)
@@ -75,6 +77,7 @@ def engine_terms(
     kept = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
     at_once = 1 if blocks > 1 else blocks
     terms += [
+        Term("backward", _BACKWARD[F16 if size == F16 else F32], "measured"),
         Term("gradients", trained, f"trained parameters x {size} B"),
         Term(
             "kept activations",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentd.budget.calibration import Factor, family
-from agentd.budget.expectation import Outcome, Speed
+from agentd.budget.expectation import ZO_STEPS, Outcome, Speed, in_place_steps
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial
 from agentd.budget.planner import choose
@@ -309,3 +309,8 @@ def test_in_place_less_memory_leaves_fewer_blocks(arch: Architecture) -> None:
     assert (named.plan.method, named.plan.blocks, len(named.considered)) == ("elasticzo", 2, 1)
     both = choose(served, WORK, available=16_000 * MB, reserve=0, blocks=2, **IN_PLACE)
     assert {each.plan.method for each in both.considered} == {"elasticzo", "bp"}
+
+
+def test_steps_in_place_follow_the_examples_within_bounds() -> None:
+    assert [in_place_steps("bp", 2, n) for n in (0, 100, 200, 10_000)] == [32, 32, 52, 160]
+    assert in_place_steps("mezo", 0, 10_000) == ZO_STEPS["mezo"]

@@ -28,7 +28,7 @@ from agentd.engine.protocol import Weights as Name
 from agentd.engine.staged import Staged
 from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
 from agentd.engine.transformers.image import digest, write
-from agentd.engine.transformers.model import Model, Weights
+from agentd.engine.transformers.model import ROWS, Model, Weights
 from agentd.errors import InvalidRequest, NotSupported
 from agentd.learn.weights.bp import Backpropagation, checkpointed
 from agentd.learn.weights.mezo import InPlace
@@ -37,6 +37,7 @@ from agentd.learn.weights.structure import Split, split
 WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
 LONGEST = 2048  # tokens of an example
+GRADIENT_ROWS = 256  # tokens that a forward with a backward has a multiple of: each number costs some 20 MB of code
 _N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 
@@ -78,6 +79,7 @@ class Background:
         norm and a head of its own, learn by backpropagation; zeroth-order steps then move the rest. Forgets updates."""
         self._forget_copy()
         self._split, self._bp = None, None
+        self._forward.multiple = GRADIENT_ROWS if blocks else ROWS
         self._rule = {"distribution": distribution, "sparsity": sparsity}
         if blocks:
             try:

@@ -50,6 +50,8 @@ class Forward:
         self._eager = getattr(model.config, "_attn_implementation", "sdpa") == "eager"
         self._window = min(_windows(model.config), default=None)
         self._masks: bool | None = None
+        self.multiple = ROWS
+        """Tokens that a forward has a multiple of, where the model pads."""
 
     def packs(self, examples: Sequence[Encoded], width: int) -> Iterator[Pack]:
         """The examples in order, in packs of at most `width` tokens where one example is not longer."""
@@ -85,7 +87,7 @@ class Forward:
 
     def _whole(self, pack: Pack, rows: list[int]) -> torch.Tensor:
         n = len(pack.tokens)
-        size = n + -n % ROWS if self._model.pads else n
+        size = n + -n % self.multiple if self._model.pads else n
         sees = torch.zeros(size, size, dtype=torch.bool)
         sees.fill_diagonal_(True)
         for own in (own for sequences in pack.rows for own in sequences):
@@ -114,7 +116,7 @@ class Forward:
                 wanted = [p for e2, s2, p in places if (e2, s2) == (e, s)]
                 if not wanted:
                     continue
-                padding = [sequence[-1]] * (-len(sequence) % ROWS) if self._model.pads else []
+                padding = [sequence[-1]] * (-len(sequence) % self.multiple) if self._model.pads else []
                 parts.append(self._model.forward([*sequence, *padding], wanted, use_cache=False))
                 index |= {(e, s, p): done + i for i, p in enumerate(wanted)}
                 done += len(wanted)
