@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {
     "serve": {"slots": 2},
     "adapt": {
         "enabled": False,
+        "method": "mezo",
         "zo_steps": 60,
         "trial": {"duration": "300ms", "max_latency": 100},
         "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100},

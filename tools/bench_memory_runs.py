@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.adapt.backpropagation import NLL_WEIGHT, Backpropagation
 from agentd.adapt.dataset import Dataset, Member, usable
+from agentd.adapt.neutral import neutral_texts
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.training import Training

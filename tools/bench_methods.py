@@ -6,10 +6,11 @@
     python -m tools.bench_methods accuracy MODEL --output FILE      accuracy against time and memory, a process a run
     python -m tools.bench_methods report FILE [FILE ...] [--plot PNG]
 
-MODEL is a GGUF file or a directory of transformers. What FILE holds is not run again, so that a run can be broken off
-and taken up; --until S begins no run that would end later than S seconds from now. Methods take turns within a seed. A
-second FILE, of another model, is a second panel: give the larger model MeZO and the smaller one BP for a comparison at
-equal memory.
+MODEL is a GGUF file or a directory of transformers. What FILE holds is not run again, so that a comparison can be made
+run by run; --until S begins nothing that would end later than S seconds from now, and a run that does not fit is put
+aside beside FILE and taken up by the next call. A method is NAME, or NAME@STEPS where --steps is too many or too few
+for the time it has. Methods take turns within a seed. A second FILE, of another model, is a second panel: give the
+larger model MeZO and the smaller one BP for a comparison at equal memory.
 """
 
 import argparse
@@ -22,11 +23,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tools.bench_methods_step import gradient_errors, step_times
+from agentd.learn.weights.directions import DISTRIBUTIONS
+from tools.bench_methods_learners import WHOLE
+from tools.bench_methods_step import EPSILONS, gradient_errors, step_times
 
 METHODS = "bp,lora,elasticzo:1,elasticzo:4,mezo:1,mezo:5,bp-checkpointed,elasticzo:8,suffix:1,sparse-mezo,mezo-lora"
 MEMORY = "none,mezo:1,mezo:5,elasticzo:1,elasticzo:4,elasticzo:8,bp-checkpointed,bp,lora,mezo-lora,loho:4,adazeta"
-_OVERHEAD = 40.0  # seconds of a run beside its training: loading and judging
+_OVERHEAD = 60.0  # seconds of a run beside its training: loading and judging
+_SHORTEST = 20.0  # seconds of training that are worth a process
 
 Row = dict[str, Any]
 
@@ -53,7 +57,9 @@ def steps_of(options: argparse.Namespace) -> None:
 
 def gradients_of(options: argparse.Namespace) -> None:
     print("| weights | z | epsilon | relative error (median) | worst |\n|---|---|--:|--:|--:|")
-    for row in gradient_errors(options.model, options.dtype, options.seeds):
+    for row in gradient_errors(
+        options.model, options.dtype, options.seeds, options.epsilons, options.distributions.split(",")
+    ):
         print(
             f"| {row['dtype']} | {row['distribution']} | {row['epsilon']:g} | {row['error']:.3f} | "
             f"{row['worst']:.3f} |",
@@ -72,19 +78,29 @@ def memory_of(options: argparse.Namespace) -> None:
 
 def accuracies_of(options: argparse.Namespace) -> None:
     lines = options.output.read_text().splitlines() if options.output.exists() else []
-    keys = ("model", "method", "seed", "judge", "lr")
-    there = {tuple(json.loads(line)[key] for key in keys) for line in lines}
+    keys = ("model", "method", "seed", "judge", "lr", "steps_asked")
+    there = {tuple(json.loads(line).get(key) for key in keys) for line in lines}
     end = time.monotonic() + options.until
     for seed in map(int, options.seeds.split(",")):
-        for method in options.methods.split(","):
-            key = (options.model.name, method, seed, options.judge, options.lr)
-            if key in there or time.monotonic() + options.seconds + _OVERHEAD > end:
+        for method, _, asked in (name.partition("@") for name in options.methods.split(",")):
+            steps = int(asked or options.steps)
+            key = (options.model.name, method, seed, options.judge, options.lr, steps)
+            left = end - time.monotonic() - _OVERHEAD
+            whole = method.partition(":")[0] in WHOLE
+            if key in there or left < (options.seconds if whole else min(options.seconds, _SHORTEST)):
                 continue
             more = ["--judge", options.judge, "--dtype", options.dtype, "--points", str(options.points)]
-            more += ["--lr", str(options.lr)] if options.lr is not None else []
+            more += ["--steps", str(steps)] + (["--lr", str(options.lr)] if options.lr is not None else [])
+            state = options.output.with_suffix(f".{method.replace(':', '-')}-{seed}-{options.judge}-{steps}.state")
+            if not whole and left < float("inf"):
+                more += ["--state", str(state), "--slice", str(left)]
             result = run(options.model, method, str(seed), str(options.seconds), *more)
+            if "curve" not in result:
+                print(f"{method} seed {seed}: put aside after {result['steps']} steps", flush=True)
+                return
             with options.output.open("a") as file:
                 file.write(json.dumps(dict(zip(keys, key, strict=True)) | result) + "\n")
+            state.unlink(missing_ok=True)
             last = result["curve"][-1]
             print(
                 f"{method} seed {seed}: {last['accuracy']:.1%}, loss {last['loss']:.3f} after {result['steps']} steps, "
@@ -158,6 +174,10 @@ def report(options: argparse.Namespace) -> None:
         plot(panels, options.plot)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -174,13 +194,17 @@ def main() -> int:
     step.add_argument("--batch", type=int, default=8)
     step.add_argument("--length", type=int, default=64)
     step.add_argument("--rounds", type=int, default=9)
-    command("gradient", gradients_of).add_argument("--seeds", type=int, default=4)
+    gradient = command("gradient", gradients_of)
+    gradient.add_argument("--seeds", type=int, default=4)
+    gradient.add_argument("--epsilons", type=_numbers, default=EPSILONS, help="separated by commas")
+    gradient.add_argument("--distributions", default=",".join(DISTRIBUTIONS))
     command("memory", memory_of).add_argument("--methods", default=MEMORY, help="the first is what the others go over")
     runs = command("accuracy", accuracies_of)
     runs.add_argument("--output", type=Path, required=True)
     runs.add_argument("--methods", default=METHODS)
     runs.add_argument("--seeds", default="0,1,2")
     runs.add_argument("--seconds", type=float, default=60.0, help="of training")
+    runs.add_argument("--steps", type=int, default=1000, help="at the most; step sizes fall until there")
     runs.add_argument("--points", type=int, default=4, help="how often it is judged on the way")
     runs.add_argument("--lr", type=float, help="in place of the method's own")
     runs.add_argument("--judge", choices=("heldout", "tune"), default="heldout")

@@ -1,7 +1,10 @@
 """The methods of bench_methods as runs: one process trains one model for so many seconds.
 
-    python -m tools.bench_methods_learners MODEL METHOD SEED SECONDS [--judge tune] [--lr LR] [--points N]
+    python -m tools.bench_methods_learners MODEL METHOD SEED SECONDS [--steps N] [--judge tune] [--lr LR] [--points N]
     python -m tools.bench_methods_learners MODEL METHOD memory
+
+A run ends after SECONDS of training or N steps, whatever comes first. With --state FILE --slice S it is put aside after
+S seconds of training and goes on in the next process that is given FILE; methods of WHOLE cannot be.
 
 A method is NAME or NAME:NUMBER: mezo:n (n queries a step), elasticzo:k, suffix:k (BP on the last k blocks from cached
 trunk states), loho:period, bp, bp-checkpointed, lora, mezo-lora, sparse-mezo, adazeta, and none, which only serves. The
@@ -10,15 +13,17 @@ last line printed is the result as JSON. Time counts steps alone; memory is the 
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agentd import allocator
-from agentd.learn.spsa import Trajectory, minimise
+from agentd.learn.spsa import Trajectory, minimise, schedule
 from agentd.learn.weights import adazeta, lora
 from agentd.learn.weights.bp import Backpropagation
 from agentd.learn.weights.cached_trunk import CachedTrunk
@@ -30,8 +35,11 @@ from tools.bench_methods_model import BATCH, Peak, Reviews, load
 from tools.bench_methods_step import EPSILON, batch_losses
 
 RANK, PROBES = 8, 4
-LR = {"lora": 1e-3}
-LR_BP = 1e-2
+LR, LR_BP = {"lora": 1e-3}, 3e-3
+"""Of AdamW and of SGD, chosen on training rows that are not trained on."""
+WHOLE = ("lora", "mezo-lora", "suffix", "adazeta")
+"""Methods that keep more than weights and a number of steps, so that they cannot be put aside."""
+_CLIP, _RECENT = 3.0, 32  # as learn.spsa clips projected gradients
 
 
 class Oracle:
@@ -47,6 +55,18 @@ class Oracle:
         self.theta.update(seed, coefficient)
 
 
+@dataclass
+class Progress:
+    """How far a run is: what the next process needs to go on with it, beside the weights."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    peak: int = 0
+    used: dict[str, float] = field(default_factory=dict)
+    recent: list[float] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
 class Fixed:
     """The same mini-batch always: what the memory of a step is measured on."""
 
@@ -59,14 +79,15 @@ class Fixed:
 
 
 def learn(
-    model: Any, data: Any, method: str, seed: int, seconds: float, lr: float | None, used: dict[str, float]
+    model: Any, data: Any, method: str, seed: int, seconds: float, lr: float | None, at: Progress, total: int
 ) -> Iterator[None]:
-    """Takes steps, yielding after each. Writes the step sizes it chose into `used`. An `lr` is that of BP and AdamW;
-    at 0 nothing is calibrated either, as only the memory of steps is of interest."""
+    """Takes steps from number `at.steps` of `total` on, yielding after each. Writes the step sizes it chose into
+    `at.used`. An `lr` is that of BP and AdamW; at 0 nothing is calibrated either, as only the memory of steps is of
+    interest."""
     name, _, argument = method.partition(":")
-    number = int(argument or 1)
+    number, used = int(argument or 1), at.used
     first = seed << 20
-    rate = LR_BP if lr is None else lr
+    rate = LR.get(name, LR_BP) if lr is None else lr
     if name == "none":
         while True:
             with torch.no_grad():
@@ -81,74 +102,80 @@ def learn(
             adazeta.attach(model, 64, 5, seed)
             chosen = adazeta.names(model).__contains__
         theta = InPlace(model, parameters=chosen, sparsity=0.75 if name == "sparse-mezo" else None)
-        yield from zeroth_order(Oracle(theta, data), name, number, first, seconds, lr, used)
+        if name == "adazeta":
+            yield from growing(Oracle(theta, data), first, seconds, lr, used)
+        else:
+            yield from zeroth_order(Oracle(theta, data), number, first, lr, at, total)
     elif name == "elasticzo":
         elastic = ElasticZO(model, number)
-        rate_zo = 0.0
-        if elastic.zo is not None:
-            rate_zo = calibrated(Oracle(elastic.zo, data), first) if lr != 0 else 0.0
-            yield
-        used |= {"lr_bp": rate, "lr_zo": rate_zo}
-        for step in range(1 << 20):
-            elastic.step(data.loss(step), first + 64 + step, EPSILON, rate_zo, rate)
+        if "lr_bp" not in used:
+            trunk = elastic.zo if lr != 0 else None
+            used |= {"lr_bp": rate, "lr_zo": 0.0 if trunk is None else calibrated(Oracle(trunk, data), first)}
+            if trunk is not None:
+                yield
+        for step in range(at.steps, total):
+            part = schedule(step + 1, total)
+            elastic.step(data.loss(step), first + 64 + step, EPSILON, part * used["lr_zo"], part * used["lr_bp"])
             yield
     elif name == "loho":
         hybrid = Hybrid(model, number)
-        rate_zo = calibrated(Oracle(hybrid.zo, data), first) if lr != 0 else 0.0
-        used |= {"lr_bp": rate, "lr_zo": rate_zo}
-        for step in range(1 << 20):
-            hybrid.step(step, data.loss(step), EPSILON, rate_zo, rate)
+        if "lr_bp" not in used:
+            used |= {"lr_bp": rate, "lr_zo": calibrated(Oracle(hybrid.zo, data), first) if lr != 0 else 0.0}
+        for step in range(at.steps, total):
+            hybrid.step(step, data.loss(step), EPSILON, used["lr_zo"], used["lr_bp"])
             yield
     elif name == "suffix":
         cache = CachedTrunk(model, number)
         bp = Backpropagation(model, cache.split.suffix)
         used["lr_bp"] = rate
         batches = len(data.train) // BATCH
-        for step in range(1 << 20):
+        for step in range(total):
             with cache.batch(step % batches):
                 bp.step(data.loss(step % batches), rate, first + step)
             yield
     elif name in ("bp", "bp-checkpointed"):
         bp = Backpropagation(model, checkpointing=name == "bp-checkpointed")
         used["lr_bp"] = rate
-        for step in range(1 << 20):
-            bp.step(data.loss(step), rate, first + step)
+        for step in range(at.steps, total):
+            bp.step(data.loss(step), schedule(step + 1, total) * rate, first + step)
             yield
     elif name == "lora":
-        yield from adam_on_lora(model, data, seed, LR["lora"] if lr is None else lr, used)
+        yield from adam_on_lora(model, data, seed, rate, used, total)
     else:
         raise SystemExit(f"there is no method {method}")
 
 
 def zeroth_order(
-    oracle: Oracle, name: str, queries: int, first: int, seconds: float, lr: float | None, used: dict[str, float]
+    oracle: Oracle, queries: int, first: int, lr: float | None, at: Progress, total: int
 ) -> Iterator[None]:
-    """learn.spsa's run; its length, which its schedule needs, is guessed from the time of one pair and one update."""
-    started = time.monotonic()
-    oracle.theta.pair(first, EPSILON, oracle.data.loss(0))
-    oracle.update(first, 0.0)
-    one = time.monotonic() - started
-    yield
-    calibrating = 3 * PROBES * one
-    steps = max(1, int((seconds - calibrating) / (one * queries)))
-    trajectory = Trajectory()
-    if name == "adazeta":
-        yield from growing(oracle, steps, first, lr, used)
-        return
-    for result in minimise(
-        oracle, steps=steps, epsilon=EPSILON, lr=lr, queries=queries, first_seed=first,
-        probes=PROBES if lr is None else 0, trajectory=trajectory,
-    ):  # fmt: skip
-        used |= {"lr_zo": max(result.lr, used.get("lr_zo", 0.0)), "queries": queries}
+    """n-SPSA as learn.spsa takes its steps, without its judging on the way: the step size is calibrated once, warms up
+    and falls along a cosine, and projected gradients are clipped."""
+    if "lr_zo" not in at.used:
+        at.used |= {"lr_zo": calibrated(oracle, first, queries) if lr is None else lr, "queries": queries}
+        yield
+    for step in range(at.steps, total):
+        rate = at.used["lr_zo"] * schedule(step + 1, total)
+        measured = []
+        for query in range(queries):
+            seed = first + 64 + step * queries + query
+            plus, minus = oracle.theta.pair(seed, EPSILON, oracle.data.loss(step))
+            measured.append((seed, (plus - minus) / (2 * EPSILON)))
+        at.recent = [*at.recent, *(abs(g) for _, g in measured)][-_RECENT:]
+        limit = _CLIP * statistics.median(at.recent)
+        if rate > 0:
+            limit = min(limit, EPSILON * queries / rate)
+        for seed, g in measured:
+            oracle.update(seed, -rate / queries * max(-limit, min(limit, g)))
         yield
 
 
-def growing(oracle: Oracle, pairs: int, first: int, lr: float | None, used: dict[str, float]) -> Iterator[None]:
-    """AdaZeta's schedule: epochs of plain steps whose number of queries grows."""
+def growing(oracle: Oracle, first: int, seconds: float, lr: float | None, used: dict[str, float]) -> Iterator[None]:
+    """AdaZeta's schedule: epochs of plain steps whose number of queries grows, for about `seconds`."""
     rate = calibrated(oracle, first) if lr is None else lr
     used["lr_zo"] = rate
     step, done, batches = 0, 0, len(oracle.data.train) // BATCH
-    while done < pairs:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         queries = adazeta.queries(1 + step // batches)
         measured = []
         for query in range(queries):
@@ -161,24 +188,26 @@ def growing(oracle: Oracle, pairs: int, first: int, lr: float | None, used: dict
         yield
 
 
-def calibrated(oracle: Oracle, first: int) -> float:
-    """The step size for single queries that learn.spsa finds; its probes are an update too."""
+def calibrated(oracle: Oracle, first: int, queries: int = 1) -> float:
+    """The step size that learn.spsa finds; its probes are an update too."""
     trajectory = Trajectory()
     for _ in minimise(oracle, steps=1, epsilon=EPSILON, probes=PROBES, first_seed=first, trajectory=trajectory):
         pass
     assert trajectory.calibration is not None
-    rate = trajectory.calibration.best_lr()
+    rate = trajectory.calibration.best_lr(queries)
     return min(rate, EPSILON / max(trajectory.calibration.gradient, 1e-9) * trajectory.calibration.agreement)
 
 
-def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, float]) -> Iterator[None]:
+def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, float], total: int) -> Iterator[None]:
     lora.attach(model, RANK, 2 * RANK, seed)
     trained = lora.names(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     used["lr_adamw"] = lr
-    for step in range(1 << 20):
+    for step in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step + 1, total) * lr
         torch.autograd.backward(data.loss(step)())
         optimizer.step()
         optimizer.zero_grad()
@@ -188,34 +217,55 @@ def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, fl
 def accuracy(options: argparse.Namespace) -> dict[str, Any]:
     model = load(options.model, options.dtype)
     data = Reviews(model, options.model, reviews(options.judge), int(options.seed))
-    before = data.judge()
-    curve: list[dict[str, float]] = [{"seconds": 0.0, "steps": 0, "accuracy": before[0], "loss": before[1]}]
-    used: dict[str, float] = {}
-    spent, steps, top, peak = 0.0, 0, 0, Peak()
-    run = learn(model, data, options.method, int(options.seed), options.seconds, options.lr, used)
+    at, state = Progress(), options.state
+    if state is not None and state.exists():
+        kept = torch.load(state, weights_only=True)
+        at = Progress(**kept["progress"])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(kept["weights"][name])
+    else:
+        right, loss = data.judge()
+        at.curve.append({"seconds": 0.0, "steps": 0, "accuracy": right, "loss": loss})
+    peak, begun = Peak(), at.seconds
+    run = learn(model, data, options.method, int(options.seed), options.seconds, options.lr, at, options.steps)
     allocator.give_back()
     peak.reset()
     while True:
         started = time.monotonic()
         over = next(run, run) is run
-        spent += time.monotonic() - started
-        steps += not over
-        over = over or spent >= options.seconds
-        if over or spent >= len(curve) * options.seconds / options.points:
-            top = max(top, peak.read())
+        at.seconds += time.monotonic() - started
+        at.steps += not over
+        over = over or at.seconds >= options.seconds or at.steps >= options.steps
+        done = max(at.seconds / options.seconds, at.steps / options.steps)
+        if over or done >= len(at.curve) / options.points:
+            at.peak = max(at.peak, peak.read())
             right, loss = data.judge()
-            curve.append({"seconds": round(spent, 1), "steps": steps, "accuracy": right, "loss": loss})
+            at.curve.append({"seconds": round(at.seconds, 1), "steps": at.steps, "accuracy": right, "loss": loss})
             allocator.give_back()
             peak.reset()
         if over:
-            return {"curve": curve, "seconds": round(spent, 1), "steps": steps, "peak_bytes": top, "used": used}
+            return {
+                "curve": at.curve,
+                "seconds": round(at.seconds, 1),
+                "steps": at.steps,
+                "peak_bytes": at.peak,
+                "used": at.used,
+            }
+        if state is not None and at.seconds - begun >= options.slice:
+            at.peak = max(at.peak, peak.read())
+            weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            partial = state.with_suffix(".tmp")
+            torch.save({"weights": weights, "progress": asdict(at)}, partial)
+            partial.replace(state)
+            return {"steps": at.steps, "seconds": round(at.seconds, 1)}
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     """The peak of three steps on 8 x 64 tokens with the loss at every position."""
     model = load(options.model, options.dtype)
     data, peak = Fixed(model), Peak()
-    run = learn(model, data, options.method, 0, 600.0, 0.0, {})
+    run = learn(model, data, options.method, 0, 600.0, 0.0, Progress(), 1000)
     allocator.give_back()
     peak.reset()
     for _ in range(3):
@@ -233,6 +283,9 @@ def main() -> int:
     parser.add_argument("--judge", choices=("heldout", "tune"), default="heldout")
     parser.add_argument("--points", type=int, default=4)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--steps", type=int, default=1000, help="at the most; schedules end there")
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--slice", type=float, default=float("inf"), help="seconds of training in this process")
     options = parser.parse_args()
     print(json.dumps(memory(options) if options.seed == "memory" else accuracy(options)))
     return 0

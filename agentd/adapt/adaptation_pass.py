@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,7 @@ class AdaptationPass(Attempt):
         for _ in range(_SHORTENINGS):
             await self._stage_candidate()
             drift = await self._drift()
-            if drift <= limit:
+            if drift is None or drift <= limit:
                 break
             await asyncio.to_thread(adapter_file.scale, adapter, _SHORTEN)
             scale *= _SHORTEN
@@ -202,10 +201,6 @@ class AdaptationPass(Attempt):
 
     # --- helpers
 
-    async def _drift(self) -> float:
-        """KL(base ‖ candidate) on neutral text, in nats per token."""
-        return float(await self._engine.call("drift", texts=neutral_texts(), reference="0", candidate=CANDIDATE))
-
     async def _stage_candidate(self) -> None:
         adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
         await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
@@ -226,8 +221,3 @@ class AdaptationPass(Attempt):
     def _on_zo_step(self, result: StepResult) -> None:
         self._progress.note(result)
         self._rows.append(zeroth_order.row(result, self._progress.seconds))
-
-
-def neutral_texts() -> list[str]:
-    """Text that has nothing to do with any task: what drift from the base is measured on."""
-    return (resources.files("agentd.adapt") / "neutral.txt").read_text().strip().split("\n\n")

@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 from agentd.adapt import dataset as datasets
 from agentd.adapt import gate
 from agentd.adapt.dataset import Dataset, Member
+from agentd.adapt.neutral import neutral_texts
 from agentd.adapt.progress import Progress
 from agentd.adapt.revision_files import RevisionFiles
 from agentd.config import Config
+from agentd.engine.protocol import BASE
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import AgentdError, PassFailed
 from agentd.ids import now
@@ -95,9 +97,9 @@ class Attempt(ABC):
         """The new revision's files by name, and what its manifest says of how it was made: method, blocks, zo_steps."""
 
     async def _drift(self) -> float | None:
-        """KL(base ‖ candidate) in nats per token, on inputs that have nothing to do with any task; None: there are
-        no such inputs."""
-        return None
+        """KL(base ‖ candidate) in nats per token on text that has nothing to do with any task; None: the model reads
+        no text."""
+        return float(await self._engine.call("drift", texts=neutral_texts(), reference=BASE, candidate=CANDIDATE))
 
     def _adapted(self, data: Dataset) -> set[str]:
         """The tasks on which the candidate has to be better."""

@@ -170,6 +170,9 @@ class ClassifierPass(Attempt):
     async def _stage_candidate(self) -> None:
         await self._engine.stage(CANDIDATE, self._network, None)
 
+    async def _drift(self) -> None:
+        return None
+
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files = {NETWORK: self._network}
         if self._zo_steps:

@@ -17,7 +17,7 @@ from agentd.adapt.adaptation_pass import AdaptationPass
 from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
 from agentd.adapt.importing import ImportPass
-from agentd.adapt.in_place import InPlacePass, rule
+from agentd.adapt.in_place import How, InPlacePass
 from agentd.adapt.planning import Setting
 from agentd.adapt.preparation import Preparation
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
@@ -276,8 +276,7 @@ class Adaptation:
         means = await self._means(progress, seed)
         attempt: Attempt
         if self._learns_in_place:
-            method, steps = setting.method, setting.zo_steps
-            attempt = InPlacePass(means, method=method, steps=steps, rule=rule(method), dtype=self._dtype)
+            attempt = InPlacePass(means, How.of(setting.method, setting.blocks, setting.steps, self._dtype))
         else:
             self._training = Training(self._activity, means.folder / "trainer.log", self._group)
             attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)

@@ -4,20 +4,20 @@ The steps are replayed on the base, and must lead to the very weights that they 
 holdout of its own the gate judges the candidate by it; where it has none, the trial alone does.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.adaptation_pass import neutral_texts
 from agentd.adapt.attempt import Means
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.gate import Verdict
-from agentd.adapt.in_place import InPlacePass
+from agentd.adapt.in_place import How, InPlacePass
 from agentd.adapt.portable import Adaptation
 
 
 class ImportPass(InPlacePass):
     def __init__(self, means: Means, adaptation: Adaptation) -> None:
-        super().__init__(means, method=adaptation.method, steps=0, rule=adaptation.update, dtype=adaptation.dtype)
+        super().__init__(means, How(adaptation.method, adaptation.blocks, 0, adaptation.update, adaptation.dtype))
         self._imported = adaptation
         self._origin = 0
         self._steps = adaptation.steps
@@ -25,13 +25,15 @@ class ImportPass(InPlacePass):
 
     async def _learn(self, data: Dataset) -> None:
         """It was learned elsewhere."""
+        if self._imported.tensors:
+            await asyncio.to_thread(self._moved.write_bytes, self._imported.tensors)
 
     async def _gate(self, data: Dataset) -> Verdict:
         if data.of("holdout"):
             return await super()._gate(data)
         self._progress.begin("gate", 0, "no holdout here: the trial alone judges")
         await self._stage_candidate()
-        drift = await self._drift() if neutral_texts() else None
+        drift = await self._drift()
         limit = self._config.adapt.gate.max_drift
         if drift is not None and drift > limit:
             verdict = Verdict(

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentd.adapt.dataset import Dataset
 from agentd.budget import history, planner, probe
-from agentd.budget.expectation import ZO_STEPS
+from agentd.budget.expectation import ZO_STEPS, in_place_steps
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.in_place import architecture as shapes
 from agentd.budget.planner import Choice
@@ -23,13 +23,15 @@ _PATIENCE = 4  # evaluations, of which an epoch has two
 
 @dataclass(frozen=True)
 class Setting:
-    """What a pass will do. `blocks` is k; `zo_steps` zeroth-order steps follow on the control vectors."""
+    """What a pass will do. `blocks` is k; `zo_steps` zeroth-order steps follow on the control vectors. `steps` are all
+    those of a pass on the weights themselves."""
 
     method: str
     blocks: int
     zo_steps: int
     rank: int
     choice: Choice
+    steps: int = 0
 
     @property
     def needed(self) -> int:
@@ -116,6 +118,12 @@ def plan(
         in_place=in_place,
     )
     steps = options.get("zo_steps", config.adapt.zo_steps)
+    chosen = choice.plan
+    if in_place:
+        is_bp = chosen.method == "bp"
+        if steps == "auto" or is_bp:
+            steps = in_place_steps(chosen.method, chosen.blocks, len(data.of("train")))
+        return Setting(chosen.method, chosen.blocks, 0 if is_bp else int(steps), config.adapt.rank, choice, int(steps))
     if steps == "auto":
-        steps = ZO_STEPS[choice.plan.method]
-    return Setting(choice.plan.method, choice.plan.blocks, int(steps), config.adapt.rank, choice)
+        steps = ZO_STEPS[chosen.method]
+    return Setting(chosen.method, chosen.blocks, int(steps), config.adapt.rank, choice)

@@ -1,8 +1,9 @@
 """An adaptation as a file of kilobytes: every step of a revision's line, and what is needed to know that they fit.
 
-A tar with two members. `adaptation.json` says on which base (sha256) and in which type the steps were taken, how they
-move the weights, and the sha256 of the weights that they lead to; `ledger` holds all steps from the base to the
-revision, in order (learn/ledger.py). Whoever has the same base gets the same weights, bit for bit.
+A tar. `adaptation.json` says on which base (sha256) and in which type the steps were taken, how they move the weights,
+and the sha256 of the weights that they lead to; `ledger` holds all steps from the base to the revision, in order
+(learn/ledger.py). Where backpropagation has moved something in that line, `tensors.safetensors` has its values in the
+end, and the steps are on the others (version 2). Whoever has the same base gets the same weights, bit for bit.
 """
 
 import io
@@ -10,15 +11,17 @@ import json
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
 
-from agentd.adapt.revision_files import LEDGER, RevisionFiles
+from agentd.adapt import tensor_file
+from agentd.adapt.revision_files import LEDGER, TENSORS, RevisionFiles
 from agentd.errors import Conflict, InvalidRequest
 from agentd.learn import ledger
 from agentd.learn.ledger import Ledger, Step
 
-FORMAT, VERSION = "agentd-adaptation", 1
+FORMAT, VERSIONS = "agentd-adaptation", (1, 2)  # without tensors and with them
 _DESCRIPTION = "adaptation.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -26,7 +29,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True)
 class Adaptation:
     """`update` is how the steps move the weights, as a manifest has it; `origin` the revision's number where it was
-    made, for the reader alone."""
+    made, for the reader alone. `moved` names what backpropagation moved, in up to `blocks` last blocks, and `tensors`
+    is the file with its values as it was read."""
 
     base_sha256: str
     dtype: str
@@ -34,33 +38,43 @@ class Adaptation:
     weights_sha256: str
     method: str
     origin: int
-    steps: list[Step]
+    steps: list[Step] = field(repr=False)
+    blocks: int = 0
+    moved: tuple[str, ...] = ()
+    tensors: bytes = field(default=b"", repr=False)
 
-    def encode(self) -> bytes:
-        """The file. Equal adaptations give equal bytes."""
-        described = {name: value for name, value in asdict(self).items() if name != "steps"}
-        described |= {"format": FORMAT, "version": VERSION}
+    def write(self, out: IO[bytes], tensors: Path | None = None) -> None:
+        """Writes the file; `tensors` has the values of what `moved` names. Equal adaptations give equal bytes."""
+        told = ("base_sha256", "dtype", "update", "weights_sha256", "method", "origin")
+        described = {name: value for name, value in asdict(self).items() if name in told}
+        described |= {"format": FORMAT, "version": VERSIONS[bool(self.moved)]}
+        if self.moved:
+            described["blocks"] = self.blocks
         text = json.dumps(described, indent=2, sort_keys=True).encode() + b"\n"
-        out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name, data in ((_DESCRIPTION, text), (LEDGER, ledger.encode(Ledger(0, self.steps)))):
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(data), 0o600
-                archive.addfile(member, io.BytesIO(data))
-        return out.getvalue()
+                _add(archive, name, len(data), io.BytesIO(data))
+            if tensors is not None:
+                with tensors.open("rb") as file:
+                    _add(archive, TENSORS, tensors.stat().st_size, file)
 
 
 def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adaptation:
     """The adaptation that leads from the base to the newest of `line`, which goes from there to the base.
 
     Raises RevisionCorrupt, Conflict where its revisions are not all ledgers of one kind.
+
+    What backpropagation has moved anywhere in the line is in `moved`: its value in the end is all that counts, and
+    what moves the others depends on nothing but seeds, so all steps may be taken on them one after the other.
     """
     steps: list[Step] = []
+    moved: dict[str, None] = {}
+    blocks = 0
     last: dict[str, Any] = {}
     for revision in reversed([number for number in line if number]):
         found = files.verified(revision)
         manifest = files.manifest(revision) or {}
-        if set(found) != {LEDGER} or not manifest.get("weights_sha256"):
+        if LEDGER not in found or set(found) - {LEDGER, TENSORS} or not manifest.get("weights_sha256"):
             raise Conflict(f"revision {revision} is no ledger of steps on the weights; --format says what it can be")
         rule = manifest["update"]
         if last and (rule != last["update"] or rule.get("sparsity")):
@@ -69,12 +83,14 @@ def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adapt
                 f"make one ledger; export its weights (--format safetensors)"
             )
         steps += ledger.read(found[LEDGER]).steps
+        if TENSORS in found:
+            moved |= dict.fromkeys(tensor_file.names(found[TENSORS]))
+        blocks = max(blocks, int(manifest.get("blocks") or 0))
         last = manifest
     if not last:
         raise Conflict("revision 0 is the base model: there is nothing to export")
-    return Adaptation(
-        base_sha256, last["dtype"], last["update"], last["weights_sha256"], str(last["method"]), line[0], steps
-    )
+    told = base_sha256, last["dtype"], last["update"], last["weights_sha256"], str(last["method"]), line[0]
+    return Adaptation(*told, steps, blocks, tuple(moved))
 
 
 def read(data: bytes) -> Adaptation:
@@ -83,11 +99,18 @@ def read(data: bytes) -> Adaptation:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             described = json.loads(_member(archive, _DESCRIPTION))
             steps = ledger.decode(_member(archive, LEDGER))
+            tensors = _member(archive, TENSORS) if TENSORS in archive.getnames() else b""
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise ValueError(f"its {_DESCRIPTION} is not one of {FORMAT}")
-        if described.get("version") != VERSION:
-            raise ValueError(f"it has version {described.get('version')}; this agentd reads version {VERSION}")
-        return _checked(described, steps)
+        if described.get("version") not in VERSIONS:
+            raise ValueError(
+                f"it has version {described.get('version')}; this agentd reads up to version {VERSIONS[-1]}"
+            )
+        if tensors:
+            tensor_file.check(tensors)
+        if bool(tensors) != (described["version"] == VERSIONS[1]):
+            raise ValueError(f"as version {described['version']} it must {'not ' if tensors else ''}have {TENSORS}")
+        return _checked(described, steps, tensors)
     except (tarfile.TarError, EOFError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidRequest(f"this is no exported adaptation: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -104,7 +127,13 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def _checked(described: dict[str, Any], steps: Ledger) -> Adaptation:
+def _add(archive: tarfile.TarFile, name: str, size: int, data: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o600
+    archive.addfile(member, data)
+
+
+def _checked(described: dict[str, Any], steps: Ledger, tensors: bytes) -> Adaptation:
     texts = {}
     for name in ("base_sha256", "weights_sha256", "dtype", "method"):
         value = described.get(name)
@@ -119,9 +148,22 @@ def _checked(described: dict[str, Any], steps: Ledger) -> Adaptation:
     sparsity = update["sparsity"]
     if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
         raise ValueError(f"its update has the sparsity {sparsity!r}")
-    if steps.parent != 0 or not steps.steps:
+    if steps.parent != 0 or not (steps.steps or tensors):
         raise ValueError("its ledger does not begin at the base, or is empty")
-    return Adaptation(**texts, update=update, origin=origin, steps=steps.steps)
+    blocks = described.get("blocks", 0)
+    if type(blocks) is not int or not 0 <= blocks <= 10_000:
+        raise ValueError(f"its {_DESCRIPTION} has no usable blocks")
+    return Adaptation(
+        base_sha256=texts["base_sha256"],
+        dtype=texts["dtype"],
+        update=update,
+        weights_sha256=texts["weights_sha256"],
+        method=texts["method"],
+        origin=origin,
+        steps=steps.steps,
+        blocks=blocks,
+        tensors=tensors,
+    )
 
 
 def refuse_misfit(adaptation: Adaptation, base_sha256: str, dtype: str) -> None:

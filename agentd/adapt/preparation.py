@@ -19,7 +19,7 @@ from agentd.store import passes
 from agentd.store.database import Store
 
 _EARLIER = 50  # past passes that a plan looks at
-_IN_PLACE = {"supported": False, "reason": "engine transformers learns in place, by zeroth-order steps"}
+_IN_PLACE = {"supported": False, "reason": "engine transformers learns in place, without a trainer"}
 
 
 class Preparation:

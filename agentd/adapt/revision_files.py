@@ -7,7 +7,7 @@ revisions/<n>/ledger          the zeroth-order steps that made the control vecto
 revisions/<n>/network.safetensors   of a classifier, instead of adapter and control vector: the whole int8 network
 
 Of engine transformers there is a ledger alone: its steps are on the weights themselves, and the manifest says how they
-move them and the sha256 that they lead to.
+move them and the sha256 that they lead to. What backpropagation has moved is beside it, in tensors.safetensors.
 """
 
 import contextlib
@@ -26,8 +26,10 @@ from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
 NETWORK = "network.safetensors"
+TENSORS = "tensors.safetensors"
 
 _WEIGHTS = (ADAPTER, CONTROL, NETWORK)
+_CHUNK = 1 << 20  # bytes in memory at a time
 
 
 class RevisionFiles:
@@ -48,9 +50,8 @@ class RevisionFiles:
             temporary.mkdir(mode=0o700)
             sums = {}
             for name, source in files.items():
-                data = source.read_bytes()
-                _write(temporary / name, data)
-                sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                digest, size = _copy(source, temporary / name)
+                sums[name] = {"sha256": digest, "bytes": size}
             body = {**manifest, "revision": revision, "base_sha256": self._base, "files": sums}
             text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
             _write(temporary / MANIFEST, text)
@@ -95,8 +96,7 @@ class RevisionFiles:
         for name, facts in manifest["files"].items():
             path = self.directory(revision) / Path(name).name
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.sha256(file.read()).hexdigest()
+                digest = sha256(path)
             except OSError as error:
                 raise RevisionCorrupt(revision, f"{name} cannot be read ({error.strerror})") from None
             if not isinstance(facts, dict) or digest != facts.get("sha256"):
@@ -124,8 +124,8 @@ class RevisionFiles:
 
     def twin(self, files: Mapping[str, Path], others: Iterable[int]) -> int | None:
         """The one of `others` whose weights are these very files, if there is one."""
-        names = _WEIGHTS if any(name in files for name in _WEIGHTS) else (LEDGER,)
-        sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name in names}
+        names = _WEIGHTS if any(name in files for name in _WEIGHTS) else (LEDGER, TENSORS)
+        sums = {name: sha256(path) for name, path in files.items() if name in names}
         for other in others:
             with contextlib.suppress(RevisionCorrupt):
                 known = (self.manifest(other) or {"files": {}})["files"]
@@ -141,6 +141,28 @@ class RevisionFiles:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path.name)
         return removed
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _copy(source: Path, target: Path) -> tuple[str, int]:
+    """Returns the sha256 and the number of bytes copied, which are on disk then."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as old, target.open("xb") as new:
+        while part := old.read(_CHUNK):
+            digest.update(part)
+            size += new.write(part)
+        new.flush()
+        os.fsync(new.fileno())
+    target.chmod(0o600)
+    return digest.hexdigest(), size
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentd.engine.supervisor import Supervisor
@@ -13,9 +13,9 @@ from agentd.learn.spsa import StepResult, Trajectory, minimise
 EPSILON = 0.1  # in units of the hidden state; measured to be in the flat part (reference: zeroth-order)
 BATCH = 16
 _SHORT, _SHORT_BATCH = 32, 8  # a run of so few steps after backpropagation: half a batch, so that it stays short
-_MAX_DEV = 32
-_PATIENCE = 3
-_PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; one for every eight steps in between
+MAX_DEV = 32  # examples
+PATIENCE = 3  # evaluations in a row that do not improve
+PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; one for every eight steps in between
 
 
 class EngineOracle:
@@ -55,7 +55,10 @@ class PairingOracle(EngineOracle):
 
     def pair(self, seed: int, epsilon: float, batch: int) -> tuple[float, float]:
         examples = self.batch(batch)
-        both = self._call("pair", examples=examples, nll_weight=self._weight, seed=seed, epsilon=epsilon)
+        return self._both("pair", examples=examples, nll_weight=self._weight, seed=seed, epsilon=epsilon)
+
+    def _both(self, op: str, **arguments: Any) -> tuple[float, float]:
+        both = self._call(op, **arguments)
         plus, minus = (math.nan if value is None else float(value) for value in both)
         return plus, minus
 
@@ -82,22 +85,41 @@ async def run(
     kind = PairingOracle if in_place else EngineOracle
     oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
     trajectory = Trajectory()
-    judged = list(dev)[:_MAX_DEV]
+    judged = list(dev)[:MAX_DEV]
+    await drive(
+        lambda: minimise(
+            oracle,
+            steps=steps,
+            epsilon=epsilon,
+            first_seed=first_seed(seed),
+            evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
+            patience=PATIENCE,
+            probes=max(PROBES[0], min(PROBES[1], steps // 8)),
+            trajectory=trajectory,
+        ),
+        on_step,
+    )
+    if in_place:
+        return trajectory
+    # Floating-point addition does not undo itself: the best point is made again from its start.
+    await engine.call("use", weights=weights)
+    for number, coefficient in fold(trajectory.best_steps):
+        await engine.call("update", seed=number, coefficient=coefficient)
+    return trajectory
+
+
+def first_seed(seed: int) -> int:
+    """Where the seeds of a pass begin: it takes far fewer than 2^20 of them; the ledger keeps 64 bits."""
+    return (seed << 20) % (1 << 64)
+
+
+async def drive(begin: Callable[[], Iterator[StepResult]], on_step: Callable[[StepResult], None]) -> None:
+    """Takes the steps of a run in a worker thread, telling of each; stops after the current one when cancelled."""
     loop = asyncio.get_running_loop()
     stop = False
 
     def work() -> None:
-        results = minimise(
-            oracle,
-            steps=steps,
-            epsilon=epsilon,
-            first_seed=(seed << 20) % (1 << 64),  # a pass takes far fewer than 2^20 seeds; the ledger keeps 64 bits
-            evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
-            patience=_PATIENCE,
-            probes=max(_PROBES[0], min(_PROBES[1], steps // 8)),
-            trajectory=trajectory,
-        )
-        for result in results:
+        for result in begin():
             loop.call_soon_threadsafe(on_step, result)
             if stop:
                 return
@@ -107,13 +129,6 @@ async def run(
     except asyncio.CancelledError:
         stop = True
         raise
-    if in_place:
-        return trajectory
-    # Floating-point addition does not undo itself: the best point is made again from its start.
-    await engine.call("use", weights=weights)
-    for number, coefficient in fold(trajectory.best_steps):
-        await engine.call("update", seed=number, coefficient=coefficient)
-    return trajectory
 
 
 def row(result: StepResult, seconds: float) -> dict[str, Any]:

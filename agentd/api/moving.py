@@ -1,6 +1,8 @@
 """Revisions out of and into the daemon: prove one by replaying it, export it, take one in from another device."""
 
 import asyncio
+import contextlib
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from agentd.adapt import portable
-from agentd.adapt.revision_files import ADAPTER, LEDGER, NETWORK
+from agentd.adapt import portable, tensor_file
+from agentd.adapt.revision_files import ADAPTER, LEDGER, NETWORK, TENSORS
 from agentd.api.requests import identifier, only, read
 from agentd.api.services import Services, services
 from agentd.engine.supervisor import EXPORTED
@@ -38,6 +40,7 @@ async def replay(request: Request) -> Response:
         "lineage": line,
         "steps": steps,
         "ledger_bytes": files[LEDGER].stat().st_size,
+        "tensors_bytes": files[TENSORS].stat().st_size if TENSORS in files else 0,
         "weights_sha256": manifest["weights_sha256"],
     }
     wanted = request.query_params.get("verify", "false")
@@ -71,12 +74,21 @@ async def export(request: Request) -> Response:
     if wanted == "safetensors":
         if NETWORK in files:
             return _file(files[NETWORK])
-        if set(files) != {LEDGER}:
+        if not _in_place(files):
             raise Conflict(f"revision {number} has no weights of its own: {_instead(files)}")
-        return await _weights(s, number, files[LEDGER])
+        async with _whole(s, number, files[LEDGER]) as path:
+            return _file(path)  # open already: it may be deleted from now on
     line = await s.store.call(revisions.lineage, number)
     found = await asyncio.to_thread(portable.gather, s.adaptation.files, line, s.model.sha256)
-    return Response(found.encode(), media_type="application/x-tar")
+    with tempfile.TemporaryDirectory(dir=s.config.state.dir, prefix=".export-") as folder:
+        archive, tensors = Path(folder) / "archive", None
+        if found.moved:
+            tensors = Path(folder) / "tensors"
+            async with _whole(s, number, files[LEDGER]) as path:
+                await asyncio.to_thread(tensor_file.extract, path, found.moved, tensors)
+        with archive.open("xb") as out:
+            await asyncio.to_thread(found.write, out, tensors)
+        return _file(archive, "application/x-tar")
 
 
 async def take_in(request: Request) -> Response:
@@ -94,7 +106,7 @@ async def _ledger_of(s: Services, number: int) -> tuple[dict[str, Path], dict[st
         raise Conflict("revision 0 is the base model: there is nothing to replay")
     files = await asyncio.to_thread(s.adaptation.files.verified, number)
     manifest = await asyncio.to_thread(s.adaptation.files.manifest, number) or {}
-    if set(files) != {LEDGER} or "weights_sha256" not in manifest:
+    if not _in_place(files) or "weights_sha256" not in manifest:
         raise Conflict(
             f"revision {number} is not base and ledger alone (it holds {', '.join(sorted(files))}); its files are "
             f"checked by their own sha256"
@@ -102,13 +114,13 @@ async def _ledger_of(s: Services, number: int) -> tuple[dict[str, Path], dict[st
     return files, manifest
 
 
-async def _weights(s: Services, number: int, path: Path) -> Response:
-    """The whole weights, which the engine makes if it has not kept them."""
+@contextlib.asynccontextmanager
+async def _whole(s: Services, number: int, path: Path) -> AsyncIterator[Path]:
+    """A file with the whole weights, which the engine makes if it has not kept them."""
     await s.supervisor.stage(EXPORTED, path, None)
     try:
         manifest = await asyncio.to_thread(s.adaptation.files.manifest, number) or {}
-        image = s.config.state.dir / "weights" / f"weights-{manifest['weights_sha256']}.safetensors"
-        return _file(image)  # open already: it may be deleted from now on
+        yield s.config.state.dir / "weights" / f"weights-{manifest['weights_sha256']}.safetensors"
     finally:
         await s.supervisor.call("unstage", weights=EXPORTED)
 
@@ -118,10 +130,15 @@ def _instead(files: dict[str, Path]) -> str:
         return "export it as gguf-lora"
     if NETWORK in files:
         return "export it as safetensors"
-    return "export it as ledger or safetensors" if set(files) == {LEDGER} else f"it holds {', '.join(sorted(files))}"
+    return "export it as ledger or safetensors" if _in_place(files) else f"it holds {', '.join(sorted(files))}"
 
 
-def _file(path: Path) -> Response:
+def _in_place(files: dict[str, Path]) -> bool:
+    """Whether a revision is what engine transformers makes: steps, and perhaps the values of what BP moved."""
+    return LEDGER in files and not set(files) - {LEDGER, TENSORS}
+
+
+def _file(path: Path, kind: str = "application/octet-stream") -> Response:
     file = path.open("rb")
     size = path.stat().st_size
 
@@ -131,4 +148,4 @@ def _file(path: Path) -> Response:
                 yield part
 
     headers = {"Content-Length": str(size)}
-    return StreamingResponse(parts(), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(parts(), media_type=kind, headers=headers)

@@ -182,7 +182,7 @@ class ExampleLine(Body):
 class AdaptBody(Body):
     """POST /admin/adapt: overrides of the configuration for one pass."""
 
-    method: Literal["auto", "mezo", "sparse-mezo", "suffix-bp", "elasticzo", "blockwise-bp"] | None = None
+    method: Literal["auto", "mezo", "sparse-mezo", "suffix-bp", "elasticzo", "blockwise-bp", "bp"] | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
     dry_run: bool = False
@@ -222,7 +222,7 @@ class RebuildBody(Body):
     """POST /admin/rebuild: options of the pass, and what to forget before."""
 
     without: Selected | None = None
-    method: Literal["auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"] | None = None
+    method: Literal["auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp", "bp"] | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
 

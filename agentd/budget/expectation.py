@@ -13,6 +13,7 @@ from agentd.budget.footprint import Workload
 from agentd.budget.recipe import recipe
 
 ZO_STEPS: Mapping[str, int] = {"mezo": 200, "sparse-mezo": 200, "elasticzo": 10, "suffix-bp": 0, "blockwise-bp": 0}
+IN_PLACE_EPOCHS, IN_PLACE_STEPS = 4, (32, 160)  # of BP on the weights themselves: epochs, and at the least and the most
 HORIZON = 4 * 3600.0  # seconds in which a gain is counted: about what lies between passes
 
 _ZO_BATCH = 16
@@ -106,6 +107,26 @@ def prior_gain(method: str, blocks: int) -> float:
     return gain - 0.003 if method == "blockwise-bp" else gain
 
 
+def in_place_steps(method: str, blocks: int, examples: int) -> int:
+    """Steps that a pass on the weights themselves takes where nothing else is asked for; `examples` to train on."""
+    if not blocks:
+        return ZO_STEPS[method]
+    least, most = IN_PLACE_STEPS
+    return min(most, max(least, IN_PLACE_EPOCHS * -(-examples // _ZO_BATCH)))
+
+
+def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_layer: int) -> float:
+    """How long a pass on the weights themselves takes: the gate, and forwards, which a block's backward is two of (and
+    one more where its activations are made again)."""
+    each = workload.tokens / max(1, workload.examples)
+    holdout = workload.holdout_tokens or workload.tokens // 5
+    steps = in_place_steps(setting.method, setting.blocks, workload.examples * 4 // 5)
+    forwards = 1.0 if setting.method == "bp" else 2.0
+    forwards += (3.0 if setting.checkpoint else 2.0) * setting.blocks / max(1, n_layer)
+    step = (forwards + 2 * _ZO_EVALUATION) * min(_ZO_BATCH, workload.examples) * each
+    return speed.fixed + (2.0 * holdout + steps * step) / speed.forward
+
+
 def seconds_for(
     workload: Workload, speed: Speed, setting: Expectable, zo_steps: Mapping[str, int] = ZO_STEPS, n_layer: int = 0
 ) -> float:
@@ -144,6 +165,7 @@ def expect(
     history: Sequence[Outcome] = (),
     zo_steps: Mapping[str, int] | None = None,
     horizon: float = HORIZON,
+    in_place: bool = False,
 ) -> list[Expected]:
     """What each setting is expected to bring. `history` has the newest pass first.
 
@@ -152,11 +174,17 @@ def expect(
     that begin with the pass: a slow plan is there for less of them.
     """
     speed, steps = speed or Speed(), zo_steps or ZO_STEPS
+
+    def predicted(setting: Expectable) -> float:
+        if in_place:
+            return in_place_seconds(workload, speed, setting, n_layer)
+        return seconds_for(workload, speed, setting, steps, n_layer)
+
     weights = [_FORGET**age for age in range(len(history))]
     ratios = [max(0.0, past.gain) / prior_gain(past.method, past.blocks) for past in history]
     # How much there is to gain on these tasks, whatever the plan ...
     scale = (_PRIOR_WEIGHT + _dot(weights, ratios)) / (_PRIOR_WEIGHT + sum(weights))
-    paces = [past.seconds / seconds_for(workload, speed, past, steps, n_layer) for past in history]
+    paces = [past.seconds / predicted(past) for past in history]
     pace = math.exp(_dot(weights, [math.log(min(4.0, max(0.25, p))) for p in paces]) / (_PRIOR_WEIGHT + sum(weights)))
     found = []
     for setting in settings:
@@ -164,7 +192,7 @@ def expect(
         near = [w * _similarity(setting, past) for w, past in zip(weights, history, strict=True)]
         own = (_PRIOR_WEIGHT * scale + _dot(near, ratios)) / (_PRIOR_WEIGHT + sum(near))
         gain = prior_gain(setting.method, setting.blocks) * own
-        seconds = pace * seconds_for(workload, speed, setting, steps, n_layer)
+        seconds = pace * predicted(setting)
         # Beyond the horizon nothing is left, but of two such plans the quicker one is still the better.
         left = 1 - seconds / horizon if seconds < 0.9 * horizon else 0.09 * horizon / seconds
         found.append(Expected(gain, seconds, gain * left, len(history)))

@@ -1,6 +1,7 @@
 """What engine transformers allocates for a pass on its own weights, and how its model is looked at. Sizes in bytes.
 
-The candidate is a second set of weights, of which every page that an update has written is memory of the engine. The
+The candidate is a second set of weights, of which every page that an update has written is memory of the engine: all
+of them with zeroth-order steps, those of the last blocks where only these learn. The
 pages of the committed weights belong to a file: a pass gives them back, and a request takes them again from the page
 cache. Kernels count such pages as available, so the candidate is what a pass takes of the memory there is; the engine's
 size grows by it only while requests are answered in the middle of the pass (docs/transformers.md has the
@@ -16,6 +17,8 @@ from agentd.processor import multiplies_bf16
 LOSS_TOKENS = 1024  # of a forward, see engine/transformers/background.py
 _ROWS = 64  # scored rows come in multiples of it
 _RUNTIME = 48 * MIB  # measured: code paged in, kernels compiled for new shapes, allocator
+_BACKWARD = {F16: 64 * MIB, F32: 16 * MIB}  # measured: autograd's code; oneDNN's for every number of tokens it meets
+_BACKWARD_ROWS = 256  # tokens of a forward with a backward are a multiple of, in bfloat16
 _SCRATCH = 1 << 20  # perturbed weights made at a time, see learn/weights/perturbation.py
 
 
@@ -33,19 +36,25 @@ def itemsize(dtype: str) -> int:
     return F16 if dtype == "bfloat16" else F32
 
 
-def engine_terms(arch: Architecture, workload: Workload, runtime: int | None = None) -> list[Term]:
-    """What the engine takes for zeroth-order steps on all weights, scoring included."""
+def engine_terms(
+    arch: Architecture, workload: Workload, blocks: int = 0, *, zeroth_order: bool = True, runtime: int | None = None
+) -> list[Term]:
+    """What the engine takes for steps on its own weights, scoring included: backpropagation in the last `blocks`, and
+    zeroth-order steps in what is below them."""
     size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
     step = workload.prefix + workload.batch * workload.sequences * workload.seq_len
     tokens = max(min(LOSS_TOKENS, step), workload.longest)
+    tokens += -tokens % (_BACKWARD_ROWS if blocks and size == F16 else _ROWS)
     rows = -(-workload.batch * workload.scored * workload.sequences // _ROWS) * _ROWS
     attention = arch.n_head * arch.head_dim
-    return [
+    trained = _trained_bytes(arch, blocks)
+    table = size * arch.n_vocab * arch.n_embd
+    terms = [
         Term("runtime", _RUNTIME if runtime is None else runtime, "measured"),
         Term(
             "candidate weights",
-            arch.weight_bytes,
-            f"parameters x {size} B; serving's own pages can be had again from their file",
+            arch.weight_bytes if zeroth_order else trained,
+            f"{'' if zeroth_order else 'trained '}parameters x {size} B; serving's own can be had again from a file",
         ),
         Term(
             "activations",
@@ -59,5 +68,41 @@ def engine_terms(arch: Architecture, workload: Workload, runtime: int | None = N
             f"scored rows, in steps of 64, x V x ({size} + 8) B",
             reduce="shorter answers (scored positions) take less",
         ),
-        Term("perturbed weights", 3 * F32 * _SCRATCH, "3 x 2^20 x 4 B: a piece of one matrix, its signs, their sum"),
     ]
+    if zeroth_order:
+        formula = "3 x 2^20 x 4 B: a piece of one matrix, its signs, their sum"
+        terms.append(Term("perturbed weights", 3 * F32 * _SCRATCH, formula))
+    if not blocks:
+        return terms
+    kept = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
+    at_once = 1 if blocks > 1 else blocks
+    terms += [
+        Term("backward", _BACKWARD[F16 if size == F16 else F32], "measured"),
+        Term("gradients", trained, f"trained parameters x {size} B"),
+        Term(
+            "kept activations",
+            at_once * kept + blocks * tokens * arch.n_embd * size,
+            f"tokens x (24 D + (8 D + 8 H d + 6 n_ff) x {size}) B of one block, k x tokens x D x {size} B of inputs",
+            reduce="shorten the examples",
+        ),
+        Term(
+            "attention",
+            2 * arch.n_head * tokens * tokens * size,
+            f"2 x heads x tokens^2 x {size} B: scores under a mask, forward and backward, of one block",
+            reduce="shorten the examples",
+        ),
+        Term("gradient of logits", rows * arch.n_vocab * (size + 2 * F32), "as much as the logits"),
+    ]
+    if zeroth_order and arch.tied:
+        terms.append(Term("perturbed head", table, f"V x D x {size} B: the gradient goes back through it"))
+    return terms
+
+
+def _trained_bytes(arch: Architecture, blocks: int) -> int:
+    """Of the weights that backpropagation moves: the last blocks', the final norm's, and those of a head of its own; in
+    all blocks everything."""
+    if not blocks:
+        return 0
+    if blocks >= arch.n_layer:
+        return arch.weight_bytes
+    return sum(arch.block_bytes[-blocks:]) + F32 * arch.n_embd + arch.head_bytes

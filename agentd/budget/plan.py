@@ -19,8 +19,9 @@ from agentd.budget.footprint import (
 )
 
 METHODS = ("mezo", "suffix-bp", "elasticzo", "blockwise-bp")
-IN_PLACE = ("mezo", "sparse-mezo")
+IN_PLACE = ("mezo", "sparse-mezo", "elasticzo", "bp")
 """Methods of engine transformers, on the weights themselves."""
+FORWARD_ONLY = ("mezo", "sparse-mezo")
 BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
@@ -104,17 +105,21 @@ class Dial:
         """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, ..., with their blocks in memory together or one
         at a time; and block-wise BP in all blocks.
 
-        `bp` False leaves BP out, for models that the trainer cannot build.
+        `bp` False leaves BP out, for models that the trainer cannot build. Where the engine's own weights learn: MeZO;
+        ElasticZO and BP at these k, with one block's activations in memory at a time from k = 2 on.
         """
         if self.in_place:
-            yield from (self.plan(method, 0) for method in IN_PLACE)
+            yield from (self.plan(method, 0) for method in FORWARD_ONLY)
+            for blocks in self._settings():
+                if blocks < self.arch.n_layer:
+                    yield self.plan("elasticzo", blocks)
+                yield self.plan("bp", blocks)
             return
         yield self.plan("mezo", 0)
         if not bp:
             return
         n_layer = self.arch.n_layer
-        powers = [1 << i for i in range(n_layer.bit_length()) if 1 << i < n_layer]
-        for blocks in (*powers, n_layer):
+        for blocks in self._settings():
             for method in ("suffix-bp", "elasticzo"):
                 yield from self.variants(method, blocks)
         yield self.plan(BLOCKWISE, n_layer)
@@ -144,8 +149,12 @@ class Dial:
         constants = self.runtime or {}
         terms = daemon_terms(work)
         if self.in_place:
-            terms += in_place.engine_terms(self.arch, work, constants.get("engine"))
-            return Plan(method, 0, (*terms, *self._correction(terms, method, 0, False)))
+            terms += in_place.engine_terms(
+                self.arch, work, blocks, zeroth_order=method != "bp", runtime=constants.get("engine")
+            )
+            checkpoint = blocks >= _ONE_AT_A_TIME_FROM
+            correction = self._correction(terms, method, blocks, checkpoint)
+            return Plan(method, blocks, (*terms, *correction), checkpoint)
         zeroth_order = method in ("mezo", "elasticzo")
         terms += engine_terms(
             self.arch, work, blocks, tapped=tapped, zeroth_order=zeroth_order, runtime=constants.get("engine")
@@ -157,6 +166,11 @@ class Dial:
         if not tapped:
             terms.append(_taken_in_turns(terms))
         return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16, small)
+
+    def _settings(self) -> list[int]:
+        """k = 1, 2, 4, ... and all blocks."""
+        n_layer = self.arch.n_layer
+        return [*(1 << i for i in range(n_layer.bit_length()) if 1 << i < n_layer), n_layer]
 
     def _correction(self, terms: list[Term], method: str, blocks: int, checkpoint: bool) -> list[Term]:
         """A term for each process that earlier passes have shown to take more or less than its terms say."""

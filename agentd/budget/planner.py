@@ -6,7 +6,7 @@ from typing import Any
 
 from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
 from agentd.budget.footprint import Architecture, Workload
-from agentd.budget.plan import BLOCKWISE, IN_PLACE, METHODS, Calibration, Dial, Plan
+from agentd.budget.plan import BLOCKWISE, FORWARD_ONLY, IN_PLACE, METHODS, Calibration, Dial, Plan
 from agentd.errors import PassRefused
 
 
@@ -90,7 +90,14 @@ def consider(
     dial = Dial(arch, workload, runtime, calibration, bf16, in_place)
     wished = _wished(dial, method, blocks, bp, no_bp_reason)
     expected = expect(
-        workload, wished, n_layer=arch.n_layer, speed=speed, history=history, zo_steps=zo_steps, horizon=horizon
+        workload,
+        wished,
+        n_layer=arch.n_layer,
+        speed=speed,
+        history=history,
+        zo_steps=zo_steps,
+        horizon=horizon,
+        in_place=in_place,
     )
     found = [Considered(plan, what, max(0, plan.needed - budget)) for plan, what in zip(wished, expected, strict=True)]
     return tuple(sorted(found, key=lambda each: (-each.expected.score, each.plan.needed)))
@@ -130,7 +137,7 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
     known = IN_PLACE if dial.in_place else METHODS
     if method not in ("auto", *known):
         raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")
-    if not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
+    if not dial.in_place and not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
         raise PassRefused(f"backpropagation was asked for, but {no_bp_reason}; method mezo can be used")
     if blocks == "auto":
         return [plan for plan in dial.plans(bp) if method in ("auto", plan.method)]
@@ -138,12 +145,16 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
     if not 0 <= k <= n_layer:
         raise PassRefused(f"{k} blocks were asked for, and the model has {n_layer}")
     if k == 0:
-        if method in ("suffix-bp", BLOCKWISE):
+        if method in ("suffix-bp", BLOCKWISE, "bp"):
             raise PassRefused(f"{method} with 0 blocks would train nothing; give it blocks, or use mezo")
-        return [dial.plan(method if method in IN_PLACE else "mezo", 0)]
-    if method in IN_PLACE or dial.in_place:
-        instead = "" if dial.in_place else "; use elasticzo"
-        raise PassRefused(f"{method} trains no blocks by backpropagation, and {k} were asked for{instead}")
+        return [dial.plan(method if method in FORWARD_ONLY else "mezo", 0)]
+    if method in FORWARD_ONLY:
+        raise PassRefused(f"{method} trains no blocks by backpropagation, and {k} were asked for; use elasticzo")
+    if dial.in_place:
+        if method == "elasticzo" and k == n_layer:
+            raise PassRefused(f"elasticzo with all {k} blocks leaves no trunk for zeroth-order steps; use bp")
+        names = ("bp", "elasticzo")[: 1 if k == n_layer else 2] if method == "auto" else (method,)
+        return [dial.plan(name, k) for name in names]
     names = ("suffix-bp", "elasticzo", BLOCKWISE) if method == "auto" else (method,)
     return [plan for name in names for plan in dial.variants(name, k)]
 

@@ -52,7 +52,7 @@ def budget(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", metavar="NAME", help="Only this: mezo, sparse-mezo, suffix-bp, elasticzo, blockwise-bp."
+            "--method", metavar="NAME", help="Only this: mezo, sparse-mezo, suffix-bp, elasticzo, blockwise-bp, bp."
         ),
     ] = None,
     blocks: Annotated[

@@ -194,13 +194,23 @@ class InPlaceBackground(Protocol):
     """What a session can do besides where the weights themselves learn: loss and update then move all of them, on a
     copy that serving never sees."""
 
-    def rule(self, distribution: str, sparsity: float | None) -> None:
-        """How updates move the weights from now on (learn.weights.mezo); forgets updates."""
+    def rule(self, distribution: str, sparsity: float | None, blocks: int = 0) -> None:
+        """How updates move the weights from now on (learn.weights.mezo), and how many last blocks learn by
+        backpropagation, which zeroth-order steps then leave alone; forgets updates."""
 
     def pair(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
     ) -> Iterator[tuple[float, ...] | None]:
         """(loss at + epsilon · z(seed), loss at - epsilon · z(seed)). Yields None where interruptible, then it."""
+
+    def descend(
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
+    ) -> Iterator[tuple[float, ...] | None]:
+        """A step of backpropagation in the last blocks, with both signs' losses as `pair` has them. Yields None where
+        interruptible, then them."""
+
+    def write_moved(self, path: Path) -> None:
+        """Writes the tensors that backpropagation moves, as they are now, as a safetensors file."""
 
     def digest(self) -> str:
         """sha256 of the weights as they are now."""

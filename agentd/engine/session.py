@@ -91,8 +91,21 @@ class Session:
             yield None
         return both
 
-    def rule(self, distribution: str, sparsity: float | None) -> Steps:
-        self._learning().rule(distribution, sparsity)
+    def rule(self, distribution: str, sparsity: float | None, blocks: int = 0) -> Steps:
+        self._learning().rule(distribution, sparsity, blocks)
+        yield None
+
+    def descend(self, examples: Sequence[int], nll_weight: float, seed: int, epsilon: float, lr: float) -> Steps:
+        """A step of backpropagation, and the losses at both signs of a perturbation of the trunk."""
+        chosen, _ = _sorted(self._chosen(examples))
+        both = None
+        for value in self._learning().descend(chosen, nll_weight, seed, epsilon, lr):
+            both = value
+            yield None
+        return both
+
+    def write_moved(self, path: str) -> Steps:
+        self._learning().write_moved(Path(path))
         yield None
 
     def digest(self) -> Steps:

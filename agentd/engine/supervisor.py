@@ -22,7 +22,7 @@ Files = Callable[[int], tuple[Path | None, Path | None]]
 EXPORTED = "exported"  # the name under which the engine holds a revision that is written into a file
 
 _BACKOFF = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)  # seconds between restarts of an engine that keeps dying
-_LEARNING = frozenset({"encode", "tap", "loss", "pair", "score", "drift"})  # background work, which may be held
+_LEARNING = frozenset({"encode", "tap", "loss", "pair", "descend", "score", "drift"})  # it may be held
 _CRASH_LOOP = 4  # deaths in a row after which a revision is not tried again
 _HEALTHY = 60.0  # seconds of life after which the backoff starts anew
 

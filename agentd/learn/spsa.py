@@ -185,7 +185,7 @@ def minimise(
         raise ValueError(f"lr {lr} is not a step size")
     if lr is None and probes == 0:
         raise ValueError("without probes there is nothing to calibrate the step size from: give lr")
-    run = _Run(oracle, epsilon, first_seed, trajectory if trajectory is not None else Trajectory())
+    run = Run(oracle, epsilon, first_seed, trajectory if trajectory is not None else Trajectory())
     if evaluate is not None:
         run.trajectory.judge(0, evaluate())
     scale, failures = 1.0, 0
@@ -221,13 +221,17 @@ def schedule(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    gradients: list[tuple[int, float]]  # (seed, projected gradient), finite ones only
+class Measured:
+    """Projected gradients at one point, finite ones only, and the mean of their losses."""
+
+    gradients: list[tuple[int, float]]  # (seed, projected gradient)
     loss: float
     forwards: int
 
 
-class _Run:
+class Run:
+    """The state of a run between its steps: its step size, what clips it, and what it has applied."""
+
     def __init__(self, oracle: Oracle, epsilon: float, first_seed: int, trajectory: Trajectory) -> None:
         self.oracle, self.epsilon, self.trajectory = oracle, epsilon, trajectory
         self._next_seed = first_seed
@@ -247,7 +251,7 @@ class _Run:
     def curvature(self) -> float | None:
         return statistics.median(self._curvatures) if self._curvatures else None
 
-    def calibrate(self, probes: int) -> _Measured:
+    def calibrate(self, probes: int) -> Measured:
         """Fills the trajectory's calibration; returns the measurements as those of one step of `probes` queries."""
         pairs: list[tuple[float, float]] = []
         losses: list[float] = []
@@ -285,7 +289,7 @@ class _Run:
             mean, spread, min(1.0, max(_MIN_AGREEMENT, agreement)), math.sqrt(total / len(pairs)), 6 * probes
         )
         gradients = [(seed, (a + b) / 2) for seed, (a, b) in zip(seeds, pairs, strict=True)]
-        return _Measured(gradients, statistics.fmean(losses), 6 * probes)
+        return Measured(gradients, statistics.fmean(losses), 6 * probes)
 
     def _bend(self, seed: int, batch: int, side: tuple[float, float, float]) -> float:
         """z'Hz on `batch`, from the two losses at hand and one more forward near the middle."""
@@ -307,7 +311,7 @@ class _Run:
         rate = min(wanted, calibration.stable_lr(queries) / grown, trusted)
         return rate if math.isfinite(rate) else 0.0
 
-    def measure(self, batch: int, queries: int, *, curvature: bool) -> _Measured:
+    def measure(self, batch: int, queries: int, *, curvature: bool) -> Measured:
         gradients: list[tuple[int, float]] = []
         losses: list[float] = []
         for query in range(queries):
@@ -318,12 +322,16 @@ class _Run:
             if math.isfinite(gradient):
                 gradients.append((seed, gradient))
                 losses += [plus, minus]
+        return self.measured(gradients, losses, 2 * queries + curvature)
+
+    def measured(self, gradients: list[tuple[int, float]], losses: list[float], forwards: int) -> Measured:
+        """Counts steps without any finite loss. Raises Diverged."""
         self._bad = 0 if gradients else self._bad + 1
         if self._bad >= _MAX_BAD:
             raise Diverged(f"{_MAX_BAD} steps in a row gave no finite loss; epsilon {self.epsilon:g} may be too large")
-        return _Measured(gradients, statistics.fmean(losses) if losses else math.nan, 2 * queries + curvature)
+        return Measured(gradients, statistics.fmean(losses) if losses else math.nan, forwards)
 
-    def apply(self, measured: _Measured, rate: float) -> tuple[tuple[Step, ...], float]:
+    def apply(self, measured: Measured, rate: float) -> tuple[tuple[Step, ...], float]:
         """Clips, updates theta, records. Returns the steps and the mean of the clipped projected gradients."""
         if not measured.gradients:
             return (), 0.0

@@ -14,7 +14,7 @@ import sqlite3
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from agentd import __version__, ids
 from agentd.durable import sync_directory
@@ -23,6 +23,7 @@ from agentd.store.database import Store
 
 DATABASE, INDEX = "agentd.db", "backup.json"
 _KEPT = ("committed", "trial", "rolled_back", "staged")
+_CHUNK = 1 << 20  # bytes in memory at a time: a revision may hold most of a model's weights
 
 
 def snapshot(store: Store, target: Path) -> None:
@@ -47,11 +48,12 @@ def write(database: Path, revisions: Path, archive: Path) -> dict[str, Any]:
     with archive.open("xb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         os.fchmod(file.fileno(), 0o600)
         for name, path in _members(database, revisions, numbers):
-            data = path.read_bytes()
-            sums[name] = hashlib.sha256(data).hexdigest()
-            _add(tar, name, data)
+            with path.open("rb") as member:
+                sums[name] = _sha256(member)
+                _add(tar, name, member.tell(), member)
         index = {"agentd": __version__, "created_at": ids.now(), "revisions": numbers, "sha256": sums}
-        _add(tar, INDEX, json.dumps(index, indent=2).encode())
+        text = json.dumps(index, indent=2).encode()
+        _add(tar, INDEX, len(text), io.BytesIO(text))
         tar.close()
         file.flush()
         os.fsync(file.fileno())
@@ -99,10 +101,18 @@ def _members(database: Path, revisions: Path, numbers: list[int]) -> Iterator[tu
             yield f"revisions/{number}/{path.name}", path
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(_CHUNK):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), 0o600
-    tar.addfile(member, io.BytesIO(data))
+    member.size, member.mode = size, 0o600
+    file.seek(0)
+    tar.addfile(member, file)
 
 
 def _unpack(archive: Path, target: Path) -> dict[str, Any]:

@@ -305,11 +305,12 @@ def test_sparse_mezo_is_a_method_too(learned: DaemonProcess) -> None:
 
 def test_the_budget_has_the_plans_of_this_engine(learned: DaemonProcess) -> None:
     answer = learned.get("/admin/budget", admin=True).json
-    assert {(plan["method"], plan["blocks"]) for plan in answer["plans"]} == {("mezo", 0), ("sparse-mezo", 0)}
-    terms = {term["name"]: term["bytes"] for term in answer["plans"][0]["terms"]}
+    plans = {(plan["method"], plan["blocks"]): plan for plan in answer["plans"]}
+    assert {method for method, _ in plans} == {"mezo", "sparse-mezo", "elasticzo", "bp"}
+    terms = {term["name"]: term["bytes"] for term in plans["mezo", 0]["terms"]}
     assert terms["candidate weights"] == answer["model"]["weight_bytes"]
     assert terms["candidate weights"] == pytest.approx(learned.status()["model"]["size_bytes"], rel=1e-3)
-    for options, complaint in (({"method": "suffix-bp"}, "has no method"), ({"blocks": 2}, "learns in place")):
+    for options, complaint in (({"method": "suffix-bp"}, "has no method"), ({"blocks": 2}, "use elasticzo")):
         refused = learned.post("/admin/adapt", {**options, "dry_run": True}, admin=True)
         assert refused.status == 409
         assert complaint in refused.error["message"]

@@ -169,7 +169,7 @@ def test_the_trainer_stays_within_its_prediction(arch: Architecture, k: int, mod
 BACKGROUND = """
 import os, sys
 from pathlib import Path
-from agentd.adapt.adaptation_pass import neutral_texts
+from agentd.adapt.neutral import neutral_texts
 from agentd.budget.probe import pss
 from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import Generate

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentd.budget.calibration import Factor, family
-from agentd.budget.expectation import Outcome, Speed
+from agentd.budget.expectation import ZO_STEPS, Outcome, Speed, in_place_steps
 from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial
 from agentd.budget.planner import choose
@@ -290,3 +290,38 @@ def test_the_trainer_runs_the_trunk_where_it_multiplies_bfloat16(arch: Architect
         trained = each.plan.blocks == arch.n_layer  # there is no trunk
         assert trained or each.expected.seconds < other.expected.seconds
         assert each.plan.as_json()["computes_trunk"]
+
+
+IN_PLACE: dict[str, Any] = {"in_place": True, "bp": False}
+
+
+def test_weights_that_learn_in_place_have_a_dial_of_their_own(arch: Architecture) -> None:
+    plans = list(Dial(arch.served(2), WORK, in_place=True).plans())
+    settings = {(plan.method, plan.blocks): plan for plan in plans}
+    assert len(settings) == len(plans)
+    assert {method for method, _ in settings} == {"mezo", "sparse-mezo", "elasticzo", "bp"}
+    assert ("elasticzo", 30) not in settings  # there would be no trunk
+    assert [settings["bp", k].checkpoint for k in (1, 2, 30)] == [False, True, True]
+    needed = [settings["bp", k].needed for k in (1, 2, 4, 8, 16, 30)]
+    assert needed == sorted(needed)
+    assert settings["bp", 1].needed < settings["mezo", 0].needed < settings["elasticzo", 1].needed
+
+
+def test_in_place_less_memory_leaves_fewer_blocks(arch: Architecture) -> None:
+    served = arch.served(2)
+    plenty = choose(served, WORK, available=16_000 * MB, reserve=0, **IN_PLACE)
+    assert plenty.plan.blocks > 0
+    scarce = choose(served, WORK, available=plenty.plan.needed - 1, reserve=0, **IN_PLACE)
+    assert scarce.plan.needed < plenty.plan.needed
+    with pytest.raises(PassRefused) as refused:
+        choose(served, WORK, available=10 * MB, reserve=0, **IN_PLACE)
+    assert refused.value.shortfall > 0
+    named = choose(served, WORK, available=16_000 * MB, reserve=0, method="elasticzo", blocks=2, **IN_PLACE)
+    assert (named.plan.method, named.plan.blocks, len(named.considered)) == ("elasticzo", 2, 1)
+    both = choose(served, WORK, available=16_000 * MB, reserve=0, blocks=2, **IN_PLACE)
+    assert {each.plan.method for each in both.considered} == {"elasticzo", "bp"}
+
+
+def test_steps_in_place_follow_the_examples_within_bounds() -> None:
+    assert [in_place_steps("bp", 2, n) for n in (0, 100, 200, 10_000)] == [32, 32, 52, 160]
+    assert in_place_steps("mezo", 0, 10_000) == ZO_STEPS["mezo"]

@@ -146,6 +146,10 @@ def test_the_split_of_a_model() -> None:
     assert {"model.norm.weight", "model.embed_tokens.weight"} <= one.suffix
     assert all(f"layers.{BLOCKS - 1}." in name for name in one.suffix if "layers" in name)
     assert len(one.shared) == 1
+    apart = split(model, 1, tied=False)
+    assert one.suffix - apart.suffix == {"model.embed_tokens.weight"} <= apart.trunk
+    assert apart.shared == []
+    assert split(model, BLOCKS, tied=False).trunk == frozenset()
     assert split(model, 0).suffix == frozenset()
     assert split(model, BLOCKS).trunk == frozenset()
     assert "model.embed_tokens.weight" in split(tiny(tied=False), 1).trunk
@@ -153,6 +157,19 @@ def test_the_split_of_a_model() -> None:
         split(model, 4)
     with pytest.raises(ValueError, match="no blocks"):
         blocks_of(nn.Linear(2, 2))
+
+
+def test_gradients_of_several_forwards_are_applied_as_those_of_one() -> None:
+    model, copy = tiny(), tiny()
+    whole, parts = Backpropagation(model), Backpropagation(copy)
+    whole.step(language_loss(model), 0.1, 3)
+    with parts.trained():
+        for _ in range(2):
+            torch.autograd.backward(language_loss(copy)() / 2)
+    parts.apply(0.1, 3)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights(copy)[name], parameter.detach(), rtol=1e-5, atol=1e-6)
+    assert all(parameter.grad is None for parameter in copy.parameters())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

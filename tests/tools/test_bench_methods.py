@@ -1,13 +1,17 @@
 """The bench of the methods on the weights: what its report makes of runs, and a whole run on a tiny model."""
 
+import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tools import bench_methods, tiny_model
+from tools import bench_methods, bench_methods_learners, bench_methods_model, tiny_model
+from tools.bench_elastic_tasks import reviews
 from tools.bench_methods import plot, table
 
 
@@ -53,3 +57,23 @@ def test_a_run_is_made_once(
     assert found["peak_bytes"] > 10_000_000
     assert len(found["curve"]) == 2
     assert capsys.readouterr().out.count("bp seed 0") == 1
+
+
+def test_a_run_that_was_put_aside_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = reviews("tune")
+    train, judged = ([(text[-20:], right) for text, right in rows] for rows in (task.train[:32], task.judged[:4]))
+    few = replace(task, answers=("a", "z"), train=train, judged=judged)
+    monkeypatch.setattr(bench_methods_learners, "reviews", lambda judge: few)
+    monkeypatch.setattr(bench_methods_model, "THREADS", torch.get_num_threads())
+    facts = {"model": tiny_model.write(tmp_path / "tiny.gguf"), "method": "elasticzo:1", "seed": "0", "seconds": 1e9}
+    facts |= {"dtype": "fp32", "judge": "tune", "points": 1, "lr": None, "steps": 2}
+
+    def run(state: Path | None) -> dict[str, Any]:
+        return bench_methods_learners.accuracy(argparse.Namespace(**facts, state=state, slice=0.0))
+
+    whole, state = run(None), tmp_path / "run.state"
+    parts = [run(state) for _ in range(2)]
+    assert [part["steps"] for part in parts] == [1, 2]
+    assert ["curve" in part for part in parts] == [False, True]
+    assert parts[-1]["used"] == whole["used"]
+    assert parts[-1]["curve"][-1]["loss"] == whole["curve"][-1]["loss"] != whole["curve"][0]["loss"]

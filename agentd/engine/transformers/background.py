@@ -14,6 +14,7 @@ So a pass needs the weights once in memory that cannot be had again (the candida
 is answered in the middle of it, the committed pages are there as well, clean, and reclaimable at any time.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,16 +26,18 @@ from agentd.engine.encode import encode_example
 from agentd.engine.protocol import BASE, Encoded, Interrupted, Scores, TapIndex
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.staged import Staged
-from agentd.engine.transformers.forward import Forward, Pack, scores
-from agentd.engine.transformers.image import digest
-from agentd.engine.transformers.model import Model, Weights
+from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
+from agentd.engine.transformers.image import digest, write
+from agentd.engine.transformers.model import ROWS, Model, Weights
 from agentd.errors import InvalidRequest, NotSupported
-from agentd.learn.objectives import objective
+from agentd.learn.weights.bp import Backpropagation, checkpointed
 from agentd.learn.weights.mezo import InPlace
+from agentd.learn.weights.structure import Split, split
 
 WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
 LONGEST = 2048  # tokens of an example
+GRADIENT_ROWS = 256  # tokens that a forward with a backward has a multiple of: each number costs some 20 MB of code
 _N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 
@@ -56,6 +59,8 @@ class Background:
         self._copy: Weights | None = None
         self._theta: InPlace | None = None
         self._rule: dict[str, Any] = {}
+        self._split: Split | None = None  # with backpropagation: where the trunk ends
+        self._bp: Backpropagation | None = None
         self.limit = limit
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
@@ -69,10 +74,20 @@ class Background:
     def uses(self, weights: Weights) -> bool:
         return weights is self._weights
 
-    def rule(self, distribution: str, sparsity: float | None) -> None:
-        """How updates move the weights from now on, see learn.weights.mezo. Forgets updates."""
-        self._rule = {"distribution": distribution, "sparsity": sparsity}
+    def rule(self, distribution: str, sparsity: float | None, blocks: int = 0) -> None:
+        """How updates move the weights from now on, see learn.weights.mezo. `blocks`: so many last ones, with the final
+        norm and a head of its own, learn by backpropagation; zeroth-order steps then move the rest. Forgets updates."""
         self._forget_copy()
+        self._split, self._bp = None, None
+        self._forward.multiple = GRADIENT_ROWS if blocks else ROWS
+        self._rule = {"distribution": distribution, "sparsity": sparsity}
+        if blocks:
+            try:
+                self._split = split(self._model.module, blocks, tied=False)
+                self._bp = Backpropagation(self._model.module, self._split.suffix)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from None
+            self._rule["parameters"] = self._split.trunk.__contains__
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         for pack in self._forward.packs(examples, WIDTH):
@@ -81,7 +96,11 @@ class Background:
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """At the weights moved by scale · z(seed)."""
-        for both in self._mean_loss(examples, nll_weight, lambda loss: (self._in_place().loss(seed, scale, loss),)):
+
+        def measure(loss: Callable[[], float]) -> tuple[float, ...]:
+            return (self._in_place().loss(seed, scale, loss) if scale else loss(),)
+
+        for both in self._mean_loss(examples, nll_weight, measure):
             yield None if both is None else both[0]
 
     def pair(
@@ -92,11 +111,51 @@ class Background:
 
     def update(self, seed: int, coefficient: float) -> None:
         """Weights += coefficient · z(seed), those of a copy that is nobody else's."""
-        if self._copy is None:
-            self._in_place()  # thresholds come from the weights that it starts from
-            self._copy = Weights(self._weights.image, self._model.device, private=True)
+        theta = self._in_place()  # thresholds come from the weights that it starts from
+        self._make_copy()
         self._enter()
-        self._in_place().update(seed, coefficient)
+        theta.update(seed, coefficient)
+
+    def descend(
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
+    ) -> Iterator[tuple[float, ...] | None]:
+        """The losses at trunk + epsilon z and trunk - epsilon z. The last blocks have then gone down the gradient of
+        the latter by `lr`, unless a loss is not finite. At epsilon 0 there is one forward, at the weights as they are.
+        """
+        if self._bp is None or self._split is None:
+            raise InvalidRequest("no blocks learn by backpropagation: the session's rule says how many")
+        plus = math.nan
+        if epsilon:
+            for both in self._mean_loss(
+                examples, nll_weight, lambda loss: (self._in_place().loss(seed, epsilon, loss),)
+            ):
+                if both is None:
+                    yield None
+                else:
+                    (plus,) = both
+        minus = 0.0
+        for found in self._gradient(examples, nll_weight, seed, -epsilon):
+            if found is None:
+                yield None
+            else:
+                minus = found
+        plus = plus if epsilon else minus
+        if math.isfinite(plus) and math.isfinite(minus):
+            self._make_copy()
+            self._enter()
+            self._bp.apply(lr, seed)
+        self._bp.drop()
+        yield plus, minus
+
+    def write_moved(self, path: Path) -> None:
+        """Writes what backpropagation moves, as it is now, as a safetensors file."""
+        if self._split is None:
+            raise InvalidRequest("no blocks learn by backpropagation: there is nothing to write")
+        current = (self._copy or self._weights).tensors
+        write(
+            path,
+            {part.name: current[part.name] for part in self._weights.image.parts if part.name in self._split.suffix},
+        )
 
     def digest(self) -> str:
         """sha256 of the weights as they are now, in the model's order."""
@@ -156,10 +215,49 @@ class Background:
         yield tuple(total / len(examples) for total in totals)
 
     def _summed(self, pack: Pack, nll_weight: float) -> float:
-        return math.fsum(
-            objective([[c] for c in s.choices], e.correct, s.target, nll_weight).loss
-            for s, e in zip(scores(pack, self._forward.run(pack)), pack.examples, strict=True)
-        )
+        return losses(pack, terms(pack, self._forward.run(pack)).tolist(), nll_weight)[0]
+
+    def _gradient(
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
+    ) -> Iterator[float | None]:
+        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z."""
+        assert self._bp is not None
+        if not examples:
+            raise InvalidRequest("a loss needs examples")
+        packs = list(self._forward.packs(examples, LOSS_WIDTH))
+        while True:
+            self._bp.drop()
+            total = 0.0
+            try:
+                for pack in packs:
+                    self._enter()
+                    with self._model.interruptible(self._interrupted):
+                        total += self._differentiate(pack, nll_weight, len(examples), seed, scale)
+                    yield None
+            except Interrupted:  # what a backward that was given up has left is part of a sum
+                yield None
+                continue
+            yield total / len(examples)
+            return
+
+    def _differentiate(self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float) -> float:
+        assert self._bp is not None
+        assert self._split is not None
+        trained = self._split.blocks[self._split.first :]
+        with contextlib.ExitStack() as stack:
+            if scale:
+                theta = self._in_place()
+            _ = self._forward.masks  # tried out before anything is perturbed
+            stack.enter_context(self._bp.trained())
+            stack.enter_context(self._model.differentiable())
+            if len(trained) > 1:
+                stack.enter_context(checkpointed(trained))
+            with theta.perturbed(seed, scale) if scale else contextlib.nullcontext():
+                values = terms(pack, self._forward.run(pack))
+            loss, slopes = losses(pack, values.tolist(), nll_weight)
+            if math.isfinite(loss):
+                torch.autograd.backward(values, torch.tensor(slopes, device=values.device) / n)
+        return loss
 
     def _run(self, compute: Callable[[], Any]) -> Iterator[Any]:
         """Yields the result of `compute`, and None after every interruption."""
@@ -191,8 +289,14 @@ class Background:
                 raise InvalidRequest(str(error)) from None
         return self._theta
 
+    def _make_copy(self) -> None:
+        if self._copy is None:
+            self._copy = Weights(self._weights.image, self._model.device, private=True)
+
     def _forget_copy(self) -> None:
         self._theta = None
+        if self._bp is not None:
+            self._bp.drop()
         if self._copy is not None:
             self._model.uninstall(self._copy)
             self._copy = None

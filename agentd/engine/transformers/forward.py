@@ -5,6 +5,7 @@ who sees whom. Whether a model obeys such a mask is tried out on the model itsel
 computed by itself, which gives the same numbers and takes longer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
 from agentd.engine.protocol import Encoded, Scores
 from agentd.engine.transformers.model import ROWS, Model
+from agentd.learn.objectives import objective
 
 Place = tuple[int, int, int]
 """(example, sequence, position)"""
@@ -48,6 +50,8 @@ class Forward:
         self._eager = getattr(model.config, "_attn_implementation", "sdpa") == "eager"
         self._window = min(_windows(model.config), default=None)
         self._masks: bool | None = None
+        self.multiple = ROWS
+        """Tokens that a forward has a multiple of, where the model pads."""
 
     def packs(self, examples: Sequence[Encoded], width: int) -> Iterator[Pack]:
         """The examples in order, in packs of at most `width` tokens where one example is not longer."""
@@ -83,7 +87,7 @@ class Forward:
 
     def _whole(self, pack: Pack, rows: list[int]) -> torch.Tensor:
         n = len(pack.tokens)
-        size = n + -n % ROWS if self._model.pads else n
+        size = n + -n % self.multiple if self._model.pads else n
         sees = torch.zeros(size, size, dtype=torch.bool)
         sees.fill_diagonal_(True)
         for own in (own for sequences in pack.rows for own in sequences):
@@ -112,7 +116,7 @@ class Forward:
                 wanted = [p for e2, s2, p in places if (e2, s2) == (e, s)]
                 if not wanted:
                     continue
-                padding = [sequence[-1]] * (-len(sequence) % ROWS) if self._model.pads else []
+                padding = [sequence[-1]] * (-len(sequence) % self.multiple) if self._model.pads else []
                 parts.append(self._model.forward([*sequence, *padding], wanted, use_cache=False))
                 index |= {(e, s, p): done + i for i, p in enumerate(wanted)}
                 done += len(wanted)
@@ -158,8 +162,8 @@ def pack(examples: list[Encoded], prefix: int) -> Pack:
     return Pack(examples, tokens, positions, rows)
 
 
-def scores(pack: Pack, result: Result) -> list[Scores]:
-    """Log-likelihoods of a pack's examples."""
+def terms(pack: Pack, result: Result) -> torch.Tensor:
+    """The log-likelihoods of all of a pack's terms: an example's choices one after the other, then its target."""
     values = result.log_probabilities()
     wanted = [
         [(e, s, p, token) for s, p, token in terms]
@@ -168,7 +172,28 @@ def scores(pack: Pack, result: Result) -> list[Scores]:
     ]
     rows = torch.tensor([result.index[e, s, p] for terms in wanted for e, s, p, _ in terms], device=values.device)
     tokens = torch.tensor([token for terms in wanted for *_, token in terms], device=values.device)
-    taken = iter(values[rows, tokens].tolist())
+    return values[rows, tokens]
+
+
+def scores(pack: Pack, result: Result) -> list[Scores]:
+    """Log-likelihoods of a pack's examples."""
+    return _summed(pack, terms(pack, result).tolist())
+
+
+def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[float, list[float]]:
+    """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
+    loss, slopes = [], []
+    for example, found in zip(pack.examples, _summed(pack, values), strict=True):
+        each = objective([[value] for value in found.choices], example.correct, found.target, nll_weight)
+        loss.append(each.loss)
+        for (slope,), choice in zip(each.choices, example.choices, strict=True):
+            slopes += [slope] * len(choice)
+        slopes += each.target
+    return math.fsum(loss), slopes
+
+
+def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:
+    taken = iter(values)
     found = []
     for example in pack.examples:
         choices = [sum(next(taken) for _ in terms) for terms in example.choices]

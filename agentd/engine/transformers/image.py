@@ -90,6 +90,11 @@ class Mapped:
             for mapping in self._maps:
                 mapping.madvise(mmap.MADV_DONTNEED)
 
+    def flush(self) -> None:
+        """Has what was written on its way to the files."""
+        for mapping in self._maps:
+            mapping.flush()
+
     def digesting(self) -> Generator[None, None, str]:
         """Returns the sha256 of all tensors' bytes, in order; yields now and then."""
         digest = hashlib.sha256()
@@ -144,6 +149,18 @@ def copy(source: Mapped, path: Path) -> Iterator[None]:
                 file.write(view[start : start + _CHUNK])
                 source.release()  # what is copied need not stay
                 yield
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors to a file that is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    mapped = create(temporary, ((name, tuple(each.shape), each.dtype) for name, each in tensors.items())).open(
+        mmap.ACCESS_WRITE
+    )
+    for name, tensor in tensors.items():
+        mapped.tensors[name].copy_(tensor)
+    mapped.flush()
+    keep(temporary, path)
 
 
 def keep(temporary: Path, target: Path) -> None:

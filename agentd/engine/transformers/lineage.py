@@ -1,9 +1,10 @@
 """From a revision's ledger to its weights: base + the ledgers of its line, each step replayed bit for bit.
 
 A ledger lies beside a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
-the sha256 that they lead to (`weights_sha256`). Its parent's lies in the directory of revisions. What was replayed once
-is kept as a file that is named by its sha256, so that the next start maps it instead of replaying; such a file can be
-deleted at any time.
+the sha256 that they lead to (`weights_sha256`). What backpropagation has moved (so many `tensors`) lies beside it too,
+with its values: the steps leave these alone. Its parent's ledger lies in the directory of revisions.
+What was replayed once is kept as a file that is named by its sha256, so that the next start maps it instead of
+replaying; such a file can be deleted at any time.
 """
 
 import json
@@ -19,25 +20,28 @@ from agentd.engine.protocol import Weights as Name
 from agentd.engine.transformers import image as images
 from agentd.engine.transformers.image import Image
 from agentd.engine.transformers.model import Model, Weights
-from agentd.errors import RevisionCorrupt
+from agentd.errors import AgentdError, RevisionCorrupt
 from agentd.learn import ledger
 from agentd.learn.ledger import Step
 from agentd.learn.weights.mezo import InPlace
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger"
+TENSORS = "tensors.safetensors"
 _KEPT = 2  # images beside those that are staged: what serves now may soon be gone back to
 
 
 @dataclass(frozen=True)
 class Link:
-    """One revision's steps on its parent's weights."""
+    """One revision's steps on its parent's weights. It has the values of so many `tensors` in `file`."""
 
     parent: int
     steps: tuple[Step, ...]
     rule: tuple[tuple[str, Any], ...]
     digest: str | None
     dtype: str | None
+    tensors: int
+    file: Path
 
 
 class Lineage:
@@ -121,12 +125,17 @@ class Lineage:
             target = _Written(made, model.device)
             try:
                 model.install(target)
-                theta = InPlace(model.module, **dict(link.rule))
-                for step in link.steps:
-                    model.install(target)
-                    theta.replay([step])
-                    yield
+                stored = self._stored(name, link, shapes)
+                if link.steps and not shapes.keys() <= stored.keys():
+                    theta = InPlace(model.module, parameters=lambda each: each not in stored, **dict(link.rule))
+                    for step in link.steps:
+                        model.install(target)
+                        theta.replay([step])
+                        yield
                 target.finish()
+                for part_name, values in stored.items():
+                    target.mapped.tensors[part_name].copy_(values)
+                    yield
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in target.mapped.tensors.values()):
                     raise RevisionCorrupt(name, "its steps lead to weights that are not finite")
                 digest = yield from target.mapped.digesting()
@@ -142,6 +151,20 @@ class Lineage:
         kept = images.arranged(images.read([self._path(digest)]), shapes, model.dtype)
         assert kept is not None
         return kept
+
+    def _stored(self, name: Name, link: Link, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """The values that a link has of its own. Raises RevisionCorrupt."""
+        if not link.tensors:
+            return {}
+        try:
+            found = images.read([link.file])
+        except AgentdError as error:
+            raise RevisionCorrupt(name, str(error)) from None
+        wanted = {part.name: shapes[part.name] for part in found.parts if part.name in shapes}
+        made = images.arranged(found, wanted, self._model.dtype)
+        if made is None or not len(wanted) == len(found.parts) == link.tensors:
+            raise RevisionCorrupt(name, f"{link.file.name} does not hold {link.tensors} of this model's tensors")
+        return made.open().tensors
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"weights-{digest}.safetensors"
@@ -172,9 +195,9 @@ def _read(name: Name, path: Path) -> Link:
             manifest = json.loads(beside.read_text(encoding="utf-8"))
         rule = manifest.get("update") or {}
         kept = {key: rule[key] for key in ("distribution", "sparsity") if key in rule}
-        return Link(
-            steps.parent, tuple(steps.steps), tuple(kept.items()), manifest.get("weights_sha256"), manifest.get("dtype")
-        )
+        tensors = int(manifest.get("tensors") or 0)
+        told = manifest.get("weights_sha256"), manifest.get("dtype")
+        return Link(steps.parent, tuple(steps.steps), tuple(kept.items()), *told, tensors, path.parent / TENSORS)
     except OSError as error:
         raise RevisionCorrupt(name, f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:

@@ -6,7 +6,7 @@ Changing them is a pointer per parameter. Background work may be given up before
 import inspect
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,10 +67,11 @@ class Model:
         text = self.config.get_text_config()
         self.n_layer, self.n_embd = int(text.num_hidden_layers), int(text.hidden_size)
         self.interrupted: Callable[[], bool] | None = None
+        self._differentiates = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         self.blocks = self._find_blocks()
         for block in self.blocks:
-            block.register_forward_pre_hook(self._before_block)
+            block.register_forward_pre_hook(self._before_block, with_kwargs=True)
         self.install(self.base)
 
     @property
@@ -100,6 +101,16 @@ class Model:
         finally:
             self.interrupted = None
 
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Within it a forward keeps what a backward needs; a backward gives way at every block, as a forward does."""
+        self._differentiates = True
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            self._differentiates = False
+
     def forward(self, tokens: Sequence[int], keep: Sequence[int], **arguments: Any) -> torch.Tensor:
         """Logits (len(keep), n_vocab) in float32 after the rows `keep` of one sequence of tokens."""
         ids = torch.tensor([tokens], device=self.device)
@@ -108,13 +119,20 @@ class Model:
             rows += [rows[-1]] * (-len(rows) % ROWS)
         if self._keeps_logits:
             arguments["logits_to_keep"] = torch.tensor(rows, device=self.device)
-        with torch.inference_mode():
+        with nullcontext() if self._differentiates else torch.inference_mode():
             logits = self.module(input_ids=ids, **arguments).logits[0]
             if not self._keeps_logits:
                 logits = logits[rows]
             return torch.as_tensor(logits[: len(keep)].float())
 
-    def _before_block(self, *_: Any) -> None:
+    def _before_block(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._give_way()
+        if self._differentiates:
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+                hidden.register_hook(self._give_way)  # type: ignore[no-untyped-call]  # torch's own
+
+    def _give_way(self, _gradient: torch.Tensor | None = None) -> None:
         if self.interrupted is not None and self.interrupted():
             raise Interrupted
 

@@ -6,7 +6,7 @@ forward and a block's activations are made again for its backward (Chen et al. 2
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Backpropagation:
 
     def step(self, loss: Loss, lr: float, seed: int) -> float:
         """One step on the mini-batch of `loss`; returns the loss before it. `seed` keys the rounding of bf16."""
-        with self.trained(), checkpointed(self.model) if self._checkpointing else contextlib.nullcontext():
+        with self.trained(), checkpointed(blocks_of(self.model)) if self._checkpointing else contextlib.nullcontext():
             value = loss()
             self.descend(value, lr, seed)
         return float(value.detach())
@@ -77,8 +77,22 @@ class Backpropagation:
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter in self.theta:
+            self.drop()
+
+    def apply(self, lr: float, seed: int) -> None:
+        """Descends along the gradients that backward passes have left in the parameters, and drops them.
+
+        For a mini-batch that goes through the model in several pieces; meanwhile all gradients are held.
+        """
+        for parameter, number in self.theta.items():
+            if parameter.grad is not None:
+                descend(parameter, parameter.grad, lr, seed, number)
                 parameter.grad = None
+
+    def drop(self) -> None:
+        """Forgets gradients."""
+        for parameter in self.theta:
+            parameter.grad = None
 
 
 @torch.no_grad()
@@ -91,9 +105,8 @@ def descend(parameter: Tensor, gradient: Tensor, lr: float, seed: int, number: i
 
 
 @contextlib.contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
-    """Within it a block's activations are made again in the backward instead of kept."""
-    blocks = blocks_of(model)
+def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it these blocks' activations are made again in the backward instead of kept."""
     try:
         for block in blocks:
             vars(block)["forward"] = _again(type(block).forward.__get__(block))

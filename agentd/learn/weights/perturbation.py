@@ -143,7 +143,8 @@ class Perturbation:
         flat, number = parameter.detach().view(-1), self._numbers[parameter]
         scratch = self._scratch.get(out.dtype)
         if scratch is None:
-            scratch = self._scratch[out.dtype] = torch.empty(_CHUNK + ROOM, dtype=out.dtype)
+            with torch.inference_mode(False):  # it may be used again where gradients are asked for
+                scratch = self._scratch[out.dtype] = torch.empty(_CHUNK + ROOM, dtype=out.dtype)
         for begin in range(0, len(out), _CHUNK):
             n = min(_CHUNK, len(out) - begin)
             weight = flat[start + begin : start + begin + n]

@@ -30,9 +30,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(lists[sizes.index(max(sizes))])
 
 
-def split(model: nn.Module, k: int) -> Split:
+def split(model: nn.Module, k: int, *, tied: bool = True) -> Split:
     """Cuts in front of the last k blocks. k = 0 leaves everything in the trunk, the head too, and k = L everything in
-    the suffix, the embedding too. Raises ValueError for other k."""
+    the suffix, the embedding too. `tied` False leaves a head that is tied to the embedding in the trunk: with a large
+    vocabulary it has more parameters than several blocks. Raises ValueError for other k."""
     blocks = blocks_of(model)
     if not 0 <= k <= len(blocks):
         raise ValueError(f"k = {k}, and the model has {len(blocks)} blocks")
@@ -52,5 +53,8 @@ def split(model: nn.Module, k: int) -> Split:
         for module in order
         if module not in suffix_modules and any(p in trained for p in module.parameters(recurse=False))
     ]
+    if not tied:
+        trained -= {parameter for module in shared for parameter in module.parameters(recurse=False)}
+        shared = []
     suffix = frozenset(names[parameter] for parameter in trained)
     return Split(blocks, len(blocks) - k, frozenset(names.values()) - suffix, suffix, shared)

@@ -1,0 +1,112 @@
+"""What every engine of a language model does alike, whatever computes its tokens: requests, weights, sessions."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from agentd.engine.prompts import Prompts
+from agentd.engine.protocol import BASE, Background, Generate, ModelInfo, Piece, Weights
+from agentd.engine.serving import Decoder, Sampler, Serving
+from agentd.engine.staged import Staged, W
+
+W_contra = TypeVar("W_contra", contravariant=True)
+
+
+class ServingContext(Decoder[W_contra], Protocol[W_contra]):
+    """What serving computes in; `close` frees its caches."""
+
+    def close(self) -> None: ...
+
+
+class OwnedBackground(Background, Protocol[W_contra]):
+    """A session that the engine asks what it computes with."""
+
+    def uses(self, weights: W_contra) -> bool: ...
+
+
+B = TypeVar("B", bound=OwnedBackground[Any])
+
+
+class LanguageEngine(ABC, Generic[W, B]):
+    """An engine over one serving context. `base` is what it makes of the base model, `per_slot` the tokens that one
+    request may use. A subclass sets `info`."""
+
+    info: ModelInfo
+
+    def __init__(self, context: ServingContext[W], vocabulary: Prompts, base: W, per_slot: int) -> None:
+        self._context = context
+        self._staged: Staged[W] = Staged(base, self._in_use, self._free)
+        self._serving = Serving(context, vocabulary, per_slot, self._staged, self._sampler)
+        self._backgrounds: list[B] = []
+
+    # --- what differs
+
+    @abstractmethod
+    def _sampler(self, request: Generate) -> Sampler:
+        """Raises InvalidRequest and NotSupported."""
+
+    @abstractmethod
+    def _free(self, weights: W) -> None:
+        """Gives up weights that nobody computes with."""
+
+    @abstractmethod
+    def _open(self, interrupted: Callable[[], bool]) -> B:
+        """A new session, which calls `_closed` when it ends."""
+
+    def _let_go(self, weights: W) -> None:
+        """Takes weights out of the serving context, as nobody is served with them any more."""
+
+    # --- requests
+
+    @property
+    def busy(self) -> bool:
+        return self._serving.busy
+
+    def submit(self, request: Generate) -> None:
+        self._serving.submit(request)
+
+    def cancel(self, key: str) -> None:
+        self._serving.cancel(key)
+
+    def step(self) -> list[Piece]:
+        return self._serving.step()
+
+    # --- weights
+
+    def unstage(self, weights: Weights) -> None:
+        if weights not in (BASE, self._serving.weights):
+            self._staged.remove(weights)
+
+    def swap(self, weights: Weights) -> float:
+        start = time.perf_counter()
+        self._serving.swap(weights)
+        self._staged.sweep()
+        return time.perf_counter() - start
+
+    # --- background work
+
+    def background(self, interrupted: Callable[[], bool]) -> B:
+        background = self._open(interrupted)
+        self._backgrounds.append(background)
+        return background
+
+    def stats(self) -> dict[str, Any]:
+        staged = {"staged": self._staged.names, "leaving": self._staged.leaving}
+        return {**self._serving.counts(), "weights": self._serving.weights, **staged}
+
+    def close(self) -> None:
+        for background in list(self._backgrounds):
+            background.close()
+        self._serving.close()
+        self._context.close()
+
+    def _closed(self, background: B) -> None:
+        self._backgrounds.remove(background)
+        self._staged.sweep()
+
+    def _in_use(self, weights: W) -> bool:
+        if self._serving.uses(weights) or any(background.uses(weights) for background in self._backgrounds):
+            return True
+        self._let_go(weights)
+        return False

@@ -1,0 +1,84 @@
+"""Backpropagation in the last blocks, alone or beside zeroth-order steps in the trunk below them (ElasticZO).
+
+A step of ElasticZO (Sugiura and Matsutani 2025) takes both losses of SPSA; BP goes through the minus pass:
+
+    suffix   theta <- theta - lr_bp dL-/dtheta
+    trunk    theta <- theta - lr_zo g z,  g = (L+ - L-) / 2 eps
+
+The trunk's step size is calibrated and its projected gradients are clipped as in learn/spsa.py; that of the suffix is
+given. Both warm up and fall along the same cosine.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+from agentd.learn.ledger import Step
+from agentd.learn.spsa import Oracle, Run, StepResult, Trajectory, schedule
+
+
+class DescentOracle(Oracle, Protocol):
+    """A model whose last blocks have gradients. z moves the trunk below them alone."""
+
+    def descend(self, seed: int, epsilon: float, lr: float, batch: int) -> tuple[float, float]:
+        """The losses at trunk + epsilon z and trunk - epsilon z; then, if both are finite, the last blocks have gone
+        down the gradient of the latter by `lr`. At epsilon 0 both are the same loss, of one forward."""
+
+
+def minimise(
+    oracle: DescentOracle,
+    *,
+    steps: int,
+    lr: float,
+    epsilon: float | None,
+    first_seed: int = 0,
+    probes: int = 4,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int = 10,
+    patience: int | None = None,
+    trajectory: Trajectory | None = None,
+) -> Generator[StepResult, None, None]:
+    """Takes `steps` steps, yielding after each; what is not said here is as in `learn.spsa.minimise`.
+
+    lr       of the last blocks
+    epsilon  of the trunk's steps; None leaves the trunk as it is
+
+    With an epsilon the first step is the calibration, which is an update of the trunk alone. Raises Diverged.
+    """
+    if steps < 0 or evaluate_every < 1 or not (math.isfinite(lr) and lr > 0):
+        raise ValueError("steps must be 0 or more, evaluate_every 1 or more, lr positive")
+    if epsilon is not None and not (epsilon > 0 and probes > 0):
+        raise ValueError("zeroth-order steps need a positive epsilon and probes to calibrate their size")
+    run = Run(oracle, epsilon or 1.0, first_seed, trajectory if trajectory is not None else Trajectory())
+    if evaluate is not None:
+        run.trajectory.judge(0, evaluate())
+    scale, failures = 1.0, 0
+    for step in range(1, steps + 1):
+        part = scale * schedule(step, steps)
+        applied: tuple[Step, ...] = ()
+        if epsilon is None:
+            seed = run.seed()
+            _, loss = oracle.descend(seed, 0.0, part * lr, step)
+            measured = run.measured([(seed, 0.0)] if math.isfinite(loss) else [], [loss], 1)
+            rate, gradient = part * lr, 0.0
+        else:
+            if step == 1:
+                measured, rate = run.calibrate(probes), run.rate(None, probes)
+            else:
+                seed = run.seed()
+                plus, minus = oracle.descend(seed, epsilon, part * lr, step)
+                g = (plus - minus) / (2 * epsilon)
+                finite = math.isfinite(g)
+                measured = run.measured([(seed, g)] if finite else [], [plus, minus] if finite else [], 2)
+                rate = part * run.rate(None, 1)
+            applied, gradient = run.apply(measured, rate)
+        dev_loss, best = None, False
+        if evaluate is not None and (step % evaluate_every == 0 or step == steps):
+            dev_loss = evaluate()
+            best = run.trajectory.judge(step, dev_loss)
+            failures = 0 if best else failures + 1
+            scale *= 0.5 if failures and failures % 2 == 0 else 1.0
+        yield StepResult(step, steps, measured.loss, gradient, rate, applied, measured.forwards, None, dev_loss, best)
+        if patience is not None and failures >= patience:
+            run.trajectory.stopped = f"{failures} evaluations in a row did not improve"
+            return

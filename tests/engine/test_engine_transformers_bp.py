@@ -1,0 +1,275 @@
+"""Backpropagation in the last blocks of the weights that serve: exact, interruptible, and never seen by serving."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_samples import CHOICES, REVIEWS, ask, chat, review
+from safetensors.torch import load_file, save_file
+
+from agentd.engine.protocol import BASE, Encoded
+from agentd.engine.transformers import background as backgrounds
+from agentd.engine.transformers.background import Background
+from agentd.engine.transformers.engine import TransformersEngine
+from agentd.engine.transformers.image import digest
+from agentd.errors import InvalidRequest, RevisionCorrupt
+from agentd.learn import ledger
+from agentd.learn.ledger import Step
+from tools import tiny_model
+
+SETTINGS = [(1, 1e-3), (2, 1e-3), (1, 0.0), (tiny_model.N_BLOCKS, 0.0)]  # blocks, epsilon
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
+    folder = tmp_path_factory.mktemp(request.param)
+    path = tiny_model.write(folder / "tiny.gguf")
+    engine = TransformersEngine(
+        path,
+        folder=folder / "weights",
+        key="0" * 20,
+        revisions=folder / "revisions",
+        context=512,
+        slots=2,
+        dtype=request.param,
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(made: TransformersEngine) -> Iterator[TransformersEngine]:
+    yield made
+    made.swap(BASE)
+    for weights in made.stats()["staged"]:
+        made.unstage(weights)
+
+
+@pytest.fixture
+def background(engine: TransformersEngine) -> Iterator[Background]:
+    opened = engine.background(lambda: False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def examples(background: Background) -> list[Encoded]:
+    return [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
+
+
+def last(values: Iterator[Any]) -> Any:
+    *_, found = values
+    return found
+
+
+def learn(background: Background, examples: list[Encoded], blocks: int, epsilon: float, n: int = 3) -> list[Step]:
+    """Some steps of ElasticZO, or of backpropagation alone; returns those in the trunk."""
+    background.rule("rademacher", None, blocks)
+    steps = []
+    for seed in range(n):
+        plus, minus = last(background.descend(examples, 0.1, seed, epsilon, 3e-3))
+        if epsilon:
+            steps.append(Step(seed, (plus - minus) / (2 * epsilon), 1e-5, epsilon))
+            background.update(seed, steps[-1].coefficient)
+    return steps
+
+
+def keep(background: Background, folder: Path, steps: list[Step], parent: int = 0) -> Path:
+    """What the session has learned as a revision's files; the ledger's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    background.write_moved(folder / "tensors.safetensors")
+    told = {"tensors": len(load_file(folder / "tensors.safetensors")), "weights_sha256": background.digest()}
+    (folder / "manifest.json").write_text(json.dumps(told))
+    ledger.write(folder / "ledger", ledger.Ledger(parent, steps))
+    return folder / "ledger"
+
+
+def parameters(background: Background) -> dict[str, torch.Tensor]:
+    current = background._copy or background._weights
+    return {name: tensor.detach().float().clone() for name, tensor in current.tensors.items()}
+
+
+def test_a_step_goes_down_the_gradient_of_the_last_blocks_alone(
+    engine: TransformersEngine, background: Background, examples: list[Encoded]
+) -> None:
+    if engine.model.dtype != torch.float32:
+        pytest.skip("a difference of losses this small is below bfloat16's rounding")
+    background.rule("rademacher", None, 2)
+    before, lr = parameters(background), 1e-5
+    loss, same = last(background.descend(examples, 0.1, 1, 0.0, lr))
+    assert loss == same == pytest.approx(last(background.loss(examples, 0.1, 0, 0.0)), rel=0.01)
+    after = parameters(background)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(("model.layers.2.", "model.layers.3.", "model.norm.")) for name in moved)
+    # theta moved by -lr gradient, so the loss falls by lr |gradient|^2 = |moved|^2 / lr.
+    expected = sum(float((after[name] - before[name]).square().sum()) for name in moved) / lr
+    assert loss - last(background.loss(examples, 0.1, 0, 0.0)) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_minus_pass_s_loss_and_gradient_are_those_of_the_perturbed_trunk(
+    engine: TransformersEngine, background: Background, examples: list[Encoded]
+) -> None:
+    background.rule("rademacher", None, 1)
+    both = last(background.pair(examples, 0.1, 7, 1e-2))
+    assert last(background.descend(examples, 0.1, 7, 1e-2, 3e-3)) == pytest.approx(both, rel=1e-3)
+    assert both[0] != both[1]
+
+
+@pytest.mark.parametrize(("blocks", "epsilon"), SETTINGS)
+def test_staging_makes_the_same_bytes_from_the_ledger_and_the_tensors(
+    engine: TransformersEngine,
+    background: Background,
+    examples: list[Encoded],
+    tmp_path: Path,
+    blocks: int,
+    epsilon: float,
+) -> None:
+    steps = learn(background, examples, blocks, epsilon)
+    path, scores = keep(background, tmp_path / "r", steps), last(background.score(examples))
+    stored = load_file(tmp_path / "r" / "tensors.safetensors")
+    assert ("model.embed_tokens.weight" in stored) == (blocks == tiny_model.N_BLOCKS)
+    engine.stage("candidate", path, None)
+    background.use("candidate")
+    assert last(background.score(examples)) == scores
+    assert background.digest() != digest(engine.model.base.mapped)
+    background.use(BASE)
+    assert last(background.score(examples)) != scores
+
+
+def test_methods_may_follow_one_another(
+    engine: TransformersEngine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    """Every revision is its parent and what is its own: MeZO, ElasticZO on it, MeZO on that, BP on that."""
+    revisions = engine.lineage._revisions
+    assert revisions is not None
+    mezo = [Step(50, 1.0, 1e-4, 1e-3)]
+    for number, (blocks, epsilon) in enumerate([(0, 1e-3), (2, 1e-3), (0, 1e-3), (1, 0.0)], 1):
+        folder = revisions / str(number)
+        if blocks:
+            background.use(str(number - 1))
+            steps = learn(background, examples, blocks, epsilon)
+            keep(background, folder, steps, number - 1)
+        else:
+            folder.mkdir(parents=True)
+            ledger.write(folder / "ledger", ledger.Ledger(number - 1, mezo))
+        engine.stage(str(number), folder / "ledger", None)
+    wanted = digest(engine._staged["4"].mapped)
+    for image in engine.lineage._folder.glob("weights-*"):
+        image.unlink()
+    engine.stage("4", revisions / "4" / "ledger", None)
+    assert digest(engine._staged["4"].mapped) == wanted
+    *_, replayed = iterate(engine.replaying(revisions / "4" / "ledger"))
+    assert replayed == wanted
+
+
+def iterate(steps: Any) -> Iterator[Any]:
+    yield (yield from steps)
+
+
+def test_a_revision_without_its_tensors_is_refused(
+    engine: TransformersEngine, background: Background, examples: list[Encoded], tmp_path: Path
+) -> None:
+    path = keep(background, tmp_path / "r", learn(background, examples, 1, 1e-3))
+    file = tmp_path / "r" / "tensors.safetensors"
+    good = file.read_bytes()
+    other = bytearray(good)
+    other[-3] ^= 1
+    for data, complaint in ((good[:-8], "cut short"), (b"", "no safetensors"), (bytes(other), "gives weights")):
+        file.write_bytes(data)
+        with pytest.raises(RevisionCorrupt, match=complaint):
+            engine.stage("1", path, None)
+    file.unlink()
+    with pytest.raises(RevisionCorrupt):
+        engine.stage("1", path, None)
+    file.write_bytes(good)
+    told = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    foreign = {**load_file(file), "model.nonesuch": torch.zeros(2)}
+    changes: list[tuple[int, dict[str, torch.Tensor]]] = [
+        (told["tensors"] + 1, load_file(file)),
+        (len(foreign), foreign),
+    ]
+    for number, tensors in changes:
+        (tmp_path / "r" / "manifest.json").write_text(json.dumps({**told, "tensors": number}))
+        save_file(tensors, file)
+        with pytest.raises(RevisionCorrupt, match="does not hold"):
+            engine.stage("1", path, None)
+    assert engine.stats()["staged"] == [BASE]
+    assert not list(engine.lineage._folder.glob(".*.tmp"))
+
+
+class Interruption:
+    def __init__(self) -> None:
+        self.asked, self.at = 0, {0}
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked in self.at
+
+
+@pytest.mark.parametrize(("blocks", "epsilon"), SETTINGS)
+def test_a_step_gives_way_in_forward_and_backward_and_ends_the_same(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, blocks: int, epsilon: float
+) -> None:
+    monkeypatch.setattr(backgrounds, "LOSS_WIDTH", 192)  # several packs
+    interruption = Interruption()
+    background = engine.background(interruption)
+    try:
+        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
+        background.rule("rademacher", None, blocks)
+
+        def step() -> tuple[Any, str]:
+            background.use(BASE)
+            return last(background.descend(examples, 0.1, 5, epsilon, 3e-3)), background.digest()
+
+        step()
+        interruption.asked, interruption.at = 0, set()
+        plain, whole = step(), interruption.asked
+        for place in {1, whole // 3, whole // 2, whole - 1, whole}:
+            interruption.asked, interruption.at = 0, {place}
+            assert step() == plain
+    finally:
+        background.close()
+    assert all(parameter.grad is None for parameter in engine.model.module.parameters())
+
+
+def test_serving_sees_the_committed_weights_between_the_parts_of_a_step(
+    engine: TransformersEngine, background: Background, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backgrounds, "LOSS_WIDTH", 192)
+    request = chat("q", "What now?", logprobs=0, max_tokens=4)
+    clean = ask(engine, request)[0].logprobs
+    background.rule("rademacher", None, 2)
+    alone = last(background.descend(examples, 0.1, 3, 1e-3, 3e-3)), background.digest()
+    background.use(BASE)
+    losses = []
+    for found in background.descend(examples, 0.1, 3, 1e-3, 3e-3):
+        assert ask(engine, request)[0].logprobs == clean
+        losses.append(found)
+    assert len(losses) > 4
+    assert (losses[-1], background.digest()) == alone
+
+
+def test_a_loss_that_is_no_number_moves_nothing(
+    engine: TransformersEngine, background: Background, examples: list[Encoded]
+) -> None:
+    background.rule("rademacher", None, 1)
+    last(background.descend(examples, 0.1, 1, 1e-3, 1e38))  # beyond all numbers
+    before = background.digest()
+    losses = last(background.descend(examples, 0.1, 2, 1e-3, 1e-3))
+    assert not all(map(math.isfinite, losses))
+    assert background.digest() == before
+
+
+def test_what_cannot_be_learned_is_refused(background: Background, examples: list[Encoded], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="blocks"):
+        background.rule("rademacher", None, tiny_model.N_BLOCKS + 1)
+    background.rule("rademacher", None, 0)
+    with pytest.raises(InvalidRequest, match="no blocks learn"):
+        last(background.descend(examples, 0.1, 1, 1e-3, 1e-3))
+    with pytest.raises(InvalidRequest, match="nothing to write"):
+        background.write_moved(tmp_path / "t")
