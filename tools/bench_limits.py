@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from agentd import cgroup, config
+from agentd.budget.probe import reclaimable
 from agentd.ctl.progress import follow, view
 from tools.demo.agent import TASK, Agent
 from tools.demo.process import CONFIG, DemoDaemon, DemoFailed, reviews
@@ -58,10 +59,9 @@ class Limited:
 
     def _in_use(self) -> int:
         """Bytes of the group without the file cache that the kernel gives back."""
-        names = {1: ("usage_in_bytes", "total_inactive_file"), 2: ("current", "inactive_file")}[self.group.version]
-        used = int((self.group.path / f"memory.{names[0]}").read_text())
-        statistics = (self.group.path / "memory.stat").read_text().splitlines()
-        return used - int(dict(line.split() for line in statistics)[names[1]])
+        version = self.group.version
+        used = int((self.group.path / f"memory.{'current' if version == 2 else 'usage_in_bytes'}").read_text())
+        return used - reclaimable((self.group.path / "memory.stat").read_text(), version)
 
 
 @asynccontextmanager
@@ -141,6 +141,9 @@ def _found(ended: dict[str, Any], traffic: Traffic, at: Limited) -> dict[str, An
     accuracies = [[part["accuracy"] for part in (task["before"], task["after"])] for task in tasks]
     return {
         "plan": _setting(row["plan"]),
+        "budget": row["plan"].get("budget_bytes"),
+        "why": row["plan"].get("why"),
+        "peaks": row["peaks"],
         "needed": row["predicted_bytes"],
         "measured": row["peak_bytes"],
         "outcome": row["state"],
@@ -162,13 +165,13 @@ def _setting(plan: dict[str, Any]) -> str | None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| free, MB | plan | predicted, MB | measured, MB | holdout | ended | requests, failed | killed |",
-        "|--:|---|--:|--:|---|---|--:|--:|",
+        "| free, MB | found, MB | plan | predicted, MB | measured, MB | holdout | ended | requests, failed | killed |",
+        "|--:|--:|---|--:|--:|---|---|--:|--:|",
     ]
     for row in rows:
-        size = [f"{row[name] / MB:.0f}" if row[name] else "–" for name in ("needed", "measured")]
+        found, *size = [f"{row[name] / MB:.0f}" if row[name] else "–" for name in ("budget", "needed", "measured")]
         holdout = "–" if row["holdout"] is None else " → ".join(f"{part:.1%}" for part in row["holdout"])
-        cells = [f"{row['free'] / MB:.0f}", row["plan"] or "–", *size, holdout, row["outcome"]]
+        cells = [f"{row['free'] / MB:.0f}", found, row["plan"] or "–", *size, holdout, row["outcome"]]
         cells += [f"{row['requests']}, {row['failed']}", str(row["kills"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

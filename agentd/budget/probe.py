@@ -157,12 +157,25 @@ def _limits(directory: Path, version: int, root: Path) -> Iterator[Limit]:
     usage = _number(directory / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
     if usage is None:
         return
-    statistics = dict(line.split() for line in _text(directory / "memory.stat").splitlines() if line.count(" ") == 1)
-    cache = int(statistics.get("inactive_file" if version == 2 else "total_inactive_file", 0))
+    cache = reclaimable(_text(directory / "memory.stat"), version)
     for name in names:
         limit = _number(directory / name)
         if limit is not None and limit < _UNLIMITED:
             yield Limit("/" + str(directory.relative_to(root)), name, limit, usage, cache)
+
+
+def reclaimable(statistics: str, version: int) -> int:
+    """Bytes of file cache that the kernel gives back without harm, from a group's memory.stat.
+
+    That is what was not used for long, and what was used but is mapped by no process: for instance the libraries of a
+    trainer that has ended. What is mapped is the model that serves.
+    """
+    found = dict(line.split() for line in statistics.splitlines() if line.count(" ") == 1)
+    names = ("inactive_file", "active_file", "file_mapped")
+    if version == 1:
+        names = ("total_inactive_file", "total_active_file", "total_mapped_file")
+    inactive, active, mapped = (int(found.get(name, 0)) for name in names)
+    return max(inactive, inactive + active - mapped) if names[2] in found else inactive
 
 
 def _number(path: Path) -> int | None:

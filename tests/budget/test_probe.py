@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agentd.budget.probe import Meter, Sensors, pss, pss_tree, read, read_sensors
+from agentd.budget.probe import Meter, Sensors, pss, pss_tree, read, read_sensors, reclaimable
 
 MIB = 2**20
 
@@ -92,6 +92,16 @@ def test_version_1(tmp_path: Path) -> None:
     assert read(tmp_path, lambda: 4096 * MIB).available == 320 * MIB
     write(tmp_path, {"sys/fs/cgroup/memory/memory.limit_in_bytes": 0x7FFFFFFFFFFFF000})
     assert read(tmp_path, lambda: 4096 * MIB).limits == ()
+
+
+def test_file_cache_that_nobody_maps_is_free() -> None:
+    """The libraries of a trainer that has ended; what is mapped is the model that serves."""
+    text = "inactive_file 10\nactive_file 200\nfile_mapped {}\n"
+    assert reclaimable(text.format(90), 2) == 120
+    assert reclaimable(text.format(300), 2) == 10  # shared memory is mapped, too
+    assert reclaimable("inactive_file 7\nactive_file 9", 2) == 7  # it is not known what is mapped
+    assert reclaimable("total_inactive_file 7\ntotal_active_file 9\ntotal_mapped_file 4", 1) == 12
+    assert reclaimable("", 1) == 0
 
 
 def test_a_container_whose_path_points_out_of_its_namespace(tmp_path: Path) -> None:
