@@ -90,8 +90,9 @@ class InPlacePass(Attempt):
             return await zeroth_order.run(
                 self._engine, **given, weights=str(self._parent), epsilon=EPSILON, in_place=True
             )
-        rates = {"lr": LR_FEW if how.blocks <= FEW else LR, "epsilon": None if how.method == "bp" else EPSILON}
-        return await descent.run(self._engine, **given, **rates, moved=self._moved)
+        lr = LR_FEW if how.blocks <= FEW else LR
+        epsilon = None if how.method == "bp" else EPSILON
+        return await descent.run(self._engine, **given, lr=lr, epsilon=epsilon, moved=self._moved)
 
     async def _stage_candidate(self) -> None:
         await asyncio.to_thread(self._write)
