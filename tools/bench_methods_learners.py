@@ -35,7 +35,7 @@ from tools.bench_methods_model import BATCH, Peak, Reviews, load
 from tools.bench_methods_step import EPSILON, batch_losses
 
 RANK, PROBES = 8, 4
-LR, LR_BP = {"lora": 1e-3}, 3e-3
+LR, LR_BP = {"lora": 1e-3, "elasticzo": 1e-2, "suffix": 1e-2}, 3e-3
 """Of AdamW and of SGD, chosen on training rows that are not trained on."""
 WHOLE = ("lora", "mezo-lora", "suffix", "adazeta")
 """Methods that keep more than weights and a number of steps, so that they cannot be put aside."""

@@ -28,7 +28,7 @@ from agentd.store import revisions
 EPSILON = 1e-3  # Malladi et al. 2023, all weights; docs/methods.md has the error by epsilon
 DISTRIBUTION = "rademacher"
 SPARSITY = 0.75  # of sparse-mezo: the part of each matrix, its largest entries, that is left alone
-LR = 3e-3  # of SGD in the last blocks, docs/methods.md
+LR, LR_FEW, FEW = 3e-3, 1e-2, 2  # of SGD in the last blocks, and in so FEW of them; docs/methods.md
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class InPlacePass(Attempt):
             return await zeroth_order.run(
                 self._engine, **given, weights=str(self._parent), epsilon=EPSILON, in_place=True
             )
+        lr = LR_FEW if how.blocks <= FEW else LR
         epsilon = None if how.method == "bp" else EPSILON
-        return await descent.run(self._engine, **given, lr=LR, epsilon=epsilon, moved=self._moved)
+        return await descent.run(self._engine, **given, lr=lr, epsilon=epsilon, moved=self._moved)
 
     async def _stage_candidate(self) -> None:
         await asyncio.to_thread(self._write)

@@ -87,11 +87,11 @@ def engine_terms(
         ),
         Term(
             "attention",
-            2 * arch.n_head * tokens * tokens * size,
-            f"2 x heads x tokens^2 x {size} B: scores under a mask, forward and backward, of one block",
+            2 * tokens * tokens * size,
+            f"2 x tokens^2 x {size} B: the mask as numbers, forward and backward; scores are never held as a whole",
             reduce="shorten the examples",
         ),
-        Term("gradient of logits", rows * arch.n_vocab * (size + 2 * F32), "as much as the logits"),
+        Term("gradient of logits", rows * arch.n_vocab * (size + F32), f"scored rows x V x ({size} + 4) B"),
     ]
     if zeroth_order and arch.tied:
         terms.append(Term("perturbed head", table, f"V x D x {size} B: the gradient goes back through it"))

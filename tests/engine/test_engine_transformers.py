@@ -274,6 +274,32 @@ def test_a_candidate_takes_memory_for_what_it_writes_alone(engine: TransformersE
     assert private() == 0
 
 
+def test_only_the_weights_that_serve_stay_in_memory(engine: TransformersEngine, tmp_path: Path) -> None:
+    def resident(weights: str) -> int:
+        (path,) = engine._staged[weights].image.files
+        return sum(m.rss for m in psutil.Process().memory_maps(grouped=False) if m.path == str(path))
+
+    def scored() -> list[Any]:
+        opened = engine.background(lambda: False)
+        opened.use("1")
+        found = last(opened.score([opened.encode(review(text), CHOICES, label) for text, label in REVIEWS]))
+        assert resident("1") > size / 2
+        opened.close()
+        return list(found)
+
+    engine.stage("1", write(tmp_path / "ledger", STEPS), None)
+    size = engine.model.base.image.size
+    before = scored()
+    assert resident("1") == 0
+    ask(engine, chat("q", "What now?"))
+    assert resident(BASE) > size / 2
+    engine.swap("1")
+    assert resident(BASE) == 0
+    ask(engine, chat("q", "What now?"))
+    assert scored() == before
+    assert resident("1") > size / 2
+
+
 def test_other_settings_are_refused_clearly(engine: TransformersEngine, background: Background, tmp_path: Path) -> None:
     for sampling, what in (
         (Sampling(grammar="root ::= [0-9]"), "grammars"),

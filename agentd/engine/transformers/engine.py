@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from agentd import allocator
 from agentd.engine.language import LanguageEngine
 from agentd.engine.protocol import Generate, ModelInfo
 from agentd.engine.protocol import Weights as Name
@@ -78,6 +79,11 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
     def stage(self, weights: Name, adapter: Path | None, control: Path | None) -> None:
         finished(self.staging(weights, adapter, control))
 
+    def swap(self, weights: Name) -> float:
+        seconds = super().swap(weights)
+        self._spare()
+        return seconds
+
     def replaying(self, ledger: Path) -> Generator[None, None, str]:
         """Replays a revision from the base anew and returns the sha256 of its weights."""
         return (yield from self.lineage.verify("verified", ledger))
@@ -90,6 +96,17 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
             interrupted=interrupted,
             closed=self._closed,
         )
+
+    def _closed(self, background: Background) -> None:
+        super()._closed(background)
+        self._spare()
+        allocator.give_back()
+
+    def _spare(self) -> None:
+        """Weights that new requests do not get give their pages back; who still computes with them takes them again."""
+        for each in self._staged.values():
+            if each is not self._staged[self._serving.weights]:
+                each.release()
 
     def _sampler(self, request: Generate) -> Sampler:
         return Sampler(self.vocabulary, request)
