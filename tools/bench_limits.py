@@ -11,6 +11,7 @@ Exits with 1 if a pass did not end, a request failed or a process was killed. Ne
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from agentd import cgroup, config
 from agentd.budget.probe import reclaimable
+from agentd.ctl.errors import CtlError
 from agentd.ctl.progress import follow, view
 from tools.demo.agent import TASK, Agent
 from tools.demo.process import CONFIG, DemoDaemon, DemoFailed, reviews
@@ -89,12 +91,12 @@ async def limited(model: Path) -> AsyncIterator[Limited]:
         group.remove()
 
 
-async def measure(model: Path, free: int, wishes: dict[str, Any]) -> dict[str, Any]:
+async def measure(model: Path, free: int, mezo_steps: int | None) -> dict[str, Any]:
     """One pass with `free` bytes to adapt in."""
     async with limited(model) as at:
         at.free(free)
         async with Traffic(at.agent) as traffic:
-            ended = await _adapt(at, wishes)
+            ended = await _adapt(at, mezo_steps)
         return {"free": free, **_found(ended, traffic, at)}
 
 
@@ -104,7 +106,7 @@ async def squeeze(model: Path) -> dict[str, Any]:
         at.free(1500 * MB)
         async with Traffic(at.agent) as traffic:
             taking = asyncio.create_task(_take(at))
-            ended = await _adapt(at, {})
+            ended = await _adapt(at, None)
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
         moves = [e["message"] for e in ended["events"] if e["kind"] in ("dial", "paused", "resumed")]
@@ -128,7 +130,12 @@ async def _take(at: Limited) -> None:
         ballast.wait()
 
 
-async def _adapt(at: Limited, wishes: dict[str, Any]) -> dict[str, Any]:
+async def _adapt(at: Limited, mezo_steps: int | None) -> dict[str, Any]:
+    wishes: dict[str, Any] = {}
+    if mezo_steps is not None:
+        with contextlib.suppress(CtlError):
+            plan = (await asyncio.to_thread(at.daemon.admin.post, "/admin/adapt", {"dry_run": True}))["plan"]
+            wishes = {"zo_steps": mezo_steps} if plan["method"] == "mezo" else {}
     number = (await asyncio.to_thread(at.daemon.admin.post, "/admin/adapt", wishes))["pass"]
     with view() as shown:
         ended = await asyncio.to_thread(follow, at.daemon.admin, number, shown)
@@ -182,13 +189,12 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=os.environ.get("AGENTD_MODEL_PATH"), help="a GGUF file")
     parser.add_argument("--free", default="1500,700,400,200,60", help="MB free for adaptation, one run each")
     parser.add_argument("--ballast", action="store_true", help="one run, from whose middle memory is taken away")
-    parser.add_argument("--zo-steps", type=int, metavar="N", help="zeroth-order steps where the plan has any")
+    parser.add_argument("--mezo-steps", type=int, metavar="N", help="steps where the plan is MeZO")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
     if options.model is None:
         parser.error("--model is needed")
     console = Console(stderr=True)
-    wishes = {} if options.zo_steps is None else {"zo_steps": options.zo_steps}
     rows: list[dict[str, Any]] = []
     try:
         if options.ballast:
@@ -196,7 +202,7 @@ def main() -> int:
             print("\n".join(rows[0]["moves"]) + f"\n{rows[0]['outcome']}: {rows[0]['reason']}")
         else:
             for size in map(int, options.free.split(",")):
-                rows.append(asyncio.run(measure(options.model, size * MB, wishes)))
+                rows.append(asyncio.run(measure(options.model, size * MB, options.mezo_steps)))
                 console.print(f"{size} MB: {rows[-1]['plan']}: {rows[-1]['outcome']}: {rows[-1]['reason']}")
             print(table(rows))
     except DemoFailed as error:
