@@ -34,7 +34,7 @@ from tools.demo.traffic import Traffic
 
 MB = 10**6
 EXAMPLES = 300
-_WARM_UP = 4  # requests after which serving has all the memory it needs
+_WARM_UP = 15.0  # seconds of other clients' requests after which serving has all the memory it needs
 _TAKEN_AFTER, _TAKEN_FOR = 8.0, 25.0  # seconds into training, and for how long
 _LEFT = 100 * MB  # of what was free then
 
@@ -81,8 +81,8 @@ async def limited(model: Path) -> AsyncIterator[Limited]:
             agent = Agent(daemon.socket, known.tasks[TASK].prompt or "{text}")
             try:
                 rows = reviews("train")
-                for row in rows[:_WARM_UP]:
-                    await agent.judge(row["text"])
+                async with Traffic(agent):
+                    await asyncio.sleep(_WARM_UP)
                 await agent.import_examples(rows[:EXAMPLES])
                 yield Limited(daemon, group, agent, known.memory.reserve)
             finally:
