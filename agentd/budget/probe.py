@@ -167,15 +167,15 @@ def _limits(directory: Path, version: int, root: Path) -> Iterator[Limit]:
 def reclaimable(statistics: str, version: int) -> int:
     """Bytes of file cache that the kernel gives back without harm, from a group's memory.stat.
 
-    That is what was not used for long, and what was used but is mapped by no process: for instance the libraries of a
-    trainer that has ended. What is mapped is the model that serves.
+    That is what no process maps, for instance the libraries of a trainer that has ended. What is mapped is the model
+    that serves: the kernel would take it, and read it again for every answer.
     """
     found = dict(line.split() for line in statistics.splitlines() if line.count(" ") == 1)
     names = ("inactive_file", "active_file", "file_mapped")
     if version == 1:
         names = ("total_inactive_file", "total_active_file", "total_mapped_file")
     inactive, active, mapped = (int(found.get(name, 0)) for name in names)
-    return max(inactive, inactive + active - mapped) if names[2] in found else inactive
+    return max(0, inactive + active - mapped) if names[2] in found else inactive
 
 
 def _number(path: Path) -> int | None:

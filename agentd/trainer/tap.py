@@ -72,14 +72,16 @@ class Tap:
 
     def prefix(self, plane: int = 0) -> torch.Tensor:
         """(1, prefix, n_embd)."""
-        return self._read(self.prefix_rows, plane)[None]
+        out = torch.empty(self.prefix_rows.n, self._n_embd)
+        self._read(self.prefix_rows, plane, out)
+        return out[None]
 
     def inputs(self, batch: Batch, plane: int = 0) -> torch.Tensor:
         """(sequences, width, n_embd), without the prefix, zero where a sequence has ended."""
         sequences = [rows for example in batch.examples for rows in example.sequences]
         out = torch.zeros(len(sequences), batch.width, self._n_embd)
         for i, rows in enumerate(sequences):
-            out[i, : rows.n] = self._read(rows, plane)
+            self._read(rows, plane, out[i, : rows.n])
         return out
 
     def replace(self, batch: Batch, states: torch.Tensor) -> None:
@@ -92,17 +94,15 @@ class Tap:
         """Writes (1, prefix, n_embd)."""
         self._write(self.prefix_rows, states[0].numpy())
 
-    def _read(self, rows: Rows, plane: int) -> torch.Tensor:
-        """(rows, n_embd). Raises TrainerFailed if the file has become shorter."""
-        out = np.empty((rows.n, self._n_embd), np.float32)
+    def _read(self, rows: Rows, plane: int, out: torch.Tensor) -> None:
+        """Into `out` (rows, n_embd), which is contiguous. Raises TrainerFailed if the file has become shorter."""
         at = 4 * self._n_embd * (plane * self._rows + rows.offset)
         try:
-            read = os.preadv(self._file, [out.data], at) if rows.n else 0
+            read = os.preadv(self._file, [out.numpy().data], at) if rows.n else 0
         except OSError as error:
             raise TrainerFailed(f"{self._path}: {error.strerror or error}") from None
         if read != out.nbytes:
             raise TrainerFailed(f"{self._path} ends before row {rows.offset + rows.n}")
-        return torch.from_numpy(out)
 
     def _write(self, rows: Rows, states: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         """In plane 0. Raises TrainerFailed, for instance on a full disk."""
