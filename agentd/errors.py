@@ -283,7 +283,10 @@ class TrainerFailed(PassFailed):
 
 
 class TrainerOverLimit(TrainerFailed):
-    """The kernel ended the trainer at the limit of its control group."""
+    """The kernel ended the trainer: at the limit of its control group, or of one above, where it is the first to go."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the trainer needed more than the {limit / 1e6:.0f} MB it was allowed; the kernel ended it")
+        super().__init__(
+            f"the kernel ended the trainer: it needed more than the {limit / 1e6:.0f} MB it was allowed, or others "
+            f"took the memory"
+        )
