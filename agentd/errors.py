@@ -282,7 +282,14 @@ class TrainerFailed(PassFailed):
     code = "trainer_failed"
 
 
-class TrainerOverLimit(TrainerFailed):
+class TrainerKilled(TrainerFailed):
+    """The trainer was ended with SIGKILL. Where memory is short it is the first that the kernel chooses."""
+
+    def __init__(self, message: str = "the trainer was killed, which the kernel does when memory is short") -> None:
+        super().__init__(message)
+
+
+class TrainerOverLimit(TrainerKilled):
     """The kernel ended the trainer: at the limit of its control group, or of one above, where it is the first to go."""
 
     def __init__(self, limit: int) -> None:

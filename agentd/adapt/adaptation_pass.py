@@ -16,7 +16,7 @@ from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.revision_files import ADAPTER, CONTROL, LEDGER
 from agentd.adapt.training import Training
 from agentd.budget.expectation import ZO_STEPS
-from agentd.errors import TrainerFailed, TrainerOverLimit
+from agentd.errors import TrainerKilled
 from agentd.learn import ledger
 from agentd.learn.spsa import StepResult
 from agentd.store import passes
@@ -44,6 +44,7 @@ class AdaptationPass(Attempt):
         self._dial = Dial(memory, means.config.memory.floor, replan, self._event)
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
+        self._kept: tuple[int, int] | None = None  # step, of so many, at which the running trainer wrote last
 
     async def _learn(self, data: Dataset) -> None:
         if self._setting.blocks:
@@ -79,6 +80,8 @@ class AdaptationPass(Attempt):
                 break
             if done is not None:
                 at, steps = done["step"], done["steps"]
+            elif self._kept is not None:
+                at, steps = self._kept
             adapter = await asyncio.to_thread(self._keep, done)
             if adapter is not None:
                 self._new[ADAPTER] = adapter
@@ -99,6 +102,7 @@ class AdaptationPass(Attempt):
         """Training with one setting: the trainer's last event (None if it was killed), and why it stopped before its
         end (None if it did not)."""
         progress, setting = self._progress, self._setting
+        self._kept = None
         progress.begin("tap", 0 if learning.from_engine else n, "hidden states of the frozen trunk")
         index = await learning.tap(self._count)
         if progress.state == "planned":
@@ -114,12 +118,9 @@ class AdaptationPass(Attempt):
                 watch.result()
             try:
                 done = await train
-            except TrainerOverLimit as error:
-                return None, Move(str(error), lost=True, smaller=True)
-            except TrainerFailed:
-                if self._dial.move is None or not self._dial.move.lost:
-                    raise
-                return None, self._dial.move
+            except TrainerKilled as error:
+                asked = self._dial.move
+                return None, asked if asked and asked.lost else Move(str(error), lost=True, smaller=True)
             return done, None if done["event"] == "done" else self._dial.move
         finally:
             for task in (train, watch):
@@ -128,12 +129,14 @@ class AdaptationPass(Attempt):
             await self._flush_steps()
 
     def _keep(self, done: dict[str, Any] | None) -> Path | None:
-        """What a stopped trainer left, under a name that the next one does not write to."""
-        left = self._folder / (ADAPTER if done is not None else f"best-{ADAPTER}")
-        if not left.exists():
-            return self._new.get(ADAPTER)
-        kept = self._folder / f"{self._dial.moves}-{ADAPTER}"
-        left.replace(kept)
+        """What a stopped trainer left, under a name that the next one does not write to; else what there was before."""
+        parked, written = self._folder / ADAPTER, self._folder / f"kept-{ADAPTER}"
+        left = parked if done is not None else written
+        kept = self._new.get(ADAPTER)
+        if left.exists():
+            kept = left.replace(self._folder / f"{self._dial.moves}-{ADAPTER}")
+        for path in (parked, written):  # older than what was kept; the next trainer must not be taken to have left it
+            path.unlink(missing_ok=True)
         return kept
 
     async def _turn_to(self, setting: Setting) -> None:
@@ -213,6 +216,8 @@ class AdaptationPass(Attempt):
             progress.step, progress.steps, progress.loss = event["step"], event["steps"], event["loss"]
             row = {"phase": "bp", "step": event["step"], "loss": event["loss"], "seconds": event["seconds"]}
             self._rows.append(row)
+        elif event["event"] == "kept":
+            self._kept = event["step"], event["steps"]
         elif event["event"] == "dev":
             progress.dev_loss, progress.accuracy = event["loss"], event["accuracy"]
             dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}

@@ -22,7 +22,7 @@ PRESSURE = 30.0  # percent of the last 10 s in which something waited for memory
 _DWELL = 8.0  # seconds between two looks at whether the dial can be turned up
 _EARLY = 0.7  # of a schedule; behind it a larger setting has no time left to make up for its start
 _ROOM = 1.15  # a larger setting must fit with this factor before it is taken, so that the dial does not swing
-_PARK = 20.0  # seconds for the trainer's current step; then it is killed, and its last judged matrices count
+_PARK = 20.0  # seconds for the trainer's current step; then it is killed, and what it wrote last counts
 _LIMIT, _SLACK = 1.25, 32 * MIB  # of what the plan says of the trainer; beyond, the plan is wrong
 _PATIENCE = 1800.0  # seconds that a pass waits for memory
 
@@ -34,7 +34,7 @@ Note = Callable[..., Awaitable[None]]
 
 @dataclass
 class Move:
-    """Why the trainer was stopped. `lost`: it was killed, so that what it had since its last judgement is gone."""
+    """Why the trainer was stopped. `lost`: it was killed; what it learned since it last wrote, seconds ago, is gone."""
 
     reason: str
     lost: bool = False

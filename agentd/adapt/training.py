@@ -12,7 +12,7 @@ from typing import Any
 
 from agentd.cgroup import Group
 from agentd.engine.activity import Activity
-from agentd.errors import TrainerFailed, TrainerOverLimit
+from agentd.errors import TrainerFailed, TrainerKilled, TrainerOverLimit
 
 _RESUME_AFTER = 0.05  # seconds without a request before the trainer goes on
 UNSUPPORTED = 3
@@ -46,7 +46,7 @@ class Training:
 
         answer  gives what the trainer asks for while it trains, see trainer/blockwise.py
         limit   bytes after which the kernel ends it, where it can have a control group of its own
-        Raises TrainerFailed with the trainer's own reason, TrainerOverLimit, and what `answer` raises.
+        Raises TrainerFailed with the trainer's own reason, TrainerKilled, TrainerOverLimit, and what `answer` raises.
         """
         path.write_text(json.dumps(spec))
         kills = 0
@@ -64,6 +64,8 @@ class Training:
             return last
         if self._group and limit is not None and self._group.kills > kills:
             raise TrainerOverLimit(limit)
+        if code == -signal.SIGKILL:
+            raise TrainerKilled()
         if last.get("event") == "error":
             raise TrainerFailed(f"the trainer failed: {last['message']}")
         raise TrainerFailed(f"the trainer ended with status {code}{self._last_words()}")

@@ -21,6 +21,8 @@ from agentd.trainer.spec import Example, Spec
 
 Emit = Callable[[dict[str, Any]], None]
 
+_KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no more is lost with this process
+
 
 def make_learner(spec: Spec, ask: Ask | None = None) -> Learner:
     """Raises TrainerFailed and ModelUnusable."""
@@ -32,31 +34,39 @@ def make_learner(spec: Spec, ask: Ask | None = None) -> Learner:
 def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], bool] = lambda: False) -> None:
     """Trains as `spec` says and writes the adapter; tells `emit` how it goes (the events of the trainer's protocol).
 
-    parked  asked after every step; once it is true the matrices are written as they are, and training ends with the
-            event `parked`, whose `step` another specification may go on from
+    parked  asked after every step and every block of the trunk; once it is true the matrices are written as they are,
+            and training ends with the event `parked`, whose `step` another specification may go on from
     """
     start = time.monotonic()
     options = spec.train
     allocator.while_building()
     torch.manual_seed(options.seed)
-    if spec.tokens is not None:
-        trunk.run(spec, lambda done, of: emit({"event": "trunk", "blocks": done, "of": of}))
-    learner = make_learner(spec, ask)
     training = [example for example in spec.examples if not example.dev]
     dev = [example for example in spec.examples if example.dev]
+    per_epoch = math.ceil(len(training) / options.batch)
+    steps = per_epoch * options.max_epochs
+    done = options.first_step
+
+    def park(written: bool) -> None:
+        output = str(spec.output) if written else None
+        emit({"event": "parked", "output": output, "step": done, "steps": steps, **_facts(start)})
+
+    if spec.tokens is not None:
+        note = lambda blocks, of: emit({"event": "trunk", "blocks": blocks, "of": of})  # noqa: E731
+        if not trunk.run(spec, note, parked):
+            park(written=False)
+            return
+    learner = make_learner(spec, ask)
     allocator.while_training()
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
-    start = time.monotonic()
-    per_epoch = math.ceil(len(training) / options.batch)
-    steps = per_epoch * options.max_epochs
+    start = kept = time.monotonic()
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / options.judgements))
     # With a single judgement there is nothing to choose from; whether it is better than what serves the gate asks.
     if dev and (judge_every < per_epoch or options.max_epochs > 1):
         best.judge(options.first_step, learner.evaluate(dev), emit)
         best.before = best.score
-    done = options.first_step
     for step in range(options.first_step + 1, steps + 1):
         epoch, i = divmod(step - 1, per_epoch)
         part = _batch(training, options.seed, epoch, i, options.batch)
@@ -67,8 +77,12 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         emit({"event": "step", "step": step, "steps": steps, "epoch": epoch, "loss": loss, "seconds": seconds})
         if parked():
             learner.write(spec.output)
-            emit({"event": "parked", "output": str(spec.output), "step": done, "steps": steps, **_facts(start)})
+            park(written=True)
             return
+        if time.monotonic() - kept > _KEEP_EVERY:
+            learner.write(spec.output.with_name(f"kept-{spec.output.name}"), durable=False)
+            emit({"event": "kept", "step": step, "steps": steps})
+            kept = time.monotonic()
         if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
             best.judge(step, learner.evaluate(dev), emit)
             if best.stale >= options.patience:

@@ -24,9 +24,10 @@ _EMBEDDINGS = "token_embd.weight"
 _PIECE = 1024  # rows embedded at once
 
 
-def run(spec: Spec, on_block: Callable[[int, int], None]) -> None:
+def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], bool] = lambda: False) -> bool:
     """Writes the tap file of `spec`, a row for each of its tokens; tells how many of how many blocks are done.
 
+    Returns whether all of them are: `parked` is asked after each, and nothing goes on once it is true.
     Raises TrainerFailed and ModelUnusable.
     """
     assert spec.tokens is not None
@@ -54,9 +55,12 @@ def run(spec: Spec, on_block: Callable[[int, int], None]) -> None:
                 after = shared[0] if shared else after
             tap.replace_prefix(after)
             on_block(block + 1, first)
+            if parked():
+                return False
     del blocks, suffix
     allocator.give_back()
     allocator.while_building()
+    return True
 
 
 def _embed(blocks: Blocks, spec: Spec) -> None:

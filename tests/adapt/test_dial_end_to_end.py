@@ -73,6 +73,32 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
         assert daemon.get("/admin/status", admin=True).json["requests"]["failed"] == 0
 
 
+def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model_path: Path) -> None:
+    settings: dict[str, Any] = {"adapt": {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.4}}}
+    with DaemonProcess(model_path, settings) as daemon:
+        daemon.start()
+        sent = daemon.post("/v1/examples", examples(150), headers={"content-type": "application/x-ndjson"})
+        assert sent.status == 200, sent.body
+        number = adapt(daemon, method="suffix-bp", blocks=4, zo_steps=0)
+        written = daemon.state / "passes" / str(number) / "kept-adapter.gguf"
+        eventually(written.exists, 120)
+        before = progress(daemon)["step"]
+        trainers = [p for p in psutil.Process(daemon.pid).children() if "agentd.trainer" in p.cmdline()]
+        assert len(trainers) == 1
+        trainers[0].kill()
+        row = finished(daemon, number, 300)
+        assert row["state"] in ("committed", "rejected"), row["reason"]
+        found = moves(daemon, number)
+        assert len(found) == 1
+        assert "killed" in found[0]["reason"]
+        assert found[0]["needed_bytes"] < row["predicted_bytes"]
+        steps = daemon.get(f"/admin/passes/{number}", admin=True).json["steps"]
+        trained = [step["step"] for step in steps if step["phase"] == "bp" and step["loss"] is not None]
+        assert before > 1
+        assert len(trained) > before
+        assert trained.count(1) == 1, "training began anew"
+
+
 def before_setting(row: dict[str, Any]) -> str:
     kept = ", one in memory at a time" if row["plan"]["checkpoint"] else ""
     return f"{row['plan']['method']} with {row['plan']['blocks']} blocks{kept}"
