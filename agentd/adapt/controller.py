@@ -58,7 +58,7 @@ class Adaptation:
         kind = ClassifierTrial if model.classifier else Trial
         self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
         self._stop_reason: str | None = None
-        self._prepare = Preparation(store, activity, model, self._folders)
+        self._prepare = Preparation(store, engine, activity, model, self._folders)
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
         self.paused = False
         self.daemon_pid = os.getpid()
@@ -144,7 +144,8 @@ class Adaptation:
         if self._classifier:
             setting, data = await self._prepare.classifier(self._config, options, self._config.adapt.seed)
         else:
-            setting, data, _ = await self._prepare.language(self._config, options, self._config.adapt.seed)
+            seed = self._config.adapt.seed
+            setting, data, _ = await self._prepare.language(self._config, options, seed, engine_is_free=False)
         counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
         return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
 
@@ -271,7 +272,9 @@ class Adaptation:
         if self._classifier:
             await self._attempt_classifier(progress, options, seed)
             return
-        setting, data, replan = await self._prepare.language(self._config, options, seed + progress.id)
+        setting, data, replan = await self._prepare.language(
+            self._config, options, seed + progress.id, engine_is_free=True
+        )
         await self._planned(progress, setting)
         means = await self._means(progress, seed)
         attempt: Attempt

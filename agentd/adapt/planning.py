@@ -67,8 +67,9 @@ class Setting:
 
 
 def runtime(probed: Mapping[str, Any]) -> dict[str, int]:
-    """Fixed costs by process in bytes, as far as the trainer's probe measured them."""
-    return {"trainer": int(probed["runtime_bytes"])} if probed.get("runtime_bytes") else {}
+    """Fixed costs by process in bytes, as far as they were measured on this machine."""
+    keys = {"trainer": "runtime_bytes", "engine": "engine_runtime_bytes"}
+    return {process: int(probed[key]) for process, key in keys.items() if probed.get(key)}
 
 
 def plan(

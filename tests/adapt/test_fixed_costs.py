@@ -1,0 +1,27 @@
+"""What a session costs the engine whatever it works on: measured on a real one, which is as it was afterwards."""
+
+import asyncio
+from pathlib import Path
+
+from agentd.adapt.fixed_costs import engine_runtime
+from agentd.budget.footprint import ENGINE_RUNTIME, MIB, Architecture
+from agentd.engine.activity import Activity
+from agentd.gguf_header import read_header
+from tools.bench_parts import supervisor
+
+
+def test_a_session_is_measured_and_closed(model_path: Path, tmp_path: Path) -> None:
+    shapes = Architecture.from_header(read_header(model_path))
+
+    async def run() -> list[int | None]:
+        engine = supervisor(model_path, Activity())
+        await engine.start()
+        found = [await engine_runtime(engine, shapes, 2048, tmp_path)]
+        await engine.stop()
+        return [*found, await engine_runtime(engine, shapes, 2048, tmp_path)]
+
+    first, second = asyncio.run(run())
+    assert first is not None
+    assert ENGINE_RUNTIME <= first < ENGINE_RUNTIME + 50 * MIB
+    assert second is None, "an engine that is not there was measured"
+    assert list(tmp_path.iterdir()) == []
