@@ -35,9 +35,10 @@ TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of 
 MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 4096
+_MASK = 1 + F32  # bytes of an element
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
-# activations and gradients up to 64 MiB, and a fifth of the rest, because larger pieces have mappings of their own.
-_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.2
+# activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
+_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.3
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
@@ -297,7 +298,14 @@ def trainer_terms(
             "shorten the examples",
         ),
         _examples(workload, "trainer"),
-        Term("allocator", holes, "50 % of up to 64 MiB of activations and gradients, 20 % of the rest", "trainer"),
+        Term(
+            "attention mask",
+            _MASK * sequences * workload.seq_len * workload.longest,
+            "5 B (truth values, and the same as numbers) x sequences x longest x longest with the prefix",
+            "trainer",
+            "shorten the examples",
+        ),
+        Term("allocator", holes, "50 % of up to 64 MiB of activations and gradients, 30 % of the rest", "trainer"),
     ]
 
 

@@ -193,8 +193,12 @@ print(peak - before, max(len(s) for e in examples for s in e.sequences))
 
 
 def test_the_engine_stays_within_its_prediction(arch: Architecture, model_path: Path, tmp_path: Path) -> None:
-    """What background work adds to a serving engine. Of the sum of both processes it is the small part."""
+    """What background work adds to a serving engine. Of the sum of both processes it is the small part.
+
+    Pages of shared libraries count in full where no other process maps them: 2 MiB more in some runs than in others.
+    """
     command = [sys.executable, "-c", BACKGROUND, str(model_path), str(tmp_path / "tap")]
     added, longest = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     predicted = total(engine_terms(arch, Workload(longest, 24 * longest, 24)))
-    assert added <= predicted <= 1.25 * added, f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
+    shown = f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
+    assert added - 2 * MIB <= predicted <= 1.25 * added, shown
