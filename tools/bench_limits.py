@@ -1,7 +1,8 @@
 """Passes under real limits: the same daemon, model and examples, with less and less memory free for adaptation.
 
     python -m tools.bench_limits --model MODEL.gguf [--free 1500,700,400,200,60] [--json FILE]
-    python -m tools.bench_limits --model MODEL.gguf --ballast      one pass from whose middle memory is taken away
+    python -m tools.bench_limits --model MODEL.gguf --ballast 50   one pass from whose middle memory is taken away, at
+                                                                   50 MB a second; 0: all at once
 
 For each size the daemon runs in a control group whose limit leaves it so many MB beyond what serving takes and
 memory.reserve. It plans by itself; other clients ask meanwhile. A row says what was planned and measured, how the pass
@@ -100,12 +101,13 @@ async def measure(model: Path, free: int, mezo_steps: int | None) -> dict[str, A
         return {"free": free, **_found(ended, traffic, at)}
 
 
-async def squeeze(model: Path) -> dict[str, Any]:
-    """A pass with plenty of room, from whose middle another process takes nearly all of it, for a while."""
+async def squeeze(model: Path, rate: int) -> dict[str, Any]:
+    """A pass with plenty of room, from whose middle another process takes nearly all of it, `rate` bytes a second (0:
+    all at once), and keeps it for a while."""
     async with limited(model) as at:
         at.free(1500 * MB)
         async with Traffic(at.agent) as traffic:
-            taking = asyncio.create_task(_take(at))
+            taking = asyncio.create_task(_take(at, rate))
             ended = await _adapt(at, None)
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
@@ -113,18 +115,34 @@ async def squeeze(model: Path) -> dict[str, Any]:
         return {"moves": moves, **_found(ended, traffic, at)}
 
 
-async def _take(at: Limited) -> None:
-    """A process in the same group that holds nearly all of what is left."""
+_BALLAST = """
+import sys, time
+group, size, rate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+open(group, "w").write("0")
+kept = []
+while size > 0:
+    piece = min(size, rate // 10 or size)
+    kept.append(b"1" * piece)
+    size -= piece
+    time.sleep(0.1)
+input()
+"""
+
+
+async def _take(at: Limited, rate: int) -> None:
+    """A process in the same group that takes nearly all of what is left."""
     while True:
         running = (await asyncio.to_thread(at.daemon.admin.get, "/admin/status"))["pass"] or {}
         if running.get("phase") == "train" and running.get("step"):
             break
         await asyncio.sleep(0.5)
     await asyncio.sleep(_TAKEN_AFTER)
-    join, size = f"open({str(at.group.path / 'cgroup.procs')!r}, 'w').write('0')", max(0, at.left - _LEFT)
-    ballast = subprocess.Popen([sys.executable, "-c", f"{join}; x = bytearray({size}); input()"], stdin=subprocess.PIPE)
+    # What the trainer gives back meanwhile is not taken as well: it must be enough for something smaller.
+    size = max(0, at.left - _LEFT)
+    command = [sys.executable, "-c", _BALLAST, str(at.group.path / "cgroup.procs"), str(size), str(rate)]
+    ballast = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
-        await asyncio.sleep(_TAKEN_FOR)
+        await asyncio.sleep(_TAKEN_FOR + (size / rate if rate else 0))
     finally:
         ballast.kill()
         ballast.wait()
@@ -188,7 +206,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Passes with less and less memory.")
     parser.add_argument("--model", type=Path, default=os.environ.get("AGENTD_MODEL_PATH"), help="a GGUF file")
     parser.add_argument("--free", default="1500,700,400,200,60", help="MB free for adaptation, one run each")
-    parser.add_argument("--ballast", action="store_true", help="one run, from whose middle memory is taken away")
+    parser.add_argument(
+        "--ballast", type=int, metavar="MB", help="one run, from whose middle so much is taken a second; 0: at once"
+    )
     parser.add_argument("--mezo-steps", type=int, metavar="N", help="steps where the plan is MeZO")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
@@ -197,8 +217,8 @@ def main() -> int:
     console = Console(stderr=True)
     rows: list[dict[str, Any]] = []
     try:
-        if options.ballast:
-            rows = [asyncio.run(squeeze(options.model))]
+        if options.ballast is not None:
+            rows = [asyncio.run(squeeze(options.model, options.ballast * MB))]
             print("\n".join(rows[0]["moves"]) + f"\n{rows[0]['outcome']}: {rows[0]['reason']}")
         else:
             for size in map(int, options.free.split(",")):
