@@ -34,7 +34,7 @@ TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of 
 # Trainer, see trainer/head.py and shortcuts.py.
 MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
-_HEAD_SLICE = 4096
+_HEAD_SLICE = 2048
 _MASK = 1 + F32  # bytes of an element
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
 # activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
@@ -261,11 +261,11 @@ def trainer_terms(
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
         Term("first step", first, "45 MiB, measured; in bfloat16 25 MiB more", "trainer"),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
-        Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "4096 vocabulary rows x D x 4 B", "trainer"),
+        Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
         Term(
             "logits slice",
             3 * F32 * _HEAD_SLICE * rows,
-            "3 x scored positions of a micro-batch x 4096 x 4 B",
+            "3 x scored positions of a micro-batch x 2048 x 4 B",
             "trainer",
             "shorter answers (scored positions) take less",
         ),

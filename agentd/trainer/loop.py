@@ -21,6 +21,7 @@ from agentd.trainer.spec import Example, Spec
 
 Emit = Callable[[dict[str, Any]], None]
 
+_ALIKE = 64  # examples that are put into batches by length; more would leave less to chance
 _KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no more is lost with this process
 
 
@@ -69,7 +70,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         best.before = best.score
     for step in range(options.first_step + 1, steps + 1):
         epoch, i = divmod(step - 1, per_epoch)
-        part = _batch(training, options.seed, epoch, i, options.batch)
+        part = batches_of(training, options.seed, epoch, options.batch)[i]
         loss = learner.step(part, options.lr * schedule(step, steps))
         done = step
         allocator.trim()
@@ -107,10 +108,24 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     )
 
 
-def _batch(training: Sequence[Example], seed: int, epoch: int, i: int, size: int) -> list[Example]:
-    """Batch i of an epoch: the same however often training was parked before it."""
-    order = random.Random(f"{seed} {epoch}").sample(training, len(training))
-    return order[i * size : (i + 1) * size]
+def batches_of(training: Sequence[Example], seed: int, epoch: int, size: int) -> list[list[Example]]:
+    """The batches of an epoch: the same however often training was parked before it.
+
+    Drawn by chance, but for this: what meets in a batch is of similar length, because a forward pass takes as long as
+    its longest sequence does in every row. The batches come in an order drawn by chance again.
+    """
+    chance = random.Random(f"{seed} {epoch}")
+    order = chance.sample(training, len(training))
+    span = max(1, _ALIKE // size) * size
+    found: list[list[Example]] = []
+    for begin in range(0, len(order), span):
+        alike = sorted(order[begin : begin + span], key=_length)
+        found += [alike[i : i + size] for i in range(0, len(alike), size)]
+    return chance.sample(found, len(found))
+
+
+def _length(example: Example) -> int:
+    return max(rows.n for rows in example.sequences)
 
 
 class _Best:
