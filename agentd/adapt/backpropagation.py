@@ -87,7 +87,9 @@ class Backpropagation:
             "end_block": self._end,
             "tap": {"path": str(self._tap), "n_embd": self._n_embd},
             "prefix": {"offset": 0, "n": index["prefix_rows"]},
-            "examples": datasets.trainer_examples(self._members, self._tokens, index["sequences"]),
+            "examples": datasets.trainer_examples(
+                self._members, self._tokens, index["sequences"], chooses=self._setting.chooses
+            ),
             "train": self._options,
             "initial": None if adapter is None else str(adapter),
             "control": None if control is None else str(control),

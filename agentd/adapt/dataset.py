@@ -123,14 +123,17 @@ def usable(dataset: Dataset, encoded: Path) -> tuple[Dataset, dict[int, dict[str
 
 
 def trainer_examples(
-    members: list[Member], tokens: Mapping[int, dict[str, Any]], sequences: list[list[list[int]]]
+    members: list[Member], tokens: Mapping[int, dict[str, Any]], sequences: list[list[list[int]]], *, chooses: bool
 ) -> list[dict[str, Any]]:
-    """Examples as the trainer's specification has them; `sequences` are their places in the tap file."""
+    """Examples as the trainer's specification has them; `sequences` are their places in the tap file.
+
+    chooses  those of dev judge the training instead of being learned from
+    """
     return [
         {
             "id": member.example.id,
             "number": member.number,
-            "dev": member.role == "dev",
+            "dev": chooses and member.role == "dev",
             "task": member.example.task,
             "sequences": [{"offset": offset, "n": n} for offset, n in places],
             "choices": tokens[member.number]["choices"],

@@ -43,6 +43,12 @@ class Setting:
         """Bytes by term."""
         return self.choice.plan.predicted
 
+    @property
+    def chooses(self) -> bool:
+        """Whether training chooses among several states of the adapter by its loss on dev. After a single epoch there
+        is one to choose from, and dev is learned from like the rest."""
+        return recipe(self.method, self.blocks).epochs > 1
+
     def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
         """Hyperparameters of the trainer; the rest are its defaults."""
         how = recipe(self.method, self.blocks)
@@ -59,7 +65,6 @@ class Setting:
             "micro_tokens": self.choice.plan.micro_tokens,
             "checkpoint": self.choice.plan.checkpoint,
             "bf16": self.choice.plan.bf16,
-            "judgements": 1 if how.epochs == 1 else 2,  # at the end of an only epoch the steps are the smallest
         }
 
     def as_json(self) -> dict[str, Any]:

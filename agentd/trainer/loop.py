@@ -21,6 +21,7 @@ from agentd.trainer.spec import Example, Spec
 
 Emit = Callable[[dict[str, Any]], None]
 
+_JUDGEMENTS = 2  # by dev, in an epoch
 _ALIKE = 64  # examples that are put into batches by length; more would leave less to chance
 _KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no more is lost with this process
 
@@ -63,9 +64,8 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
 
     start = kept = time.monotonic()
     best = _Best(spec, learner)
-    judge_every = max(1, math.ceil(per_epoch / options.judgements))
-    # With a single judgement there is nothing to choose from; whether it is better than what serves the gate asks.
-    if dev and (judge_every < per_epoch or options.max_epochs > 1):
+    judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
+    if dev:
         best.judge(options.first_step, learner.evaluate(dev), emit)
         best.before = best.score
     for step in range(options.first_step + 1, steps + 1):

@@ -56,7 +56,6 @@ class TrainOptions:
     micro_tokens  tokens in a forward pass, padding and prefix included (budget/footprint.py says how many)
     checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
-    judgements    evaluations in an epoch
     first_step    steps that an earlier, parked training did
     """
 
@@ -73,7 +72,6 @@ class TrainOptions:
     checkpoint: bool = False
     micro_tokens: int = 400
     bf16: bool = False
-    judgements: int = 2
     first_step: int = 0
 
 
@@ -98,7 +96,7 @@ class Spec:
 
 
 _LEAST = {"rank": 1, "batch": 1, "max_epochs": 1, "patience": 1, "threads": 1, "seed": 0, "micro_tokens": 1}
-_LEAST |= {"judgements": 1, "first_step": 0}
+_LEAST |= {"first_step": 0}
 _POSITIVE = ("alpha", "lr")
 _NOT_NEGATIVE = ("weight_decay", "nll_weight")
 
