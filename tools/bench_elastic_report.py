@@ -15,6 +15,13 @@ from typing import Any
 
 Row = dict[str, Any]
 BASELINE = "peft-fp32"
+_LABELS = {
+    "default": "agentd, what it takes with 1 GB free",
+    "blockwise-bp, k = 30": "agentd, BP in all blocks, one in memory",
+    "calibration": "label bias calibrated away",
+    "peft-fp32, k = 30": "PEFT LoRA, float32",
+    "peft-bf16, k = 30": "PEFT LoRA, bfloat16",
+}
 
 
 def table(rows: list[Row]) -> str:
@@ -49,27 +56,35 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Accuracy against seconds and against peak memory, a panel of each per task."""
+    """Accuracy against seconds and against peak memory, a panel of each per task: a run is a small mark, the mean over
+    seeds a large one, the base model a dashed line."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    tasks = sorted({row["task"] for row in rows})
-    figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), squeeze=False)
+    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    names = dict.fromkeys(name for _, name in grouped(rows))
+    style = {name: (f"C{i}", "osD^vP*Xhp"[i % 10]) for i, name in enumerate(names)}
+    figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False, sharey="row")
     for line, task in zip(axes, tasks, strict=True):
-        for panel, key, label in ((line[0], "seconds", "seconds"), (line[1], "peak_bytes", "peak memory in MB")):
+        for panel, key, scale in ((line[0], "seconds", 1.0), (line[1], "peak_bytes", 1e-6)):
             for (of, name), group in grouped(rows).items():
-                if of != task or not group[0].get("peak_bytes"):
-                    continue
-                scale = 1e-6 if key == "peak_bytes" else 1.0
-                panel.plot(
-                    [scale * row[key] for row in group], [100 * row["accuracy"] for row in group], "o", label=name
-                )
-            panel.set_xlabel(label)
-            panel.set_ylabel(f"{task}: accuracy in %")
+                accuracies = [100 * row["accuracy"] for row in group]
+                if of == task and name == "none":
+                    panel.axhline(mean(accuracies), color="grey", linestyle="--", linewidth=1, label="base model")
+                elif of == task and group[0].get("peak_bytes"):
+                    color, marker = style[name]
+                    x = [scale * row[key] for row in group]
+                    panel.plot(x, accuracies, marker, color=color, alpha=0.45, markersize=5)
+                    label = _LABELS.get(name, name)
+                    panel.plot(mean(x), mean(accuracies), marker, color=color, markersize=11, label=label)
             panel.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+            panel.set_xlim(left=0)
+        line[0].set_ylabel(f"{task}: accuracy in %")
+    axes[-1][0].set_xlabel("seconds to learn")
+    axes[-1][1].set_xlabel("peak memory of all processes, MB")
+    axes[0][1].legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -24,6 +24,13 @@ logger = logging.getLogger(__name__)
 _ANSWERS = ["yes", "no"]
 _EXAMPLES = 16  # fill a decode
 _TEXTS = 3
+_LONG = 64  # tokens of an example, about
+
+
+def needed(architecture: Architecture, context: int) -> int:
+    """Bytes that measuring takes, about."""
+    nominal = Workload(seq_len=_LONG, tokens=_EXAMPLES * _LONG, examples=_EXAMPLES, context=context)
+    return footprint.total(footprint.engine_terms(architecture, nominal, zeroth_order=False))
 
 
 async def engine_runtime(engine: Supervisor, architecture: Architecture, context: int, folder: Path) -> int | None:

@@ -9,9 +9,10 @@ from agentd.adapt.classifier import ClassifierSetting
 from agentd.adapt.classifier import plan as plan_classifier
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.dial import Replan
-from agentd.adapt.fixed_costs import engine_runtime
+from agentd.adapt.fixed_costs import engine_runtime, needed
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.training import Training
+from agentd.budget import probe
 from agentd.budget.footprint import Architecture
 from agentd.config import Config
 from agentd.engine.activity import Activity
@@ -68,11 +69,13 @@ class Preparation:
         return self.probed
 
     async def _measure(self, config: Config, probed: dict[str, Any]) -> None:
-        """Adds to `probed` what a session costs the engine here, if it can be told."""
+        """Adds to `probed` what a session costs the engine here, if it can be told and there is memory to try."""
         if isinstance(self._model.header, Header):
-            shapes = Architecture.from_header(self._model.header)
-            found = await engine_runtime(self._engine, shapes, config.model.context, self._folders)
-            probed |= {"engine_runtime_bytes": found}
+            shapes, context = Architecture.from_header(self._model.header), config.model.context
+            reading = await asyncio.to_thread(probe.read)
+            if reading.available - config.memory.reserve < needed(shapes, context):
+                return
+            probed |= {"engine_runtime_bytes": await engine_runtime(self._engine, shapes, context, self._folders)}
         self._measured = True
 
     async def classifier(self, config: Config, options: dict[str, Any], seed: int) -> tuple[ClassifierSetting, Dataset]:

@@ -77,9 +77,9 @@ def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model_path: 
     settings: dict[str, Any] = {"adapt": {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.4}}}
     with DaemonProcess(model_path, settings) as daemon:
         daemon.start()
-        sent = daemon.post("/v1/examples", examples(150), headers={"content-type": "application/x-ndjson"})
+        sent = daemon.post("/v1/examples", examples(400), headers={"content-type": "application/x-ndjson"})
         assert sent.status == 200, sent.body
-        number = adapt(daemon, method="suffix-bp", blocks=4, zo_steps=0)
+        number = adapt(daemon, method="suffix-bp", blocks=2, zo_steps=0)
         written = daemon.state / "passes" / str(number) / "kept-adapter.gguf"
         eventually(written.exists, 120)
         before = progress(daemon)["step"]
