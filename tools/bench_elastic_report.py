@@ -63,7 +63,7 @@ def plot(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    tasks = sorted({row["task"] for row in rows})
     names = dict.fromkeys(name for _, name in grouped(rows))
     style = {name: (f"C{i}", "osD^vP*Xhp"[i % 10]) for i, name in enumerate(names)}
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False, sharey="row")
@@ -84,7 +84,7 @@ def plot(rows: list[Row], path: Path) -> None:
         line[0].set_ylabel(f"{task}: accuracy in %")
     axes[-1][0].set_xlabel("seconds to learn")
     axes[-1][1].set_xlabel("peak memory of all processes, MB")
-    axes[0][1].legend(fontsize=8, loc="lower right")
+    axes[0][1].legend(fontsize=8, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -63,15 +63,18 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
     start = kept = time.monotonic()
+    keeping = spec.output.with_name(f"kept-{spec.output.name}")
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
     if dev:
         best.judge(options.first_step, learner.evaluate(dev), emit)
         best.before = best.score
+    parts: list[list[Example]] = []
     for step in range(options.first_step + 1, steps + 1):
         epoch, i = divmod(step - 1, per_epoch)
-        part = batches_of(training, options.seed, epoch, options.batch)[i]
-        loss = learner.step(part, options.lr * schedule(step, steps))
+        if not i or not parts:
+            parts = batches_of(training, options.seed, epoch, options.batch)
+        loss = learner.step(parts[i], options.lr * schedule(step, steps))
         done = step
         allocator.trim()
         seconds = round(time.monotonic() - start, 3)
@@ -81,7 +84,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             park(written=True)
             return
         if time.monotonic() - kept > _KEEP_EVERY:
-            learner.write(spec.output.with_name(f"kept-{spec.output.name}"), durable=False)
+            learner.write(keeping, durable=False)
             emit({"event": "kept", "step": step, "steps": steps})
             kept = time.monotonic()
         if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
@@ -93,6 +96,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         best.keep()
     else:
         learner.write(spec.output)
+    keeping.unlink(missing_ok=True)
     emit(
         {
             "event": "done",

@@ -198,9 +198,8 @@ def give_feedback(daemon: DaemonProcess, n: int) -> list[str]:
 def victim(daemon: DaemonProcess, name: str) -> int | None:
     if name == "daemon":
         return daemon.pid
-    wanted = {"engine": "agentd.engine.runner", "trainer": "agentd.trainer"}[name]
     for child in psutil.Process(daemon.pid).children():
-        if wanted in child.cmdline() and "--probe" not in child.cmdline():
+        if f"agentd.{name}.runner" in child.cmdline():
             return child.pid
     return None
 
@@ -210,7 +209,6 @@ def victim(daemon: DaemonProcess, name: str) -> int | None:
     [
         ("engine", "tap", "engine"),
         ("engine", "gate", "engine"),
-        ("trainer", "train", "trainer ended with status -9"),
         ("daemon", "tap", "the daemon stopped"),
         ("daemon", "train", "the daemon stopped"),
     ],
@@ -218,6 +216,7 @@ def victim(daemon: DaemonProcess, name: str) -> int | None:
 def test_kill_9_in_the_middle_of_a_pass(
     daemon: DaemonProcess, adapted: tuple[dict[str, Any], Client], name: str, phase: str, reason: str
 ) -> None:
+    """What the trainer's end costs is the matter of test_dial_end_to_end.py: the pass goes on."""
     before = texts(daemon)
     given = give_feedback(daemon, 3)
     number = adapt(daemon, blocks=1, zo_steps=0)
