@@ -28,7 +28,7 @@ ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_IMPORTS = 258 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
-TRAINER_STEP = 45 * MIB  # measured: what the first step adds: thread pool, autograd, code paged in
+TRAINER_STEP = 50 * MIB  # measured: what the first step adds: thread pool, autograd, code paged in
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
 
 # Trainer, see trainer/head.py and shortcuts.py.
@@ -246,8 +246,10 @@ def trainer_terms(
             kept, formula = kept + k * step * arch.n_embd, f"{formula}; k x step x D"
         formula += " (step: tokens of a batch)"
         parameters, which = max(arch.block_parameters[-k:]), "one block"
-        state = 3 * sum(widths) + 3 * max(widths)
-        state_formula = "(3 (weight, mean, square) x all + 3 (gradient, temporaries) x one block)"
+        copies = 4 if tapped else 3
+        state = copies * sum(widths) + 3 * max(widths)
+        written = ", as written in every step" if tapped else ""
+        state_formula = f"({copies} (weight, mean, square{written}) x all + 3 (gradient, temporaries) x one block)"
     else:
         kept, formula = (k - 1) * whole, "(k - 1) x (rows x (4 D + 2 H d + 4 n_ff) + kv)"
         parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
@@ -259,7 +261,7 @@ def trainer_terms(
     first = TRAINER_STEP + (TRAINER_BF16 if workload.bf16 else 0)
     return [
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
-        Term("first step", first, "45 MiB, measured; in bfloat16 25 MiB more", "trainer"),
+        Term("first step", first, "50 MiB, measured; in bfloat16 25 MiB more", "trainer"),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
         Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
         Term(
