@@ -38,6 +38,18 @@ EXAMPLES = 300
 _WARM_UP = 15.0  # seconds of other clients' requests after which serving has all the memory it needs
 _TAKEN_AFTER, _TAKEN_FOR = 8.0, 25.0  # seconds into training, and for how long
 _LEFT = 100 * MB  # of what was free then
+_BALLAST = """
+import sys, time
+group, size, rate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+open(group, "w").write("0")
+kept = []
+while size > 0:
+    piece = min(size, rate // 10 or size)
+    kept.append(b"1" * piece)
+    size -= piece
+    time.sleep(0.1)
+input()
+"""
 
 
 @dataclass
@@ -113,20 +125,6 @@ async def squeeze(model: Path, rate: int) -> dict[str, Any]:
             await asyncio.gather(taking, return_exceptions=True)
         moves = [e["message"] for e in ended["events"] if e["kind"] in ("dial", "paused", "resumed")]
         return {"moves": moves, **_found(ended, traffic, at)}
-
-
-_BALLAST = """
-import sys, time
-group, size, rate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-open(group, "w").write("0")
-kept = []
-while size > 0:
-    piece = min(size, rate // 10 or size)
-    kept.append(b"1" * piece)
-    size -= piece
-    time.sleep(0.1)
-input()
-"""
 
 
 async def _take(at: Limited, rate: int) -> None:

@@ -3,14 +3,14 @@
 import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agentd.adapt.backpropagation import NLL_WEIGHT, Backpropagation
 from agentd.adapt.dataset import Dataset, Member, usable
 from agentd.adapt.neutral import neutral_texts
-from agentd.adapt.planning import Setting
+from agentd.adapt.planning import Setting, workload_of
 from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.training import Training
 from agentd.budget.expectation import ZO_STEPS
@@ -18,8 +18,7 @@ from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial, Plan
 from agentd.budget.planner import Choice
 from agentd.engine.activity import Activity
-from agentd.engine.encode import shared_prefix
-from agentd.engine.protocol import Encoded, Generate, Sampling
+from agentd.engine.protocol import Generate, Sampling
 from agentd.engine.supervisor import Supervisor
 from agentd.gguf_header import read_header
 from agentd.processor import multiplies_bf16
@@ -80,7 +79,8 @@ async def measure(model: Path, case: Case, folder: Path) -> dict[str, Any]:
             pass
         async with MemoryWatch(lambda: {"engine": engine.pid, "trainer": training.pid}, 0.05) as memory:
             data, tokens = await _encode(engine, case, folder)
-            workload = workload_of(list(tokens.values()), case)
+            workload = workload_of(list(tokens.values()), case.context)
+            workload = replace(workload, batch=case.batch, rank=RANK)
             plan = case.plan(architecture, workload)
             adapter = None
             if plan.blocks:
@@ -180,24 +180,6 @@ def examples(case: Case) -> list[Member]:
         role, target = "dev" if i % 8 == 0 else "train", ANSWER if free else "yes" if i % 2 else "no"
         found.append(member(i, role, "reviews", [] if free else ["yes", "no"], asked, target))
     return found
-
-
-def workload_of(tokens: list[dict[str, Any]], case: Case) -> Workload:
-    """The workload as it is, in the footprint's terms."""
-    prefix = shared_prefix([Encoded(**tree) for tree in tokens])
-    lengths = [len(sequence) - prefix for tree in tokens for sequence in tree["sequences"]]
-    scored = [{(s, p) for part in (*t["choices"], t["target"]) for s, p, _ in part} for t in tokens]
-    return Workload(
-        seq_len=max(lengths),
-        tokens=sum(lengths),
-        examples=len(tokens),
-        batch=case.batch,
-        rank=RANK,
-        prefix=prefix,
-        scored=max(map(len, scored)),
-        context=case.context,
-        sequences=max(len(tree["sequences"]) for tree in tokens),
-    )
 
 
 def predicted(plan: Plan) -> dict[str, int]:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, at the most this often
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
+_FRUITLESS = 5  # trainers in a row that are killed before they wrote anything: then memory is not what kills them
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
 _DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
@@ -45,6 +46,7 @@ class AdaptationPass(Attempt):
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
         self._kept: tuple[int, int] | None = None  # step, of so many, at which the running trainer wrote last
+        self._fruitless = 0
 
     async def _learn(self, data: Dataset) -> None:
         if self._setting.blocks:
@@ -119,6 +121,9 @@ class AdaptationPass(Attempt):
             try:
                 done = await train
             except TrainerKilled as error:
+                self._fruitless = 0 if self._kept else self._fruitless + 1
+                if self._fruitless == _FRUITLESS:
+                    raise
                 asked = self._dial.move
                 return None, asked if asked and asked.lost else Move(str(error), lost=True, smaller=True)
             return done, None if done["event"] == "done" else self._dial.move

@@ -9,13 +9,12 @@ import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from agentd.adapt.neutral import neutral_texts
+from agentd.adapt.planning import workload_of
 from agentd.budget import footprint, probe
 from agentd.budget.footprint import Architecture, Workload
-from agentd.engine.encode import shared_prefix
-from agentd.engine.protocol import BASE, Encoded
+from agentd.engine.protocol import BASE
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import AgentdError
 
@@ -61,7 +60,7 @@ async def engine_runtime(engine: Supervisor, architecture: Architecture, context
         trees = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
         if before is None or after is None or any("error" in tree for tree in trees):
             return None
-        terms = footprint.engine_terms(architecture, _workload(trees, context), zeroth_order=False, runtime=0)
+        terms = footprint.engine_terms(architecture, workload_of(trees, context), zeroth_order=False, runtime=0)
         found = after - before - footprint.total(terms)
     except (AgentdError, OSError) as error:
         logger.info("what a session costs the engine could not be measured: %s", error)
@@ -75,17 +74,3 @@ async def engine_runtime(engine: Supervisor, architecture: Architecture, context
 
 def _size(meter: probe.Meter, engine: Supervisor) -> int | None:
     return None if engine.pid is None else meter.read(engine.pid)
-
-
-def _workload(trees: list[dict[str, Any]], context: int) -> Workload:
-    encoded = [Encoded(**tree) for tree in trees]
-    prefix = shared_prefix(encoded)
-    lengths = [len(sequence) - prefix for each in encoded for sequence in each.sequences]
-    return Workload(
-        seq_len=max(lengths),
-        tokens=sum(lengths),
-        examples=len(trees),
-        prefix=prefix,
-        context=context,
-        sequences=max(len(each.sequences) for each in encoded),
-    )

@@ -14,6 +14,8 @@ from agentd.budget.planner import Choice
 from agentd.budget.recipe import recipe
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.config import Config
+from agentd.engine.encode import shared_prefix
+from agentd.engine.protocol import Encoded
 from agentd.models import ModelFile
 from agentd.safetensors_header import ClassifierHeader
 
@@ -69,6 +71,24 @@ class Setting:
 
     def as_json(self) -> dict[str, Any]:
         return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
+
+
+def workload_of(trees: Sequence[Mapping[str, Any]], context: int) -> Workload:
+    """What a pass works on, from its examples as the engine encoded them: exact where `Workload.estimated` has only
+    texts to go by."""
+    encoded = [Encoded(**tree) for tree in trees]
+    prefix = shared_prefix(encoded)
+    lengths = [len(sequence) - prefix for each in encoded for sequence in each.sequences]
+    scored = [{(s, p) for part in (*each.choices, each.target) for s, p, _ in part} for each in encoded]
+    return Workload(
+        seq_len=max(lengths),
+        tokens=sum(lengths),
+        examples=len(encoded),
+        prefix=prefix,
+        scored=max(map(len, scored)),
+        sequences=max(len(each.sequences) for each in encoded),
+        context=context,
+    )
 
 
 def runtime(probed: Mapping[str, Any]) -> dict[str, int]:

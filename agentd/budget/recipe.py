@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-_HALF = 20  # blocks up to which the larger steps were tried
+_LARGER_STEPS = 20  # blocks up to which the larger steps were tried
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ def recipe(method: str, blocks: int) -> Recipe:
         return Recipe(2e-3, 16, 2, 2.0)
     if blocks < 12:
         return Recipe(2e-3, 8, 2, 2.0)
-    return Recipe(2e-3 if blocks <= _HALF else 1e-3, 8, 1, 1.0)
+    return Recipe(2e-3 if blocks <= _LARGER_STEPS else 1e-3, 8, 1, 1.0)
