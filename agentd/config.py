@@ -21,10 +21,13 @@ from agentd.errors import InvalidConfig
 
 _SIZE = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _TIME = {"": 1.0, "S": 1.0, "MS": 1e-3, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
-METHODS = ("auto", "mezo", "sparse-mezo", "suffix-bp", "elasticzo", "blockwise-bp", "bp")
+METHODS = (
+    *("auto", "mezo", "sparse-mezo", "mezo-lora", "adazeta"),
+    *("suffix-bp", "elasticzo", "loho", "blockwise-bp", "bp", "lora"),
+)
 METHODS_OF = {
     "llamacpp": ("auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"),
-    "transformers": ("auto", "mezo", "sparse-mezo", "elasticzo", "bp"),
+    "transformers": ("auto", "mezo", "sparse-mezo", "mezo-lora", "adazeta", "elasticzo", "loho", "bp", "lora"),
     "int8": ("auto", "mezo", "suffix-bp", "elasticzo"),
 }
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminating zero (unix(7))

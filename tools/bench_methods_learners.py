@@ -15,7 +15,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,19 @@ from typing import Any
 import torch
 
 from agentd import allocator
-from agentd.learn.spsa import Trajectory, minimise, schedule
+from agentd.adapt.in_place import EPSILON, EPSILON_CHANGES, TRAIN_RANK
+from agentd.learn.spsa import Trajectory, growing_queries, minimise, schedule
 from agentd.learn.weights import adazeta, lora
-from agentd.learn.weights.bp import Backpropagation
-from agentd.learn.weights.cached_trunk import CachedTrunk
+from agentd.learn.weights.adamw import AdamW
+from agentd.learn.weights.bp import Backpropagation, checkpointed
+from agentd.learn.weights.cached_trunk import CachedTrunk, InMemory
 from agentd.learn.weights.elasticzo import ElasticZO
 from agentd.learn.weights.loho import Hybrid
 from agentd.learn.weights.mezo import InPlace
+from agentd.learn.weights.structure import blocks_of
 from tools.bench_elastic_tasks import reviews
 from tools.bench_methods_model import BATCH, Peak, Reviews, load
-from tools.bench_methods_step import EPSILON, batch_losses
+from tools.bench_methods_step import batch_losses
 
 RANK, PROBES = 8, 4
 LR, LR_BP = {"lora": 1e-3, "elasticzo": 1e-2, "suffix": 1e-2}, 3e-3
@@ -40,13 +44,14 @@ LR, LR_BP = {"lora": 1e-3, "elasticzo": 1e-2, "suffix": 1e-2}, 3e-3
 WHOLE = ("lora", "mezo-lora", "suffix", "adazeta")
 """Methods that keep more than weights and a number of steps, so that they cannot be put aside."""
 _CLIP, _RECENT = 3.0, 32  # as learn.spsa clips projected gradients
+_MOST_QUERIES = 64  # of a step, between whose seeds there is room for so many
 
 
 class Oracle:
     """The loss of the reviews' mini-batches as `learn.spsa` wants it."""
 
-    def __init__(self, theta: InPlace, data: Any) -> None:
-        self.theta, self.data = theta, data
+    def __init__(self, theta: InPlace, data: Any, epsilon: float = EPSILON) -> None:
+        self.theta, self.data, self.epsilon = theta, data, epsilon
 
     def loss(self, seed: int, scale: float, batch: int) -> float:
         return self.theta.loss(seed, scale, self.data.loss(batch))
@@ -94,18 +99,18 @@ def learn(
                 data.loss(0)()
             yield
     elif name in ("mezo", "sparse-mezo", "mezo-lora", "adazeta"):
-        chosen = None
+        changes = None
         if name == "mezo-lora":
-            lora.attach(model, RANK, 2 * RANK, seed)
-            chosen = lora.names(model).__contains__
+            changes = lora.beside(model, RANK, 2 * RANK, seed)
         elif name == "adazeta":
-            adazeta.attach(model, 64, 5, seed)
-            chosen = adazeta.names(model).__contains__
-        theta = InPlace(model, parameters=chosen, sparsity=0.75 if name == "sparse-mezo" else None)
-        if name == "adazeta":
-            yield from growing(Oracle(theta, data), first, seconds, lr, used)
+            changes = adazeta.beside(model, TRAIN_RANK, seed)
+        if changes is None:
+            oracle = Oracle(InPlace(model, sparsity=0.75 if name == "sparse-mezo" else None), data)
         else:
-            yield from zeroth_order(Oracle(theta, data), number, first, lr, at, total)
+            oracle = Oracle(InPlace(changes), data, EPSILON_CHANGES)
+        with changes.attached() if changes is not None else nullcontext():
+            queries = growing_queries if name == "adazeta" else lambda epoch: number
+            yield from zeroth_order(oracle, queries, first, lr, at, total)
     elif name == "elasticzo":
         elastic = ElasticZO(model, number)
         if "lr_bp" not in used:
@@ -125,7 +130,7 @@ def learn(
             hybrid.step(step, data.loss(step), EPSILON, used["lr_zo"], used["lr_bp"])
             yield
     elif name == "suffix":
-        cache = CachedTrunk(model, number)
+        cache = CachedTrunk(model, number, InMemory())
         bp = Backpropagation(model, cache.split.suffix)
         used["lr_bp"] = rate
         batches = len(data.train) // BATCH
@@ -146,72 +151,52 @@ def learn(
 
 
 def zeroth_order(
-    oracle: Oracle, queries: int, first: int, lr: float | None, at: Progress, total: int
+    oracle: Oracle, queries: Callable[[int], int], first: int, lr: float | None, at: Progress, total: int
 ) -> Iterator[None]:
     """n-SPSA as learn.spsa takes its steps, without its judging on the way: the step size is calibrated once, warms up
-    and falls along a cosine, and projected gradients are clipped."""
+    and falls along a cosine, and projected gradients are clipped. `queries` of a step, by its epoch."""
     if "lr_zo" not in at.used:
-        at.used |= {"lr_zo": calibrated(oracle, first, queries) if lr is None else lr, "queries": queries}
+        n = queries(1)
+        at.used |= {"lr_zo": calibrated(oracle, first, n) if lr is None else lr, "queries": n}
         yield
+    batches = max(1, len(oracle.data.train) // BATCH)
     for step in range(at.steps, total):
+        n = queries(1 + step // batches)
         rate = at.used["lr_zo"] * schedule(step + 1, total)
         measured = []
-        for query in range(queries):
-            seed = first + 64 + step * queries + query
-            plus, minus = oracle.theta.pair(seed, EPSILON, oracle.data.loss(step))
-            measured.append((seed, (plus - minus) / (2 * EPSILON)))
+        for query in range(n):
+            seed = first + 64 + step * _MOST_QUERIES + query
+            plus, minus = oracle.theta.pair(seed, oracle.epsilon, oracle.data.loss(step))
+            measured.append((seed, (plus - minus) / (2 * oracle.epsilon)))
         at.recent = [*at.recent, *(abs(g) for _, g in measured)][-_RECENT:]
         limit = _CLIP * statistics.median(at.recent)
         if rate > 0:
-            limit = min(limit, EPSILON * queries / rate)
+            limit = min(limit, oracle.epsilon * n / rate)
         for seed, g in measured:
-            oracle.update(seed, -rate / queries * max(-limit, min(limit, g)))
-        yield
-
-
-def growing(oracle: Oracle, first: int, seconds: float, lr: float | None, used: dict[str, float]) -> Iterator[None]:
-    """AdaZeta's schedule: epochs of plain steps whose number of queries grows, for about `seconds`."""
-    rate = calibrated(oracle, first) if lr is None else lr
-    used["lr_zo"] = rate
-    step, done, batches = 0, 0, len(oracle.data.train) // BATCH
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        queries = adazeta.queries(1 + step // batches)
-        measured = []
-        for query in range(queries):
-            seed = first + 64 + done + query
-            plus, minus = oracle.theta.pair(seed, EPSILON, oracle.data.loss(step))
-            measured.append((seed, (plus - minus) / (2 * EPSILON)))
-        for seed, g in measured:
-            oracle.update(seed, -rate * g / queries)
-        step, done = step + 1, done + queries
+            oracle.update(seed, -rate / n * max(-limit, min(limit, g)))
         yield
 
 
 def calibrated(oracle: Oracle, first: int, queries: int = 1) -> float:
     """The step size that learn.spsa finds; its probes are an update too."""
     trajectory = Trajectory()
-    for _ in minimise(oracle, steps=1, epsilon=EPSILON, probes=PROBES, first_seed=first, trajectory=trajectory):
+    for _ in minimise(oracle, steps=1, epsilon=oracle.epsilon, probes=PROBES, first_seed=first, trajectory=trajectory):
         pass
     assert trajectory.calibration is not None
     rate = trajectory.calibration.best_lr(queries)
-    return min(rate, EPSILON / max(trajectory.calibration.gradient, 1e-9) * trajectory.calibration.agreement)
+    return min(rate, oracle.epsilon / max(trajectory.calibration.gradient, 1e-9) * trajectory.calibration.agreement)
 
 
 def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, float], total: int) -> Iterator[None]:
-    lora.attach(model, RANK, 2 * RANK, seed)
-    trained = lora.names(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    used["lr_adamw"] = lr
-    for step in range(total):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step + 1, total) * lr
-        torch.autograd.backward(data.loss(step)())
-        optimizer.step()
-        optimizer.zero_grad()
-        yield
+    model.requires_grad_(False)
+    changes = lora.beside(model, RANK, 2 * RANK, seed)
+    descent, used["lr_adamw"] = AdamW(changes), lr
+    with changes.attached():
+        for step in range(total):
+            with descent.trained(), checkpointed(blocks_of(model)):
+                torch.autograd.backward(data.loss(step)())
+            descent.apply(schedule(step + 1, total) * lr, step)
+            yield
 
 
 def accuracy(options: argparse.Namespace) -> dict[str, Any]:

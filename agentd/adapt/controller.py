@@ -279,7 +279,9 @@ class Adaptation:
         means = await self._means(progress, seed)
         attempt: Attempt
         if self._learns_in_place:
-            attempt = InPlacePass(means, How.of(setting.method, setting.blocks, setting.steps, self._dtype))
+            attempt = InPlacePass(
+                means, How.of(setting.method, setting.blocks, setting.steps, self._dtype, setting.rank)
+            )
         else:
             self._training = Training(self._activity, means.folder / "trainer.log", self._group)
             attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)

@@ -1,4 +1,5 @@
-"""Backpropagation in the last blocks of the engine's own weights, alone or beside zeroth-order steps in the trunk."""
+"""Backpropagation in the last blocks of the engine's own weights, alone or beside zeroth-order steps, and in low-rank
+changes beside all of them."""
 
 import asyncio
 import contextlib
@@ -48,10 +49,11 @@ async def run(
     epsilon: float | None,
     moved: Path,
     on_step: Callable[[StepResult], None],
+    period: int = 1,
 ) -> Trajectory:
-    """Takes `steps` steps from the weights that the session uses, whose rule says which blocks learn, and leaves the
-    session where the run ended. `moved` then has the tensors of these blocks at the best point; there is no such file
-    where that is the start. `lr` and `epsilon` as in learn/descent.py."""
+    """Takes `steps` steps from the weights that the session uses, whose rule says what learns, and leaves the
+    session where the run ended. `moved` then has what backpropagation moves at the best point; there is no such file
+    where that is the start. `lr`, `epsilon` and `period` as in learn/descent.py."""
     oracle = BackpropagatingOracle(engine, train, nll_weight, seed, BATCH)
     with contextlib.suppress(FileNotFoundError):
         moved.unlink()
@@ -63,6 +65,7 @@ async def run(
             steps=steps,
             lr=lr,
             epsilon=epsilon,
+            period=period,
             first_seed=first_seed(seed),
             probes=PROBES[0],
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,

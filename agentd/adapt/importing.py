@@ -13,11 +13,15 @@ from agentd.adapt.dataset import Dataset
 from agentd.adapt.gate import Verdict
 from agentd.adapt.in_place import How, InPlacePass
 from agentd.adapt.portable import Adaptation
+from agentd.adapt.revision_files import LORA
 
 
 class ImportPass(InPlacePass):
     def __init__(self, means: Means, adaptation: Adaptation) -> None:
-        super().__init__(means, How(adaptation.method, adaptation.blocks, 0, adaptation.update, adaptation.dtype))
+        how = How(adaptation.method, adaptation.blocks, 0, adaptation.update, adaptation.dtype)
+        super().__init__(means, how)
+        if adaptation.ranks:
+            self._moved, self._ranks = means.folder / LORA, list(adaptation.ranks)
         self._imported = adaptation
         self._origin = 0
         self._steps = adaptation.steps

@@ -146,7 +146,7 @@ def plan(
     steps = options.get("zo_steps", config.adapt.zo_steps)
     chosen = choice.plan
     if in_place:
-        is_bp = chosen.method == "bp"
+        is_bp = chosen.method in ("bp", "lora")
         if steps == "auto" or is_bp:
             steps = in_place_steps(chosen.method, chosen.blocks, len(data.of("train")))
         return Setting(chosen.method, chosen.blocks, 0 if is_bp else int(steps), config.adapt.rank, choice, int(steps))

@@ -3,7 +3,9 @@
 A tar. `adaptation.json` says on which base (sha256) and in which type the steps were taken, how they move the weights,
 and the sha256 of the weights that they lead to; `ledger` holds all steps from the base to the revision, in order
 (learn/ledger.py). Where backpropagation has moved something in that line, `tensors.safetensors` has its values in the
-end, and the steps are on the others (version 2). Whoever has the same base gets the same weights, bit for bit.
+end, and the steps are on the others (version 2). A line of low-rank changes alone has no steps: `lora.safetensors` has
+the factors of all of them side by side, and `ranks` says where each ends (version 3). Whoever has the same base gets
+the same weights, bit for bit.
 """
 
 import io
@@ -16,12 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from agentd.adapt import tensor_file
-from agentd.adapt.revision_files import LEDGER, TENSORS, RevisionFiles
+from agentd.adapt.revision_files import LEDGER, LORA, TENSORS, RevisionFiles
 from agentd.errors import Conflict, InvalidRequest
 from agentd.learn import ledger
 from agentd.learn.ledger import Ledger, Step
 
-FORMAT, VERSIONS = "agentd-adaptation", (1, 2)  # without tensors and with them
+FORMAT, VERSIONS = "agentd-adaptation", (1, 2, 3)  # steps alone; with tensors; low-rank changes
 _DESCRIPTION = "adaptation.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -29,8 +31,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True)
 class Adaptation:
     """`update` is how the steps move the weights, as a manifest has it; `origin` the revision's number where it was
-    made, for the reader alone. `moved` names what backpropagation moved, in up to `blocks` last blocks, and `tensors`
-    is the file with its values as it was read."""
+    made, for the reader alone. `moved` names what backpropagation moved, in up to `blocks` last blocks, `ranks` are
+    those of low-rank changes, and `tensors` is the file with values or factors as it was read."""
 
     base_sha256: str
     dtype: str
@@ -41,28 +43,36 @@ class Adaptation:
     steps: list[Step] = field(repr=False)
     blocks: int = 0
     moved: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
     tensors: bytes = field(default=b"", repr=False)
 
+    @property
+    def version(self) -> int:
+        return 3 if self.ranks else 2 if self.moved else 1
+
     def write(self, out: IO[bytes], tensors: Path | None = None) -> None:
-        """Writes the file; `tensors` has the values of what `moved` names. Equal adaptations give equal bytes."""
+        """Writes the file; `tensors` has the values of what `moved` names, or the factors of the changes. Equal
+        adaptations give equal bytes."""
         told = ("base_sha256", "dtype", "update", "weights_sha256", "method", "origin")
         described = {name: value for name, value in asdict(self).items() if name in told}
-        described |= {"format": FORMAT, "version": VERSIONS[bool(self.moved)]}
-        if self.moved:
+        described |= {"format": FORMAT, "version": self.version}
+        if self.version > 1:
             described["blocks"] = self.blocks
+        if self.ranks:
+            described["ranks"] = list(self.ranks)
         text = json.dumps(described, indent=2, sort_keys=True).encode() + b"\n"
         with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name, data in ((_DESCRIPTION, text), (LEDGER, ledger.encode(Ledger(0, self.steps)))):
                 _add(archive, name, len(data), io.BytesIO(data))
             if tensors is not None:
                 with tensors.open("rb") as file:
-                    _add(archive, TENSORS, tensors.stat().st_size, file)
+                    _add(archive, LORA if self.ranks else TENSORS, tensors.stat().st_size, file)
 
 
 def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adaptation:
     """The adaptation that leads from the base to the newest of `line`, which goes from there to the base.
 
-    Raises RevisionCorrupt, Conflict where its revisions are not all ledgers of one kind.
+    Raises RevisionCorrupt, Conflict where its revisions are not all ledgers of one kind, or all low-rank changes.
 
     What backpropagation has moved anywhere in the line is in `moved`: its value in the end is all that counts, and
     what moves the others depends on nothing but seeds, so all steps may be taken on them one after the other.
@@ -70,11 +80,12 @@ def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adapt
     steps: list[Step] = []
     moved: dict[str, None] = {}
     blocks = 0
+    ranks: list[int] = []
     last: dict[str, Any] = {}
     for revision in reversed([number for number in line if number]):
         found = files.verified(revision)
         manifest = files.manifest(revision) or {}
-        if LEDGER not in found or set(found) - {LEDGER, TENSORS} or not manifest.get("weights_sha256"):
+        if LEDGER not in found or set(found) - {LEDGER, TENSORS, LORA} or not manifest.get("weights_sha256"):
             raise Conflict(f"revision {revision} is no ledger of steps on the weights; --format says what it can be")
         rule = manifest["update"]
         if last and (rule != last["update"] or rule.get("sparsity")):
@@ -83,14 +94,20 @@ def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adapt
                 f"make one ledger; export its weights (--format safetensors)"
             )
         steps += ledger.read(found[LEDGER]).steps
+        ranks += manifest.get("ranks") or []
         if TENSORS in found:
             moved |= dict.fromkeys(tensor_file.names(found[TENSORS]))
         blocks = max(blocks, int(manifest.get("blocks") or 0))
         last = manifest
     if not last:
         raise Conflict("revision 0 is the base model: there is nothing to export")
+    if ranks and (steps or moved):
+        raise Conflict(
+            f"the line of revision {line[0]} has low-rank changes and other steps, whose order a single file does not "
+            f"keep; export its weights (--format safetensors)"
+        )
     told = base_sha256, last["dtype"], last["update"], last["weights_sha256"], str(last["method"]), line[0]
-    return Adaptation(*told, steps, blocks, tuple(moved))
+    return Adaptation(*told, steps, blocks, tuple(moved), tuple(ranks))
 
 
 def read(data: bytes) -> Adaptation:
@@ -99,7 +116,8 @@ def read(data: bytes) -> Adaptation:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             described = json.loads(_member(archive, _DESCRIPTION))
             steps = ledger.decode(_member(archive, LEDGER))
-            tensors = _member(archive, TENSORS) if TENSORS in archive.getnames() else b""
+            kept = [name for name in (TENSORS, LORA) if name in archive.getnames()]
+            tensors = _member(archive, kept[0]) if kept else b""
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise ValueError(f"its {_DESCRIPTION} is not one of {FORMAT}")
         if described.get("version") not in VERSIONS:
@@ -108,8 +126,9 @@ def read(data: bytes) -> Adaptation:
             )
         if tensors:
             tensor_file.check(tensors)
-        if bool(tensors) != (described["version"] == VERSIONS[1]):
-            raise ValueError(f"as version {described['version']} it must {'not ' if tensors else ''}have {TENSORS}")
+        wanted = [[], [TENSORS], [LORA]][described["version"] - 1]
+        if kept != wanted or (wanted and not tensors):
+            raise ValueError(f"as version {described['version']} it must have {' '.join(wanted) or 'no tensors'}")
         return _checked(described, steps, tensors)
     except (tarfile.TarError, EOFError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidRequest(f"this is no exported adaptation: {' '.join(str(error).split())}") from None
@@ -153,6 +172,11 @@ def _checked(described: dict[str, Any], steps: Ledger, tensors: bytes) -> Adapta
     blocks = described.get("blocks", 0)
     if type(blocks) is not int or not 0 <= blocks <= 10_000:
         raise ValueError(f"its {_DESCRIPTION} has no usable blocks")
+    ranks = described.get("ranks", [])
+    if not isinstance(ranks, list) or not all(type(rank) is int and 0 < rank <= 1 << 16 for rank in ranks):
+        raise ValueError(f"its {_DESCRIPTION} has no usable ranks")
+    if bool(ranks) != (described["version"] == 3) or (ranks and steps.steps):
+        raise ValueError("ranks belong to low-rank changes, which have no steps beside them")
     return Adaptation(
         base_sha256=texts["base_sha256"],
         dtype=texts["dtype"],
@@ -162,6 +186,7 @@ def _checked(described: dict[str, Any], steps: Ledger, tensors: bytes) -> Adapta
         origin=origin,
         steps=steps.steps,
         blocks=blocks,
+        ranks=tuple(ranks),
         tensors=tensors,
     )
 

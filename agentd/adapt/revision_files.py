@@ -7,7 +7,8 @@ revisions/<n>/ledger          the zeroth-order steps that made the control vecto
 revisions/<n>/network.safetensors   of a classifier, instead of adapter and control vector: the whole int8 network
 
 Of engine transformers there is a ledger alone: its steps are on the weights themselves, and the manifest says how they
-move them and the sha256 that they lead to. What backpropagation has moved is beside it, in tensors.safetensors.
+move them and the sha256 that they lead to. What backpropagation has moved is beside it, in tensors.safetensors, or the
+low-rank changes that were learned, in lora.safetensors.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from agentd.errors import RevisionCorrupt, StorageFailed, StorageFull
 
 ADAPTER, CONTROL, LEDGER, MANIFEST = "adapter.gguf", "control.gguf", "ledger", "manifest.json"
 NETWORK = "network.safetensors"
-TENSORS = "tensors.safetensors"
+TENSORS, LORA = "tensors.safetensors", "lora.safetensors"
 
 _WEIGHTS = (ADAPTER, CONTROL, NETWORK)
 _CHUNK = 1 << 20  # bytes in memory at a time
@@ -124,7 +125,7 @@ class RevisionFiles:
 
     def twin(self, files: Mapping[str, Path], others: Iterable[int]) -> int | None:
         """The one of `others` whose weights are these very files, if there is one."""
-        names = _WEIGHTS if any(name in files for name in _WEIGHTS) else (LEDGER, TENSORS)
+        names = _WEIGHTS if any(name in files for name in _WEIGHTS) else (LEDGER, TENSORS, LORA)
         sums = {name: sha256(path) for name, path in files.items() if name in names}
         for other in others:
             with contextlib.suppress(RevisionCorrupt):

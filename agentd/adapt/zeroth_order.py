@@ -1,4 +1,5 @@
-"""Zeroth-order steps with the engine as the loss oracle: on the control vectors of the trunk, or on all weights."""
+"""Zeroth-order steps with the engine as the loss oracle: on the control vectors of the trunk, on all weights, or on
+low-rank changes beside them."""
 
 import asyncio
 import math
@@ -28,11 +29,15 @@ class EngineOracle:
         self._batch = batch
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def per_epoch(self) -> int:
+        """Mini-batches in an epoch."""
+        return max(1, len(self._train) // min(self._batch, len(self._train)))
+
     def batch(self, number: int) -> list[int]:
         """The examples of mini-batch `number`: epochs in a shuffled order, the same for the same seed."""
         size = min(self._batch, len(self._train))
-        per_epoch = max(1, len(self._train) // size)
-        epoch, place = divmod(number, per_epoch)
+        epoch, place = divmod(number, self.per_epoch)
         order = random.Random(f"{self._seed}/{epoch}").sample(self._train, len(self._train))
         return order[place * size : (place + 1) * size]
 
@@ -75,12 +80,15 @@ async def run(
     on_step: Callable[[StepResult], None],
     epsilon: float = EPSILON,
     in_place: bool = False,
+    remade: bool = True,
+    queries: Callable[[int], int] = lambda epoch: 1,
 ) -> Trajectory:
     """Takes `steps` steps from the staged `weights`, which the session must be using, and leaves the session at the
     best point seen on `dev`: exactly the weights plus the replayed trajectory.
 
-    in_place  the engine's own weights learn; the session is left where the run ended, because the best point is made
-              again from the ledger anyway
+    in_place  the engine measures both signs with one command
+    remade    False leaves the session where the run ended, where the best point is made again from the ledger anyway
+    queries   of a step, by its epoch (1-based)
     """
     kind = PairingOracle if in_place else EngineOracle
     oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
@@ -95,11 +103,12 @@ async def run(
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=PATIENCE,
             probes=max(PROBES[0], min(PROBES[1], steps // 8)),
+            queries=lambda step: queries(1 + step // oracle.per_epoch),
             trajectory=trajectory,
         ),
         on_step,
     )
-    if in_place:
+    if not remade:
         return trajectory
     # Floating-point addition does not undo itself: the best point is made again from its start.
     await engine.call("use", weights=weights)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from agentd.adapt import portable, tensor_file
-from agentd.adapt.revision_files import ADAPTER, LEDGER, NETWORK, TENSORS
+from agentd.adapt.revision_files import ADAPTER, LEDGER, LORA, NETWORK, TENSORS
 from agentd.api.requests import identifier, only, read
 from agentd.api.services import Services, services
 from agentd.engine.supervisor import EXPORTED
@@ -40,7 +40,7 @@ async def replay(request: Request) -> Response:
         "lineage": line,
         "steps": steps,
         "ledger_bytes": files[LEDGER].stat().st_size,
-        "tensors_bytes": files[TENSORS].stat().st_size if TENSORS in files else 0,
+        "tensors_bytes": sum(files[name].stat().st_size for name in (TENSORS, LORA) if name in files),
         "weights_sha256": manifest["weights_sha256"],
     }
     wanted = request.query_params.get("verify", "false")
@@ -68,6 +68,9 @@ async def export(request: Request) -> Response:
         raise Conflict("revision 0 is the base model; its file is model.path")
     files = await asyncio.to_thread(s.adaptation.files.verified, number)
     if wanted == "gguf-lora":
+        if LORA in files:
+            async with _collected(s, number, files[LEDGER], "gguf") as path:
+                return _file(path)
         if ADAPTER not in files:
             raise Conflict(f"revision {number} has no LoRA: {_instead(files)}")
         return _file(files[ADAPTER])
@@ -86,6 +89,9 @@ async def export(request: Request) -> Response:
             tensors = Path(folder) / "tensors"
             async with _whole(s, number, files[LEDGER]) as path:
                 await asyncio.to_thread(tensor_file.extract, path, found.moved, tensors)
+        elif found.ranks:
+            tensors = Path(folder) / "changes"
+            await s.supervisor.call("collect", ledger=str(files[LEDGER]), target=str(tensors), kind="safetensors")
         with archive.open("xb") as out:
             await asyncio.to_thread(found.write, out, tensors)
         return _file(archive, "application/x-tar")
@@ -125,6 +131,18 @@ async def _whole(s: Services, number: int, path: Path) -> AsyncIterator[Path]:
         await s.supervisor.call("unstage", weights=EXPORTED)
 
 
+@contextlib.asynccontextmanager
+async def _collected(s: Services, number: int, path: Path, kind: str) -> AsyncIterator[Path]:
+    """A file with what all low-rank changes of a revision's line add to the base."""
+    with tempfile.TemporaryDirectory(dir=s.config.state.dir, prefix=".export-") as folder:
+        target = Path(folder) / f"{number}.{kind}"
+        try:
+            await s.supervisor.call("collect", ledger=str(path), target=str(target), kind=kind)
+        except Conflict as error:
+            raise Conflict(f"revision {number}: {error}") from None
+        yield target
+
+
 def _instead(files: dict[str, Path]) -> str:
     if ADAPTER in files:
         return "export it as gguf-lora"
@@ -134,8 +152,8 @@ def _instead(files: dict[str, Path]) -> str:
 
 
 def _in_place(files: dict[str, Path]) -> bool:
-    """Whether a revision is what engine transformers makes: steps, and perhaps the values of what BP moved."""
-    return LEDGER in files and not set(files) - {LEDGER, TENSORS}
+    """Whether a revision is what engine transformers makes: steps, and perhaps what no ledger can make again."""
+    return LEDGER in files and not set(files) - {LEDGER, TENSORS, LORA}
 
 
 def _file(path: Path, kind: str = "application/octet-stream") -> Response:

@@ -182,7 +182,22 @@ class ExampleLine(Body):
 class AdaptBody(Body):
     """POST /admin/adapt: overrides of the configuration for one pass."""
 
-    method: Literal["auto", "mezo", "sparse-mezo", "suffix-bp", "elasticzo", "blockwise-bp", "bp"] | None = None
+    method: (
+        Literal[
+            "auto",
+            "mezo",
+            "sparse-mezo",
+            "mezo-lora",
+            "adazeta",
+            "suffix-bp",
+            "elasticzo",
+            "loho",
+            "blockwise-bp",
+            "bp",
+            "lora",
+        ]
+        | None
+    ) = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
     dry_run: bool = False

@@ -12,11 +12,21 @@ from typing import Any, Protocol
 from agentd.budget.footprint import Workload
 from agentd.budget.recipe import recipe
 
-ZO_STEPS: Mapping[str, int] = {"mezo": 200, "sparse-mezo": 200, "elasticzo": 10, "suffix-bp": 0, "blockwise-bp": 0}
+ZO_STEPS: Mapping[str, int] = {
+    "mezo": 200,
+    "sparse-mezo": 200,
+    "mezo-lora": 200,
+    "adazeta": 100,
+    "elasticzo": 10,
+    "suffix-bp": 0,
+    "blockwise-bp": 0,
+}
 IN_PLACE_EPOCHS, IN_PLACE_STEPS = 4, (32, 160)  # of BP on the weights themselves: epochs, and at the least and the most
+LOHO_PERIOD = 4  # one step of backpropagation in so many
 HORIZON = 4 * 3600.0  # seconds in which a gain is counted: about what lies between passes
 
 _ZO_BATCH = 16
+_QUERIES = 4.0  # adazeta's forwards in a step: queries grow from one to three in its usual epochs
 _ZO_EVALUATION = 0.3  # of a run's forward passes again, to judge it
 _LAST_BLOCK = 0.4  # of a block's work: the last one runs only where it is scored
 _RECOMPUTE = 1.7  # measured: with checkpointing every block is dequantised twice and runs forward twice
@@ -121,8 +131,14 @@ def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_la
     each = workload.tokens / max(1, workload.examples)
     holdout = workload.holdout_tokens or workload.tokens // 5
     steps = in_place_steps(setting.method, setting.blocks, workload.examples * 4 // 5)
-    forwards = 1.0 if setting.method == "bp" else 2.0
-    forwards += (3.0 if setting.checkpoint else 2.0) * setting.blocks / max(1, n_layer)
+    backward = (3.0 if setting.checkpoint else 2.0) * setting.blocks / max(1, n_layer)
+    forwards = {"lora": 1.0, "adazeta": _QUERIES}.get(setting.method, 2.0)
+    if setting.method == "bp":  # what is below the trained blocks is run once for an example
+        forwards = (setting.blocks + (n_layer - setting.blocks) / IN_PLACE_EPOCHS) / max(1, n_layer)
+    if setting.method == "loho":
+        forwards += (backward - 1.0) / LOHO_PERIOD  # such a step has one forward
+    else:
+        forwards += backward
     step = (forwards + 2 * _ZO_EVALUATION) * min(_ZO_BATCH, workload.examples) * each
     return speed.fixed + (2.0 * holdout + steps * step) / speed.forward
 

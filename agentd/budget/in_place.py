@@ -5,7 +5,7 @@ of them with zeroth-order steps, those of the last blocks where only these learn
 pages of the committed weights belong to a file: a pass gives them back, and a request takes them again from the page
 cache. Kernels count such pages as available, so the candidate is what a pass takes of the memory there is; the engine's
 size grows by it only while requests are answered in the middle of the pass (docs/transformers.md has the
-measurements).
+measurements). Low-rank changes leave the weights as they are, and need no candidate: a file is written in the end.
 """
 
 from agentd.budget.architecture import F16, F32, Architecture
@@ -13,6 +13,11 @@ from agentd.budget.footprint import MIB, Term, Workload
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.gguf_header import Header
 from agentd.processor import multiplies_bf16
+
+METHODS = ("mezo", "sparse-mezo", "mezo-lora", "adazeta", "elasticzo", "loho", "bp", "lora")
+FORWARD_ONLY = ("mezo", "sparse-mezo", "mezo-lora", "adazeta")
+CHANGES = ("mezo-lora", "adazeta", "lora")
+"""Methods that move low-rank changes beside the weights instead of these."""
 
 LOSS_TOKENS = 1024  # of a forward, see engine/transformers/background.py
 _ROWS = 64  # scored rows come in multiples of it
@@ -37,10 +42,11 @@ def itemsize(dtype: str) -> int:
 
 
 def engine_terms(
-    arch: Architecture, workload: Workload, blocks: int = 0, *, zeroth_order: bool = True, runtime: int | None = None
+    arch: Architecture, workload: Workload, method: str, blocks: int = 0, *, runtime: int | None = None
 ) -> list[Term]:
-    """What the engine takes for steps on its own weights, scoring included: backpropagation in the last `blocks`, and
-    zeroth-order steps in what is below them."""
+    """What the engine takes for steps on its own weights, or on low-rank changes beside them, scoring included:
+    backpropagation in the last `blocks`, zeroth-order steps in the rest or in everything."""
+    zeroth_order, changes = method not in ("bp", "lora"), method in CHANGES
     size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
     step = workload.prefix + workload.batch * workload.sequences * workload.seq_len
     tokens = max(min(LOSS_TOKENS, step), workload.longest)
@@ -49,13 +55,18 @@ def engine_terms(
     attention = arch.n_head * arch.head_dim
     trained = _trained_bytes(arch, blocks)
     table = size * arch.n_vocab * arch.n_embd
-    terms = [
-        Term("runtime", _RUNTIME if runtime is None else runtime, "measured"),
-        Term(
-            "candidate weights",
-            arch.weight_bytes if zeroth_order else trained,
-            f"{'' if zeroth_order else 'trained '}parameters x {size} B; serving's own can be had again from a file",
-        ),
+    terms = [Term("runtime", _RUNTIME if runtime is None else runtime, "measured")]
+    if changes:
+        copies, kinds = (1, "values") if zeroth_order else (4, "values, gradients, AdamW's two moments")
+        formula = f"rank x (inputs + outputs) of all matrices x 4 B x {copies}: {kinds}"
+        parameters = workload.rank * sum(arch.lora_width)
+        terms.append(Term("low-rank changes", copies * F32 * parameters, formula, reduce="lower adapt.rank"))
+    else:
+        formula = (
+            f"{'' if zeroth_order else 'trained '}parameters x {size} B; serving's own can be had again from a file"
+        )
+        terms.append(Term("candidate weights", arch.weight_bytes if zeroth_order else trained, formula))
+    terms += [
         Term(
             "activations",
             tokens * (size * (6 * arch.n_embd + 4 * attention + 3 * arch.n_ff) + tokens),
@@ -69,16 +80,20 @@ def engine_terms(
             reduce="shorter answers (scored positions) take less",
         ),
     ]
-    if zeroth_order:
+    if zeroth_order and not changes:
         formula = "3 x 2^20 x 4 B: a piece of one matrix, its signs, their sum"
         terms.append(Term("perturbed weights", 3 * F32 * _SCRATCH, formula))
-    if not blocks:
+    if method in FORWARD_ONLY:
         return terms
     kept = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
     at_once = 1 if blocks > 1 else blocks
     terms += [
         Term("backward", _BACKWARD[F16 if size == F16 else F32], "measured"),
-        Term("gradients", trained, f"trained parameters x {size} B"),
+        Term(
+            "gradients",
+            0 if changes else trained,
+            "with the changes" if changes else f"trained parameters x {size} B",
+        ),
         Term(
             "kept activations",
             at_once * kept + blocks * tokens * arch.n_embd * size,
@@ -93,7 +108,11 @@ def engine_terms(
         ),
         Term("gradient of logits", rows * arch.n_vocab * (size + F32), f"scored rows x V x ({size} + 4) B"),
     ]
-    if zeroth_order and arch.tied:
+    if changes:
+        inputs = F32 * (5 * arch.n_embd + attention + arch.n_ff)
+        formula = "tokens x (5 D + H d + n_ff) x 4 B: what the changes of one block multiply"
+        terms.append(Term("inputs of changes", tokens * inputs, formula, reduce="shorten the examples"))
+    if method == "elasticzo" and arch.tied:
         terms.append(Term("perturbed head", table, f"V x D x {size} B: the gradient goes back through it"))
     return terms
 

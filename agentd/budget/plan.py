@@ -19,9 +19,10 @@ from agentd.budget.footprint import (
 )
 
 METHODS = ("mezo", "suffix-bp", "elasticzo", "blockwise-bp")
-IN_PLACE = ("mezo", "sparse-mezo", "elasticzo", "bp")
+IN_PLACE = in_place.METHODS
 """Methods of engine transformers, on the weights themselves."""
-FORWARD_ONLY = ("mezo", "sparse-mezo")
+FORWARD_ONLY = in_place.FORWARD_ONLY
+CHANGES = in_place.CHANGES
 BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
@@ -105,15 +106,18 @@ class Dial:
         """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, ..., with their blocks in memory together or one
         at a time; and block-wise BP in all blocks.
 
-        `bp` False leaves BP out, for models that the trainer cannot build. Where the engine's own weights learn: MeZO;
-        ElasticZO and BP at these k, with one block's activations in memory at a time from k = 2 on.
+        `bp` False leaves BP out, for models that the trainer cannot build. Where the engine's own weights learn: MeZO
+        and its relatives; ElasticZO, LoHo and BP at these k, with one block's activations in memory at a time from
+        k = 2 on; and LoRA in all blocks.
         """
         if self.in_place:
             yield from (self.plan(method, 0) for method in FORWARD_ONLY)
             for blocks in self._settings():
                 if blocks < self.arch.n_layer:
                     yield self.plan("elasticzo", blocks)
+                    yield self.plan("loho", blocks)
                 yield self.plan("bp", blocks)
+            yield self.plan("lora", self.arch.n_layer)
             return
         yield self.plan("mezo", 0)
         if not bp:
@@ -149,9 +153,7 @@ class Dial:
         constants = self.runtime or {}
         terms = daemon_terms(work)
         if self.in_place:
-            terms += in_place.engine_terms(
-                self.arch, work, blocks, zeroth_order=method != "bp", runtime=constants.get("engine")
-            )
+            terms += in_place.engine_terms(self.arch, work, method, blocks, runtime=constants.get("engine"))
             checkpoint = blocks >= _ONE_AT_A_TIME_FROM
             correction = self._correction(terms, method, blocks, checkpoint)
             return Plan(method, blocks, (*terms, *correction), checkpoint)

@@ -147,14 +147,18 @@ def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: 
     if k == 0:
         if method in ("suffix-bp", BLOCKWISE, "bp"):
             raise PassRefused(f"{method} with 0 blocks would train nothing; give it blocks, or use mezo")
+        if method in ("lora", "loho"):
+            raise PassRefused(f"{method} with 0 blocks has no backpropagation; use mezo-lora or mezo")
         return [dial.plan(method if method in FORWARD_ONLY else "mezo", 0)]
     if method in FORWARD_ONLY:
         raise PassRefused(f"{method} trains no blocks by backpropagation, and {k} were asked for; use elasticzo")
     if dial.in_place:
         if method == "elasticzo" and k == n_layer:
             raise PassRefused(f"elasticzo with all {k} blocks leaves no trunk for zeroth-order steps; use bp")
-        names = ("bp", "elasticzo")[: 1 if k == n_layer else 2] if method == "auto" else (method,)
-        return [dial.plan(name, k) for name in names]
+        if method == "lora" and k != n_layer:
+            raise PassRefused(f"lora learns in all {n_layer} blocks, not in {k} of them")
+        every = ("bp", "lora") if k == n_layer else ("bp", "elasticzo", "loho")
+        return [dial.plan(name, k) for name in (every if method == "auto" else (method,))]
     names = ("suffix-bp", "elasticzo", BLOCKWISE) if method == "auto" else (method,)
     return [plan for name in names for plan in dial.variants(name, k)]
 

@@ -16,7 +16,7 @@ def adapt(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto, mezo, sparse-mezo, suffix-bp, elasticzo, blockwise-bp or bp; as configured if left out.",
+            help="By name (agentctl budget lists them) or auto; as configured if left out.",
         ),
     ] = None,
     blocks: Annotated[

@@ -51,9 +51,7 @@ def budget(
     terms: Annotated[bool, typer.Option("--terms", help="The terms of the plan that a pass would take.")] = False,
     method: Annotated[
         str | None,
-        typer.Option(
-            "--method", metavar="NAME", help="Only this: mezo, sparse-mezo, suffix-bp, elasticzo, blockwise-bp, bp."
-        ),
+        typer.Option("--method", metavar="NAME", help="Only this one of those that the list has."),
     ] = None,
     blocks: Annotated[
         int | None, typer.Option("--blocks", min=0, metavar="K", help="Only this number of blocks trained by BP.")

@@ -155,6 +155,22 @@ class TapIndex:
     sequences: list[list[tuple[int, int]]]
 
 
+@dataclass(frozen=True)
+class Change:
+    """Low-rank changes beside the linear layers, made from a seed: of kind `lora` or `tensor-train`.
+
+    differentiated  they learn by backpropagation (with AdamW)
+    freeze_a        of LoRA, only B learns
+    """
+
+    kind: str
+    rank: int
+    alpha: float
+    seed: int
+    differentiated: bool = False
+    freeze_a: bool = False
+
+
 class Interrupted(Exception):
     """A forward pass was given up because something more urgent arrived."""
 
@@ -192,11 +208,22 @@ class Background(Protocol):
 @runtime_checkable
 class InPlaceBackground(Protocol):
     """What a session can do besides where the weights themselves learn: loss and update then move all of them, on a
-    copy that serving never sees."""
+    copy that serving never sees, or low-rank changes beside them."""
 
-    def rule(self, distribution: str, sparsity: float | None, blocks: int = 0) -> None:
-        """How updates move the weights from now on (learn.weights.mezo), and how many last blocks learn by
-        backpropagation, which zeroth-order steps then leave alone; forgets updates."""
+    def rule(
+        self,
+        distribution: str,
+        sparsity: float | None,
+        blocks: int = 0,
+        everywhere: bool = False,
+        change: Change | None = None,
+    ) -> None:
+        """How updates move the weights from now on (learn.weights.mezo); forgets updates.
+
+        blocks      so many last ones, with the final norm and a head of its own, learn by backpropagation
+        everywhere  zeroth-order steps move these too, instead of the trunk alone
+        change      updates move such changes instead, and the weights stay as they are
+        """
 
     def pair(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
@@ -206,11 +233,12 @@ class InPlaceBackground(Protocol):
     def descend(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
     ) -> Iterator[tuple[float, ...] | None]:
-        """A step of backpropagation in the last blocks, with both signs' losses as `pair` has them. Yields None where
-        interruptible, then them."""
+        """A step of backpropagation, with both signs' losses as `pair` has them. Yields None where interruptible, then
+        them."""
 
     def write_moved(self, path: Path) -> None:
-        """Writes the tensors that backpropagation moves, as they are now, as a safetensors file."""
+        """Writes what no ledger can make again, as it is now, as a safetensors file: the tensors that backpropagation
+        moves, or the factors of changes."""
 
     def digest(self) -> str:
         """sha256 of the weights as they are now."""
@@ -253,14 +281,18 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Replaying(Protocol):
-    """What an engine can do besides when its revisions are ledgers of steps on the weights. Both replay step by step,
-    and yield where serving may cut in."""
+    """What an engine can do besides when its revisions are ledgers of steps on the weights, or changes of them. What
+    takes long yields where serving may cut in."""
 
     def staging(self, weights: Weights, adapter: Path | None, control: Path | None) -> Generator[None, None, None]:
         """Stages the revision whose ledger is `adapter`. Raises RevisionCorrupt."""
 
     def replaying(self, ledger: Path) -> Generator[None, None, str]:
         """Returns the sha256 of the weights that a ledger's line leads to from the base. Raises RevisionCorrupt."""
+
+    def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
+        """Writes the low-rank changes of a ledger's line as one file, `kind` safetensors or gguf, and returns their
+        ranks. Raises RevisionCorrupt, Conflict where other things than such changes are in that line."""
 
 
 @runtime_checkable

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 URGENT = {"generate", "classify", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
 SOON = {"ping", "stats"}  # answered between forward passes: who only looks must not hold up the work
-_KEPT = {"stage", "replay"}  # work that is no session's: it goes on when one is abandoned
+_KEPT = {"stage", "replay", "collect"}  # work that is no session's: it goes on when one is abandoned
 _LATER = object()  # the result of a command that became background work
 
 
@@ -172,6 +172,8 @@ class Runner:
                 raise NotSupported("this engine replays no ledgers")
             if command["op"] == "replay":
                 return self._engine.replaying(Path(command["ledger"]))
+            if command["op"] == "collect":
+                return self._engine.collecting(Path(command["ledger"]), Path(command["target"]), command["kind"])
             return self._engine.staging(command["weights"], *_files(command))
         if command["op"] == "open":
             self._close_session()

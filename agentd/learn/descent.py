@@ -1,4 +1,5 @@
-"""Backpropagation in the last blocks, alone or beside zeroth-order steps in the trunk below them (ElasticZO).
+"""Backpropagation in the last blocks, alone, beside zeroth-order steps in the trunk below them (ElasticZO), or now and
+then among them (LoHo).
 
 A step of ElasticZO (Sugiura and Matsutani 2025) takes both losses of SPSA; BP goes through the minus pass:
 
@@ -31,6 +32,7 @@ def minimise(
     steps: int,
     lr: float,
     epsilon: float | None,
+    period: int = 1,
     first_seed: int = 0,
     probes: int = 4,
     evaluate: Callable[[], float] | None = None,
@@ -42,11 +44,14 @@ def minimise(
 
     lr       of the last blocks
     epsilon  of the trunk's steps; None leaves the trunk as it is
+    period   with 2 or more, every so manieth step is backpropagation alone and the others are zeroth-order alone
 
     With an epsilon the first step is the calibration, which is an update of the trunk alone. Raises Diverged.
     """
-    if steps < 0 or evaluate_every < 1 or not (math.isfinite(lr) and lr > 0):
-        raise ValueError("steps must be 0 or more, evaluate_every 1 or more, lr positive")
+    if steps < 0 or evaluate_every < 1 or period < 1 or not (math.isfinite(lr) and lr > 0):
+        raise ValueError("steps must be 0 or more, evaluate_every and period 1 or more, lr positive")
+    if period > 1 and epsilon is None:
+        raise ValueError("a period needs zeroth-order steps in between, hence an epsilon")
     if epsilon is not None and not (epsilon > 0 and probes > 0):
         raise ValueError("zeroth-order steps need a positive epsilon and probes to calibrate their size")
     run = Run(oracle, epsilon or 1.0, first_seed, trajectory if trajectory is not None else Trajectory())
@@ -56,7 +61,7 @@ def minimise(
     for step in range(1, steps + 1):
         part = scale * schedule(step, steps)
         applied: tuple[Step, ...] = ()
-        if epsilon is None:
+        if epsilon is None or (period > 1 and step % period == 0):
             seed = run.seed()
             _, loss = oracle.descend(seed, 0.0, part * lr, step)
             measured = run.measured([(seed, 0.0)] if math.isfinite(loss) else [], [loss], 1)
@@ -64,6 +69,8 @@ def minimise(
         else:
             if step == 1:
                 measured, rate = run.calibrate(probes), run.rate(None, probes)
+            elif period > 1:
+                measured, rate = run.measure(step, 1, curvature=False), part * run.rate(None, 1)
             else:
                 seed = run.seed()
                 plus, minus = oracle.descend(seed, epsilon, part * lr, step)

@@ -154,7 +154,7 @@ def minimise(
     steps: int,
     epsilon: float,
     lr: float | None = None,
-    queries: int = 1,
+    queries: int | Callable[[int], int] = 1,
     first_seed: int = 0,
     probes: int = 4,
     recheck: int = 20,
@@ -166,8 +166,9 @@ def minimise(
     """Minimises the oracle's loss by `steps` steps, yielding after each; closing the generator stops the run cleanly.
 
     Step i uses mini-batch i (the probes use 0 and 1) and `queries` fresh seeds counted up from `first_seed`, whose
-    projected gradients are averaged. Each is clipped at 3 median absolute deviations of the recent ones and at
-    epsilon / lr: two losses at +-epsilon say nothing about a step further than epsilon.
+    projected gradients are averaged; a function gives their number by the step's (1-based). Each is clipped at 3 median
+    absolute deviations of the recent ones and at epsilon / lr: two losses at +-epsilon say nothing about a step further
+    than epsilon.
 
     `lr` None takes the calibrated one; a number is kept as asked unless the curvature says that it diverges. It warms
     up over 5 % of the steps and falls along a cosine to 10 %. The curvature is measured again every `recheck` steps
@@ -179,7 +180,8 @@ def minimise(
 
     Raises Diverged after five steps in a row without a finite loss, ValueError for arguments out of range.
     """
-    if steps < 0 or not epsilon > 0 or queries < 1 or probes < 0 or evaluate_every < 1:
+    count = queries if callable(queries) else lambda _: queries
+    if steps < 0 or not epsilon > 0 or count(1) < 1 or probes < 0 or evaluate_every < 1:
         raise ValueError("steps and probes must be 0 or more, queries and evaluate_every 1 or more, epsilon positive")
     if lr is not None and not (math.isfinite(lr) and lr >= 0):
         raise ValueError(f"lr {lr} is not a step size")
@@ -194,8 +196,8 @@ def minimise(
             measured = run.calibrate(probes)
             rate = run.rate(lr, probes)
         else:
-            rate = scale * run.rate(lr, queries) * schedule(step, steps)
-            measured = run.measure(step, queries, curvature=bool(probes and recheck and step % recheck == 0))
+            rate = scale * run.rate(lr, count(step)) * schedule(step, steps)
+            measured = run.measure(step, count(step), curvature=bool(probes and recheck and step % recheck == 0))
         applied, gradient = run.apply(measured, rate)
         dev_loss, best = None, False
         if evaluate is not None and (step % evaluate_every == 0 or step == steps):
@@ -218,6 +220,14 @@ def schedule(step: int, steps: int) -> float:
         return step / (warmup + 1)
     done = (step - warmup - 1) / max(1, steps - warmup - 1)
     return _FINAL + (1 - _FINAL) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def growing_queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: int = 8) -> int:
+    """Q(e) = min(ceil(alpha e^beta), most) for the epoch counted from 1 (AdaZeta, Yang et al. 2024): directions say
+    less and less as the loss falls, so a step takes more of them. Raises ValueError for an epoch below 1."""
+    if epoch < 1:
+        raise ValueError(f"epochs count from 1, not {epoch}")
+    return min(math.ceil(alpha * math.pow(epoch, beta)), most)
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,10 @@ def test_the_planner_weighs_them_against_mezo(learned: DaemonProcess) -> None:
     answer = learned.get("/admin/budget", admin=True).json
     plans = {(plan["method"], plan["blocks"]): plan for plan in answer["plans"]}
     assert set(plans) == {
-        ("mezo", 0), ("sparse-mezo", 0), ("elasticzo", 1), ("elasticzo", 2), ("bp", 1), ("bp", 2), ("bp", 4)
-    }  # fmt: skip
+        *((method, 0) for method in ("mezo", "sparse-mezo", "mezo-lora", "adazeta")),
+        *((method, k) for method in ("elasticzo", "loho") for k in (1, 2)),
+        *(("bp", 1), ("bp", 2), ("bp", 4), ("lora", 4)),
+    }
     terms = {name: {term["name"]: term["bytes"] for term in plan["terms"]} for name, plan in plans.items()}
     weights = answer["model"]["weight_bytes"]
     assert terms["elasticzo", 1]["candidate weights"] == terms["bp", 4]["candidate weights"] == weights

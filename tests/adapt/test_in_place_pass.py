@@ -16,6 +16,7 @@ from daemon_process import DaemonProcess, eventually
 from safetensors.torch import load_file
 from transformers_samples import SETTINGS, directory, gguf, teach
 
+from agentd.budget.in_place import METHODS
 from agentd.ctl.app import run
 from agentd.learn import ledger
 
@@ -306,7 +307,7 @@ def test_sparse_mezo_is_a_method_too(learned: DaemonProcess) -> None:
 def test_the_budget_has_the_plans_of_this_engine(learned: DaemonProcess) -> None:
     answer = learned.get("/admin/budget", admin=True).json
     plans = {(plan["method"], plan["blocks"]): plan for plan in answer["plans"]}
-    assert {method for method, _ in plans} == {"mezo", "sparse-mezo", "elasticzo", "bp"}
+    assert {method for method, _ in plans} == set(METHODS)
     terms = {term["name"]: term["bytes"] for term in plans["mezo", 0]["terms"]}
     assert terms["candidate weights"] == answer["model"]["weight_bytes"]
     assert terms["candidate weights"] == pytest.approx(learned.status()["model"]["size_bytes"], rel=1e-3)

@@ -8,6 +8,7 @@ import pytest
 from agentd.budget.calibration import Factor, family
 from agentd.budget.expectation import ZO_STEPS, Outcome, Speed, in_place_steps
 from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.in_place import METHODS
 from agentd.budget.plan import Dial
 from agentd.budget.planner import choose
 from agentd.errors import PassRefused
@@ -299,12 +300,16 @@ def test_weights_that_learn_in_place_have_a_dial_of_their_own(arch: Architecture
     plans = list(Dial(arch.served(2), WORK, in_place=True).plans())
     settings = {(plan.method, plan.blocks): plan for plan in plans}
     assert len(settings) == len(plans)
-    assert {method for method, _ in settings} == {"mezo", "sparse-mezo", "elasticzo", "bp"}
+    assert {method for method, _ in settings} == set(METHODS)
     assert ("elasticzo", 30) not in settings  # there would be no trunk
     assert [settings["bp", k].checkpoint for k in (1, 2, 30)] == [False, True, True]
     needed = [settings["bp", k].needed for k in (1, 2, 4, 8, 16, 30)]
     assert needed == sorted(needed)
     assert settings["bp", 1].needed < settings["mezo", 0].needed < settings["elasticzo", 1].needed
+    # Low-rank changes leave the weights alone: what serves is all that there is of them.
+    for method in ("mezo-lora", "adazeta"):
+        assert settings[method, 0].needed + 0.9 * arch.served(2).weight_bytes < settings["mezo", 0].needed
+    assert settings["mezo-lora", 0].needed < settings["lora", 30].needed < settings["mezo", 0].needed
 
 
 def test_in_place_less_memory_leaves_fewer_blocks(arch: Architecture) -> None:
@@ -319,7 +324,7 @@ def test_in_place_less_memory_leaves_fewer_blocks(arch: Architecture) -> None:
     named = choose(served, WORK, available=16_000 * MB, reserve=0, method="elasticzo", blocks=2, **IN_PLACE)
     assert (named.plan.method, named.plan.blocks, len(named.considered)) == ("elasticzo", 2, 1)
     both = choose(served, WORK, available=16_000 * MB, reserve=0, blocks=2, **IN_PLACE)
-    assert {each.plan.method for each in both.considered} == {"elasticzo", "bp"}
+    assert {each.plan.method for each in both.considered} == {"elasticzo", "loho", "bp"}
 
 
 def test_steps_in_place_follow_the_examples_within_bounds() -> None:

@@ -89,8 +89,7 @@ def keep(background: Background, folder: Path, steps: list[Step], parent: int = 
 
 
 def parameters(background: Background) -> dict[str, torch.Tensor]:
-    current = background._copy or background._weights
-    return {name: tensor.detach().float().clone() for name, tensor in current.tensors.items()}
+    return {name: tensor.detach().float().clone() for name, tensor in background._current.tensors.items()}
 
 
 def test_a_step_goes_down_the_gradient_of_the_last_blocks_alone(
@@ -165,6 +164,53 @@ def test_methods_may_follow_one_another(
     assert digest(engine._staged["4"].mapped) == wanted
     *_, replayed = iterate(engine.replaying(revisions / "4" / "ledger"))
     assert replayed == wanted
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_frozen_trunk_is_run_once_for_an_example(
+    engine: TransformersEngine, background: Background, examples: list[Encoded], blocks: int, monkeypatch: Any
+) -> None:
+    """In whatever company: the states of a mini-batch are put together from those of its examples."""
+    batches = [examples[:3], examples[3:], examples[1:5], examples[::-1], examples[:3]]
+    runs: list[int] = []
+    last(background.loss(examples, 0.1, 0, 0.0))  # masks are tried out
+    handle = engine.model.blocks[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: runs.append(1))
+    background.rule("rademacher", None, blocks)
+
+    def learned() -> tuple[list[float], list[float], int]:
+        background.use(BASE)
+        runs.clear()
+        losses = [last(background.descend(batch, 0.1, i, 0.0, 1e-3))[0] for i, batch in enumerate(batches)]
+        judged = [last(background.loss(batch, 0.1, 0, 0.0)) for batch in batches]
+        return losses, judged, len(runs)
+
+    try:
+        losses, judged, few = learned()
+        monkeypatch.setattr(background, "_cache_trunk", lambda: None)
+        plain, plain_judged, many = learned()
+    finally:
+        handle.remove()
+    exact = engine.model.dtype == torch.float32
+    assert losses == pytest.approx(plain, rel=1e-4 if exact else 0.03)
+    assert judged == pytest.approx(plain_judged, rel=1e-4 if exact else 0.03)
+    assert (few, many) == (2, 2 * len(batches))
+    assert all("forward" not in vars(block) for block in engine.model.blocks)
+
+
+def test_a_trunk_that_moves_is_run_again(
+    engine: TransformersEngine, background: Background, examples: list[Encoded]
+) -> None:
+    background.rule("rademacher", None, 1)
+    before = last(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0]
+    cached = background._trunk
+    background.update(7, 3e-2)
+    moved = last(background.descend(examples, 0.1, 2, 0.0, 1e-9))[0]
+    assert moved != pytest.approx(before, rel=1e-3)
+    assert moved == pytest.approx(last(background.loss(examples, 0.1, 0, 0.0)), rel=0.02)
+    assert cached is not None
+    assert background._trunk is not cached
+    background.use(BASE)
+    assert last(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0] == before
 
 
 def iterate(steps: Any) -> Iterator[Any]:

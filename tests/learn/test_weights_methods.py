@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from weights_samples import language_loss, one_thread, same, task_loss, tiny, weights
 
 from agentd.learn.weights import adazeta, lora
+from agentd.learn.weights.adamw import AdamW
 from agentd.learn.weights.bp import Backpropagation
-from agentd.learn.weights.cached_trunk import CachedTrunk
+from agentd.learn.weights.cached_trunk import CachedTrunk, InMemory
 from agentd.learn.weights.elasticzo import ElasticZO
 from agentd.learn.weights.loho import Hybrid
+from agentd.learn.weights.lora import Beside
 from agentd.learn.weights.mezo import InPlace
 from agentd.learn.weights.structure import blocks_of, split
 
@@ -175,7 +177,8 @@ def test_gradients_of_several_forwards_are_applied_as_those_of_one() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_cached_trunk_gives_the_same_losses_and_gradients(kind: str) -> None:
     model, copy = tiny(kind=kind), tiny(kind=kind)
-    cache = CachedTrunk(model, 1)
+    states = InMemory()
+    cache = CachedTrunk(model, 1, states)
     bp, plain = Backpropagation(model, cache.split.suffix), Backpropagation(copy, cache.split.suffix)
     calls: list[int] = []
     handle = blocks_of(model)[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: calls.append(1))
@@ -187,62 +190,119 @@ def test_a_cached_trunk_gives_the_same_losses_and_gradients(kind: str) -> None:
     handle.remove()
     assert len(calls) == 2
     assert len(cut) == 1
-    assert cache.nbytes == 2 * 8 * 12 * 32 * 4
+    assert states.nbytes == 2 * 8 * 12 * 32 * 4
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, dict(copy.named_parameters())[name], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="no trunk"):
-        CachedTrunk(model, BLOCKS)
+        CachedTrunk(model, BLOCKS, states)
 
 
 def test_lora_starts_as_the_model_and_comes_off() -> None:
     model = tiny()
-    before, start = weights(model), value(language_loss(model))
-    layers = lora.attach(model, 4, 8.0, seed=1)
-    assert len(layers) == 7 * BLOCKS
-    assert value(language_loss(model)) == pytest.approx(start)
-    Backpropagation(model, lora.names(model)).step(language_loss(model), 0.1, 0)
-    assert value(language_loss(model)) < start
-    lora.detach(model)
+    before, loss = weights(model), language_loss(model)
+    start = value(loss)
+    changes = lora.beside(model, 4, 8.0, seed=1)
+    assert len(changes.names) == 7 * BLOCKS
+    learn(changes, loss)
+    with changes.attached():
+        assert value(loss) < start
+    assert value(loss) == start
     assert same(weights(model), before)
-    assert not lora.names(model)
+    assert all("forward" not in vars(module) for module in model.modules())
     with pytest.raises(ValueError, match="no linear layer"):
-        lora.attach(model, 4, 8.0, seed=1, targets=lambda name: False)
+        Beside(model, lambda base, generator: base, 1, targets=lambda name: False)
+
+
+def learn(changes: Beside, loss: Callable[[], Tensor], steps: int = 5, lr: float = 1e-2) -> None:
+    descent = AdamW(changes)
+    for step in range(steps):
+        with descent.trained(), changes.attached():
+            torch.autograd.backward(loss())
+        descent.apply(lr, step)
+    assert not any(p.requires_grad or p.grad is not None for p in changes.parameters())
+
+
+def test_changes_have_the_gradients_of_the_layers_they_stand_beside() -> None:
+    model = tiny()
+    loss, changes = language_loss(model), lora.beside(model, 4, 8.0, seed=1)
+    descent = AdamW(changes)
+    with descent.trained(), changes.attached():
+        torch.autograd.backward(loss())
+    model.zero_grad()
+    torch.autograd.backward(loss())
+    layers = dict(model.named_modules())
+    for name, change in zip(changes.names, changes.changes, strict=True):
+        gradient = layers[name].weight.grad
+        assert isinstance(gradient, Tensor)
+        assert isinstance(change, lora.LowRank)
+        torch.testing.assert_close(change.lora_b.grad, change.scale * gradient @ change.lora_a.T, rtol=1e-3, atol=1e-6)
 
 
 def test_lora_with_a_frozen_trains_b_alone() -> None:
+    names = [name for name, _ in lora.beside(tiny(), 4, 8.0, seed=1, freeze_a=True).named_parameters()]
+    assert names
+    assert all(name.endswith("lora_b") for name in names)
+
+
+@pytest.mark.parametrize("make", [lambda m: lora.beside(m, 4, 8.0, seed=1), lambda m: adazeta.beside(m, 3, seed=1)])
+def test_merged_changes_are_the_attached_ones(make: Callable[[nn.Module], Beside]) -> None:
     model = tiny()
-    lora.attach(model, 4, 8.0, seed=1, freeze_a=True)
-    assert lora.names(model)
-    assert all(name.endswith("lora_b") for name in lora.names(model))
+    loss, changes = language_loss(model), make(model)
+    learn(changes, loss)
+    with changes.attached():
+        wanted, start = value(loss), loss()
+    layers = dict(model.named_modules())
+    for number, (name, (a, b)) in enumerate(changes.factors().items()):
+        weight = layers[name].weight
+        assert isinstance(weight, Tensor)
+        lora.merge(weight, a, b, number)
+    assert value(loss) == pytest.approx(wanted, rel=1e-5)
+    assert start.requires_grad  # of the model itself, which nothing has frozen
+
+
+def test_merging_gives_the_same_bits_on_any_number_of_threads_and_rounds_without_bias() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(1000, 577, generator=generator)  # no multiple of anything
+    a, b = torch.randn(8, 577, generator=generator), torch.randn(1000, 8, generator=generator) * 1e-3
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for dtype in (torch.float32, torch.bfloat16):
+            merged = weight.clone().to(dtype)
+            lora.merge(merged, a, b, 7)
+            found.append(merged)
+    torch.set_num_threads(1)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    torch.testing.assert_close(found[0], weight + b @ a)
+    change, kept = b @ a, found[1].float() - weight.to(torch.bfloat16).float()
+    # below the last bit of most weights, and not lost all the same
+    assert float((kept * change).sum() / (change * change).sum()) == pytest.approx(1, abs=0.05)
+    with pytest.raises(ValueError, match="do not fit"):
+        lora.merge(weight, a, b.T, 7)
 
 
 def test_tensor_train_is_the_matrix_of_its_cores() -> None:
     layer = adazeta.TTLinear(12, 20, 3, torch.Generator().manual_seed(0))
+    a, b = layer.factors()
     matrix = torch.einsum("aib,bjc,cod,dpe->ijop", layer.core_1, layer.core_2, layer.core_3, layer.core_4).reshape(
         12, 20
     )
     x = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(layer(x), x @ matrix)
+    torch.testing.assert_close((b @ a).T, matrix)
     assert adazeta.factors(576) == (24, 24)
     assert adazeta.factors(13) == (1, 13)
 
 
-def test_tensor_train_adapters_are_small_and_start_as_the_model() -> None:
+def test_tensor_trains_are_small_and_start_as_the_model() -> None:
     model = tiny()
     start = value(language_loss(model))
-    assert len(adazeta.attach(model, 16, 2, seed=1)) == 2 * BLOCKS
-    assert value(language_loss(model)) == pytest.approx(start)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    trained = sum(sizes[name] for name in adazeta.names(model))
-    assert 0 < trained < 0.05 * sum(sizes.values())
-    with pytest.raises(ValueError, match="no linear layer"):
-        adazeta.attach(model, 16, 2, seed=1, targets=lambda name: False)
-
-
-def test_queries_grow_up_to_their_limit() -> None:
-    assert [adazeta.queries(epoch, most=3) for epoch in (1, 2, 4, 5, 9, 100)] == [1, 2, 2, 3, 3, 3]
-    with pytest.raises(ValueError, match="count from 1"):
-        adazeta.queries(0)
+    changes = adazeta.beside(model, 2, seed=1)
+    with changes.attached():
+        assert value(language_loss(model)) == pytest.approx(start)
+    trained, all_of_it = (sum(p.numel() for p in module.parameters()) for module in (changes, model))
+    assert 0 < trained < 0.2 * all_of_it
 
 
 def test_the_hybrid_takes_turns() -> None:
@@ -270,14 +330,17 @@ def sparse_mezo(model: nn.Module) -> Iterator[None]:
     return zeroth_order(model, InPlace(model, sparsity=0.75), 1e-3)
 
 
+def beside(model: nn.Module, changes: Beside, queries: int = 1) -> Iterator[None]:
+    with changes.attached():
+        yield from zeroth_order(model, InPlace(changes), 1e-2, queries)
+
+
 def mezo_lora(model: nn.Module) -> Iterator[None]:
-    lora.attach(model, 4, 8.0, seed=1)
-    return zeroth_order(model, InPlace(model, parameters=lora.names(model).__contains__), 1e-2)
+    return beside(model, lora.beside(model, 4, 8.0, seed=1))
 
 
 def adapters(model: nn.Module) -> Iterator[None]:
-    adazeta.attach(model, 16, 2, seed=1)
-    return zeroth_order(model, InPlace(model, parameters=adazeta.names(model).__contains__), 1e-2, queries=2)
+    return beside(model, adazeta.beside(model, 2, seed=1), queries=2)
 
 
 def bp(model: nn.Module) -> Iterator[None]:
@@ -306,6 +369,7 @@ def loho(model: nn.Module) -> Iterator[None]:
 def test_every_method_lowers_the_loss(method: Callable[[nn.Module], Iterator[None]], dtype: torch.dtype) -> None:
     model = tiny(dtype, blocks=2)
     before = value(task_loss(model))
-    for _, _ in zip(range(40), method(model), strict=False):
-        pass
+    run = method(model)
+    for _ in range(40):
+        next(run)
     assert value(task_loss(model)) < 0.95 * before

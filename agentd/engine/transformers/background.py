@@ -23,16 +23,18 @@ from typing import Any
 import torch
 
 from agentd.engine.encode import encode_example
-from agentd.engine.protocol import BASE, Encoded, Interrupted, Scores, TapIndex
+from agentd.engine.protocol import BASE, Change, Encoded, Interrupted, Scores, TapIndex
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.staged import Staged
 from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
 from agentd.engine.transformers.image import digest, write
+from agentd.engine.transformers.learning import Learner, Rule, learner
 from agentd.engine.transformers.model import ROWS, Model, Weights
+from agentd.engine.transformers.trunk import TrunkStates
 from agentd.errors import InvalidRequest, NotSupported
-from agentd.learn.weights.bp import Backpropagation, checkpointed
+from agentd.learn.weights.bp import checkpointed
+from agentd.learn.weights.cached_trunk import CachedTrunk
 from agentd.learn.weights.mezo import InPlace
-from agentd.learn.weights.structure import Split, split
 
 WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
@@ -48,6 +50,7 @@ class Background:
         model: Model,
         staged: Staged[Weights],
         *,
+        folder: Path,
         limit: int,
         interrupted: Callable[[], bool],
         closed: Callable[["Background"], None],
@@ -56,11 +59,11 @@ class Background:
         self._vocabulary = model.vocabulary
         self._forward = Forward(model)
         self._weights = staged[BASE]
-        self._copy: Weights | None = None
-        self._theta: InPlace | None = None
-        self._rule: dict[str, Any] = {}
-        self._split: Split | None = None  # with backpropagation: where the trunk ends
-        self._bp: Backpropagation | None = None
+        self._rule = Rule()
+        self._learner: Learner | None = None  # made when something is to be perturbed or moved
+        self._folder = folder
+        self._trunk: CachedTrunk | None = None  # while backpropagation alone moves the blocks above it
+        self._states: TrunkStates | None = None
         self.limit = limit
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
@@ -68,26 +71,27 @@ class Background:
 
     def use(self, weights: Name) -> None:
         self._weights = self._staged[weights]
-        self._forget_copy()
+        self._give_up()
         self._staged.sweep()
 
     def uses(self, weights: Weights) -> bool:
         return weights is self._weights
 
-    def rule(self, distribution: str, sparsity: float | None, blocks: int = 0) -> None:
-        """How updates move the weights from now on, see learn.weights.mezo. `blocks`: so many last ones, with the final
-        norm and a head of its own, learn by backpropagation; zeroth-order steps then move the rest. Forgets updates."""
-        self._forget_copy()
-        self._split, self._bp = None, None
-        self._forward.multiple = GRADIENT_ROWS if blocks else ROWS
-        self._rule = {"distribution": distribution, "sparsity": sparsity}
-        if blocks:
-            try:
-                self._split = split(self._model.module, blocks, tied=False)
-                self._bp = Backpropagation(self._model.module, self._split.suffix)
-            except ValueError as error:
-                raise InvalidRequest(str(error)) from None
-            self._rule["parameters"] = self._split.trunk.__contains__
+    def rule(
+        self,
+        distribution: str,
+        sparsity: float | None,
+        blocks: int = 0,
+        everywhere: bool = False,
+        change: Change | None = None,
+    ) -> None:
+        """See the protocol. Raises InvalidRequest for what this model cannot follow."""
+        self._give_up()
+        rule = Rule(distribution, sparsity, blocks, everywhere, change)
+        self._enter()
+        learner(self._model, self._weights, rule)
+        self._rule = rule
+        self._forward.multiple = GRADIENT_ROWS if rule.differentiates else ROWS
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         for pack in self._forward.packs(examples, WIDTH):
@@ -98,7 +102,7 @@ class Background:
         """At the weights moved by scale · z(seed)."""
 
         def measure(loss: Callable[[], float]) -> tuple[float, ...]:
-            return (self._in_place().loss(seed, scale, loss) if scale else loss(),)
+            return (self._theta().loss(seed, scale, loss) if scale else loss(),)
 
         for both in self._mean_loss(examples, nll_weight, measure):
             yield None if both is None else both[0]
@@ -107,28 +111,26 @@ class Background:
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
     ) -> Iterator[tuple[float, ...] | None]:
         """The losses at theta + epsilon z(seed) and theta - epsilon z(seed)."""
-        yield from self._mean_loss(examples, nll_weight, lambda loss: self._in_place().pair(seed, epsilon, loss))
+        yield from self._mean_loss(examples, nll_weight, lambda loss: self._theta().pair(seed, epsilon, loss))
 
     def update(self, seed: int, coefficient: float) -> None:
-        """Weights += coefficient · z(seed), those of a copy that is nobody else's."""
-        theta = self._in_place()  # thresholds come from the weights that it starts from
-        self._make_copy()
+        """What learns += coefficient · z(seed); it is nobody else's."""
+        theta = self._theta()  # thresholds come from the weights that it starts from
+        self._learning().own()
         self._enter()
         theta.update(seed, coefficient)
 
     def descend(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
     ) -> Iterator[tuple[float, ...] | None]:
-        """The losses at trunk + epsilon z and trunk - epsilon z. The last blocks have then gone down the gradient of
-        the latter by `lr`, unless a loss is not finite. At epsilon 0 there is one forward, at the weights as they are.
-        """
-        if self._bp is None or self._split is None:
-            raise InvalidRequest("no blocks learn by backpropagation: the session's rule says how many")
+        """The losses at trunk + epsilon z and trunk - epsilon z. What has gradients has then gone down that of the
+        latter by `lr`, unless a loss is not finite. At epsilon 0 there is one forward, at the weights as they are."""
+        descent = self._learning().descent()
+        if not epsilon:
+            self._cache_trunk()
         plus = math.nan
         if epsilon:
-            for both in self._mean_loss(
-                examples, nll_weight, lambda loss: (self._in_place().loss(seed, epsilon, loss),)
-            ):
+            for both in self._mean_loss(examples, nll_weight, lambda loss: (self._theta().loss(seed, epsilon, loss),)):
                 if both is None:
                     yield None
                 else:
@@ -141,29 +143,24 @@ class Background:
                 minus = found
         plus = plus if epsilon else minus
         if math.isfinite(plus) and math.isfinite(minus):
-            self._make_copy()
+            self._learning().own()
             self._enter()
-            self._bp.apply(lr, seed)
-        self._bp.drop()
+            descent.apply(lr, seed)
+        descent.drop()
         yield plus, minus
 
     def write_moved(self, path: Path) -> None:
-        """Writes what backpropagation moves, as it is now, as a safetensors file."""
-        if self._split is None:
-            raise InvalidRequest("no blocks learn by backpropagation: there is nothing to write")
-        current = (self._copy or self._weights).tensors
-        write(
-            path,
-            {part.name: current[part.name] for part in self._weights.image.parts if part.name in self._split.suffix},
-        )
+        """Writes what no ledger can make again, as it is now, as a safetensors file."""
+        write(path, self._learning().moved())
 
     def digest(self) -> str:
         """sha256 of the weights as they are now, in the model's order."""
-        return digest((self._copy or self._weights).mapped)
+        return digest(self._current.mapped)
 
     def drift(self, texts: Sequence[str], reference: Name, candidate: Name) -> Iterator[float | None]:
         total, n = 0.0, 0
-        before, self._copy, self._theta = self._weights, None, None
+        self._give_up()
+        before = self._weights
         for text in texts:
             tokens = self._vocabulary.tokenize(text, begin=True)[:_DRIFT]
             if len(tokens) < 2:
@@ -191,7 +188,7 @@ class Background:
         raise NotSupported("the engine transformers has no control vectors: a revision of it is a ledger")
 
     def close(self) -> None:
-        self._forget_copy()
+        self._give_up()
         self._closed(self)
 
     # --- how
@@ -215,18 +212,20 @@ class Background:
         yield tuple(total / len(examples) for total in totals)
 
     def _summed(self, pack: Pack, nll_weight: float) -> float:
-        return losses(pack, terms(pack, self._forward.run(pack)).tolist(), nll_weight)[0]
+        with self._above(pack):
+            values = terms(pack, self._forward.run(pack))
+        return losses(pack, values.tolist(), nll_weight)[0]
 
     def _gradient(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
     ) -> Iterator[float | None]:
         """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z."""
-        assert self._bp is not None
         if not examples:
             raise InvalidRequest("a loss needs examples")
+        descent = self._learning().descent()
         packs = list(self._forward.packs(examples, LOSS_WIDTH))
         while True:
-            self._bp.drop()
+            descent.drop()
             total = 0.0
             try:
                 for pack in packs:
@@ -241,18 +240,15 @@ class Background:
             return
 
     def _differentiate(self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float) -> float:
-        assert self._bp is not None
-        assert self._split is not None
-        trained = self._split.blocks[self._split.first :]
+        learning = self._learning()
         with contextlib.ExitStack() as stack:
-            if scale:
-                theta = self._in_place()
+            theta = self._theta() if scale else None
             _ = self._forward.masks  # tried out before anything is perturbed
-            stack.enter_context(self._bp.trained())
+            stack.enter_context(learning.descent().trained())
+            stack.enter_context(learning.beside())
             stack.enter_context(self._model.differentiable())
-            if len(trained) > 1:
-                stack.enter_context(checkpointed(trained))
-            with theta.perturbed(seed, scale) if scale else contextlib.nullcontext():
+            stack.enter_context(checkpointed(learning.checkpointed))
+            with theta.perturbed(seed, scale) if theta else self._above(pack):
                 values = terms(pack, self._forward.run(pack))
             loss, slopes = losses(pack, values.tolist(), nll_weight)
             if math.isfinite(loss):
@@ -264,7 +260,7 @@ class Background:
         while True:
             self._enter()
             try:
-                with self._model.interruptible(self._interrupted):
+                with self._model.interruptible(self._interrupted), self._beside():
                     found = compute()
             except Interrupted:
                 yield None
@@ -272,31 +268,59 @@ class Background:
             yield found
             return
 
+    @property
+    def _current(self) -> Weights:
+        """The weights that this session computes with."""
+        return (self._learner.copy if self._learner is not None else None) or self._weights
+
     def _enter(self) -> None:
         """Computes with this session's weights; what serves takes no memory meanwhile that it can have again."""
-        current = self._copy or self._weights
+        current = self._current
         self._model.install(current)
         for other in self._staged.values():
             if other is not current:
                 other.release()
 
-    def _in_place(self) -> InPlace:
-        if self._theta is None:
+    def _beside(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._learner is None else self._learner.beside()
+
+    def _learning(self) -> Learner:
+        if self._learner is None:
             self._enter()
-            try:
-                self._theta = InPlace(self._model.module, **self._rule)
-            except ValueError as error:
-                raise InvalidRequest(str(error)) from None
-        return self._theta
+            self._learner = learner(self._model, self._weights, self._rule)
+        return self._learner
 
-    def _make_copy(self) -> None:
-        if self._copy is None:
-            self._copy = Weights(self._weights.image, self._model.device, private=True)
+    def _theta(self) -> InPlace:
+        """What zeroth-order steps move, which the trunk is part of."""
+        self._forget_trunk()
+        learning = self._learning()
+        self._enter()
+        try:
+            return learning.theta()
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
 
-    def _forget_copy(self) -> None:
-        self._theta = None
-        if self._bp is not None:
-            self._bp.drop()
-        if self._copy is not None:
-            self._model.uninstall(self._copy)
-            self._copy = None
+    def _cache_trunk(self) -> None:
+        """The trunk stays as it is from now on: what it makes of an example is computed once."""
+        k = self._learning().above_trunk
+        if k and self._trunk is None:
+            self._states = TrunkStates(self._folder)
+            self._trunk = CachedTrunk(self._model.module, k, self._states)
+
+    def _above(self, pack: Pack) -> contextlib.AbstractContextManager[None]:
+        """Within it, a pack's forward begins above the trunk, if that is frozen and was run for it before."""
+        if self._trunk is None or not self._forward.together(pack):
+            return contextlib.nullcontext()
+        return self._trunk.batch(pack)
+
+    def _forget_trunk(self) -> None:
+        if self._states is not None:
+            self._states.close()
+        self._states = self._trunk = None
+
+    def _give_up(self) -> None:
+        """Forgets updates."""
+        self._forget_trunk()
+        if self._learner is not None:
+            self._learner.give_up()
+            self._learner = None

@@ -15,7 +15,9 @@ from agentd.engine.protocol import Generate, ModelInfo
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.transformers.background import LONGEST, Background
 from agentd.engine.transformers.context import Context
-from agentd.engine.transformers.image import finished
+from agentd.engine.transformers.exporting import stacked, write_gguf
+from agentd.engine.transformers.image import finished, write
+from agentd.engine.transformers.learning import named
 from agentd.engine.transformers.lineage import Lineage
 from agentd.engine.transformers.loading import Source, load
 from agentd.engine.transformers.model import Model, Weights
@@ -46,6 +48,7 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         device: str = "auto",
     ) -> None:
         torch.set_num_threads(threads)
+        self._path, self._folder = path, folder
         loaded = load(Source(path, folder, key), dtype, device)
         self.model = Model(loaded)
         config = self.model.config.get_text_config()
@@ -88,10 +91,26 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         """Replays a revision from the base anew and returns the sha256 of its weights."""
         return (yield from self.lineage.verify("verified", ledger))
 
+    def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
+        """Writes the low-rank changes of a line as one file, for `kind` gguf as an adapter of llama.cpp."""
+        parts = self.lineage.changes("exported", ledger)
+        yield
+        try:
+            factors = stacked(parts)
+        except ValueError as error:
+            raise RevisionCorrupt("exported", str(error)) from None
+        yield
+        if kind == "gguf":
+            write_gguf(self._path, self.model.module, factors, target)
+        else:
+            write(target, named(dict(factors)))
+        return [rank for _, ranks in parts for rank in ranks]
+
     def _open(self, interrupted: Callable[[], bool]) -> Background:
         return Background(
             self.model,
             self._staged,
+            folder=self._folder,
             limit=min(LONGEST, self.info.n_ctx),
             interrupted=interrupted,
             closed=self._closed,

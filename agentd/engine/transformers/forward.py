@@ -72,11 +72,15 @@ class Forward:
     def run(self, pack: Pack) -> Result:
         """Raises Interrupted where the model is asked to."""
         places = _places(pack)
-        longest = max(map(len, (sequence for example in pack.examples for sequence in example.sequences)))
-        if self.masks and (self._window is None or longest < self._window):
+        if self.together(pack):
             rows = [pack.rows[e][s][p] for e, s, p in places]
             return Result(self._whole(pack, rows), {place: i for i, place in enumerate(places)})
         return self._one_by_one(pack, places)
+
+    def together(self, pack: Pack) -> bool:
+        """Whether a pack is one forward."""
+        longest = max(map(len, (sequence for example in pack.examples for sequence in example.sequences)))
+        return self.masks and (self._window is None or longest < self._window)
 
     @property
     def masks(self) -> bool:

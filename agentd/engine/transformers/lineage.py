@@ -2,14 +2,15 @@
 
 A ledger lies beside a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
 the sha256 that they lead to (`weights_sha256`). What backpropagation has moved (so many `tensors`) lies beside it too,
-with its values: the steps leave these alone. Its parent's ledger lies in the directory of revisions.
+with its values: the steps leave these alone. Or low-rank changes lie there (of these `ranks`), which are added to the
+weights, one after the other. Its parent's ledger lies in the directory of revisions.
 What was replayed once is kept as a file that is named by its sha256, so that the next start maps it instead of
 replaying; such a file can be deleted at any time.
 """
 
 import json
 import mmap
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,25 @@ import torch
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.transformers import image as images
 from agentd.engine.transformers.image import Image
+from agentd.engine.transformers.learning import paired
 from agentd.engine.transformers.model import Model, Weights
-from agentd.errors import AgentdError, RevisionCorrupt
+from agentd.errors import AgentdError, Conflict, RevisionCorrupt
 from agentd.learn import ledger
 from agentd.learn.ledger import Step
+from agentd.learn.weights import lora
 from agentd.learn.weights.mezo import InPlace
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger"
 TENSORS = "tensors.safetensors"
+LORA = "lora.safetensors"
 _KEPT = 2  # images beside those that are staged: what serves now may soon be gone back to
 
 
 @dataclass(frozen=True)
 class Link:
-    """One revision's steps on its parent's weights. It has the values of so many `tensors` in `file`."""
+    """One revision's steps on its parent's weights. `folder` has the values of so many `tensors`, and the factors of
+    changes with these `ranks`."""
 
     parent: int
     steps: tuple[Step, ...]
@@ -41,7 +46,8 @@ class Link:
     digest: str | None
     dtype: str | None
     tensors: int
-    file: Path
+    ranks: tuple[int, ...]
+    folder: Path
 
 
 class Lineage:
@@ -75,6 +81,22 @@ class Lineage:
         for link in self._links(name, path):
             image = yield from self._replayed(name, link, image, check=False)
         return (yield from image.open().digesting())
+
+    def changes(self, name: Name, path: Path) -> list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]:
+        """The low-rank changes of a line from the base on, with their ranks.
+
+        Raises RevisionCorrupt, Conflict where anything else has moved the weights.
+        """
+        found = []
+        for link in self._links(name, path):
+            if link.steps or link.tensors:
+                raise Conflict("its line is not of low-rank changes alone: steps have moved the weights themselves")
+            if link.ranks:
+                try:
+                    found.append((images.read([link.folder / LORA]).open().tensors, link.ranks))
+                except AgentdError as error:
+                    raise RevisionCorrupt(name, str(error)) from None
+        return found
 
     def prune(self, used: set[Path]) -> None:
         """Deletes images that nothing uses, but for the newest."""
@@ -132,6 +154,7 @@ class Lineage:
                         model.install(target)
                         theta.replay([step])
                         yield
+                yield from self._merged(name, link, target)
                 target.finish()
                 for part_name, values in stored.items():
                     target.mapped.tensors[part_name].copy_(values)
@@ -156,15 +179,34 @@ class Lineage:
         """The values that a link has of its own. Raises RevisionCorrupt."""
         if not link.tensors:
             return {}
+        file = link.folder / TENSORS
         try:
-            found = images.read([link.file])
+            found = images.read([file])
         except AgentdError as error:
             raise RevisionCorrupt(name, str(error)) from None
         wanted = {part.name: shapes[part.name] for part in found.parts if part.name in shapes}
         made = images.arranged(found, wanted, self._model.dtype)
         if made is None or not len(wanted) == len(found.parts) == link.tensors:
-            raise RevisionCorrupt(name, f"{link.file.name} does not hold {link.tensors} of this model's tensors")
+            raise RevisionCorrupt(name, f"{file.name} does not hold {link.tensors} of this model's tensors")
         return made.open().tensors
+
+    def _merged(self, name: Name, link: Link, target: Weights) -> Iterator[None]:
+        """Adds a link's low-rank changes to the weights, layer by layer. Raises RevisionCorrupt."""
+        if not link.ranks:
+            return
+        numbers = {each: number for number, (each, _) in enumerate(self._model.module.named_parameters())}
+        try:
+            found = images.read([link.folder / LORA]).open().tensors
+            for layer, changes in paired(found, link.ranks):
+                weight = f"{layer}.weight"
+                if weight not in numbers:
+                    raise ValueError(f"{LORA} has changes of {layer}, which this model has not")
+                for a, b in changes:
+                    device = self._model.device
+                    lora.merge(target.tensors[weight], a.to(device), b.to(device), numbers[weight])
+                    yield
+        except (AgentdError, ValueError) as error:
+            raise RevisionCorrupt(name, str(error)) from None
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"weights-{digest}.safetensors"
@@ -197,7 +239,8 @@ def _read(name: Name, path: Path) -> Link:
         kept = {key: rule[key] for key in ("distribution", "sparsity") if key in rule}
         tensors = int(manifest.get("tensors") or 0)
         told = manifest.get("weights_sha256"), manifest.get("dtype")
-        return Link(steps.parent, tuple(steps.steps), tuple(kept.items()), *told, tensors, path.parent / TENSORS)
+        ranks = tuple(int(rank) for rank in manifest.get("ranks") or ())
+        return Link(steps.parent, tuple(steps.steps), tuple(kept.items()), *told, tensors, ranks, path.parent)
     except OSError as error:
         raise RevisionCorrupt(name, f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:

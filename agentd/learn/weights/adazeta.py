@@ -1,25 +1,22 @@
-"""Tensor-train adapters and a growing query count for zeroth-order steps (AdaZeta, Yang et al. 2024).
+"""Tensor-train changes for zeroth-order steps (AdaZeta, Yang et al. 2024); its growing query count is in learn/spsa.py.
 
 A matrix W (out, in) with in = i_1 i_2 and out = o_1 o_2 is a chain of four cores (Oseledets 2011)
 
     W[o_1 o_2, i_1 i_2] = G_1[i_1] G_2[i_2] G_3[o_1] G_4[o_2],      G_k (r_{k-1}, n_k, r_k),  r_0 = r_4 = 1
 
-with some hundred numbers where the matrix has thousands: fewer dimensions, so less variance in SPSA. An adapter is a
-bottleneck of two such matrices with a GELU between, added to a layer's output (Houlsby et al. 2019). As the directions
-of a step say less and less when the loss falls, the number of queries a step grows with the epoch e = 1, 2, ...:
-
-    Q(e) = min(ceil(alpha e^beta), Q_max)
+with some hundred numbers where the matrix has thousands: fewer dimensions, so less variance in SPSA. Such a matrix is
+the change beside a layer's own (as in LoRETTA, Yang et al. 2024, where weights are reparametrised); contracted in the
+middle it is a product of two factors, so it can be merged and stored as LoRA is. AdaZeta's own adapters have a
+nonlinearity between two such matrices, which no weight can take in.
 """
 
 import math
-import zlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import linear
 
-from agentd.learn.weights.lora import put
+from agentd.learn.weights.lora import Beside
 
 
 class TTLinear(nn.Module):
@@ -39,61 +36,28 @@ class TTLinear(nn.Module):
         self.core_1, self.core_2, self.core_3, self.core_4 = (nn.Parameter(core) for core in cores)
 
     def forward(self, x: Tensor) -> Tensor:
-        g1, g2, g3, g4 = self.core_1, self.core_2, self.core_3, self.core_4
-        tensor = x.reshape(-1, g1.shape[1], g2.shape[1])
-        low = torch.einsum("bij,ik,kjl->bl", tensor, g1[0], g2)
-        return torch.einsum("bl,lok,kp->bop", low, g3, g4[..., 0]).reshape(*x.shape[:-1], self.n_out)
+        a, b = self._halves()
+        return linear(linear(x.to(a.dtype), a), b)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        a, b = self._halves()
+        return a.detach(), b.detach()
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """The train cut in the middle and contracted: (rank, in) and (out, rank)."""
+        a = torch.einsum("ik,kjl->lij", self.core_1[0], self.core_2).reshape(-1, self.n_in)
+        b = torch.einsum("lok,kp->opl", self.core_3, self.core_4[..., 0]).reshape(self.n_out, -1)
+        return a, b
 
 
-class TTAdapter(nn.Module):
-    """A layer and an adapter on its output: y + up(gelu(down(y))), which is y at the start."""
+def beside(model: nn.Module, rank: int, seed: int) -> Beside:
+    """Tensor trains beside every linear layer but the head."""
 
-    def __init__(self, base: nn.Linear, bottleneck: int, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.base = base
-        self.tt_down = TTLinear(base.out_features, bottleneck, rank, generator)
-        self.tt_up = TTLinear(bottleneck, base.out_features, rank, generator, zero=True)
+    def make(base: nn.Linear, generator: torch.Generator) -> TTLinear:
+        made = TTLinear(base.in_features, base.out_features, rank, generator, zero=True)
+        return made.to(base.weight.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        change: Tensor = self.tt_up(gelu(self.tt_down(y.float())))
-        return y + change.to(y.dtype)
-
-
-def attach(
-    model: nn.Module,
-    bottleneck: int,
-    rank: int,
-    seed: int,
-    *,
-    targets: Callable[[str], bool] = lambda name: name.endswith(("o_proj", "down_proj")),
-) -> list[TTAdapter]:
-    """Puts adapters on the linear layers whose names `targets` accepts: by default those that end attention and FFN.
-
-    Raises ValueError when there is none.
-    """
-    adapters = []
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and targets(name):
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            adapter = TTAdapter(module, bottleneck, rank, generator).to(module.weight.device).train(model.training)
-            put(model, name, adapter)
-            adapters.append(adapter)
-    if not adapters:
-        raise ValueError("the model has no linear layer of that name to put an adapter on")
-    return adapters
-
-
-def names(model: nn.Module) -> frozenset[str]:
-    """The parameters that the adapters train."""
-    return frozenset(name for name, _ in model.named_parameters() if ".tt_" in name)
-
-
-def queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: int = 8) -> int:
-    """Q(e) for the epoch counted from 1. Raises ValueError for an epoch below 1."""
-    if epoch < 1:
-        raise ValueError(f"epochs count from 1, not {epoch}")
-    return min(math.ceil(alpha * math.pow(epoch, beta)), most)
+    return Beside(model, make, seed)
 
 
 def factors(n: int) -> tuple[int, int]:

@@ -1,75 +1,135 @@
-"""LoRA (Hu et al. 2021, equation 3): h = W x + alpha / r B A x with W frozen, A (r, in) random and B (out, r) zero.
+"""Low-rank changes beside frozen linear layers: y = W x + B A x (LoRA, Hu et al. 2021, equation 3, alpha / r within B).
 
-By BP it is `Backpropagation` on `names(model)`, by zeroth-order steps `InPlace` on them: MeZO (LoRA) of Malladi et al.
-2023. With `freeze_a` only B moves (LoRA-FA, Zhang et al. 2023): then the update is linear in what is trained, which
-zeroth-order steps like, as perturbing A says nothing while B is zero.
+A (r, in) begins random and B (out, r) zero. By BP the factors learn with AdamW (adamw.py), by zeroth-order steps with
+`InPlace` on them: MeZO (LoRA) of Malladi et al. 2023. With `freeze_a` only B moves (LoRA-FA, Zhang et al. 2023): then
+the change is linear in what is trained, which zeroth-order steps like, as perturbing A says nothing while B is zero.
+
+What was learned can be added to the weights for good (`merge`), by arithmetic that is the same on every machine.
 """
 
+import contextlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from agentd.learn.weights import rounding
 
-class LoRALinear(nn.Module):
-    """A frozen linear layer with a low-rank update beside it, in fp32 whatever the layer's type is."""
+_PIECE = 8 * rounding.BLOCK
+_KEY = 1 << 49  # added to a parameter's number: dice apart from those of updates
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, freeze_a: bool) -> None:
+
+class Change(Protocol):
+    """A linear map beside a layer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in fp32."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r) in fp32, of which it is the product B A."""
+
+
+class LowRank(nn.Module):
+    """alpha / r B A x, in fp32 whatever the layer's type is."""
+
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, *, freeze_a: bool = False
+    ) -> None:
         super().__init__()
-        self.base, self.scale = base, alpha / rank
-        a = torch.randn(rank, base.in_features, generator=generator) / base.in_features**0.5
+        self.scale = alpha / rank
         device = base.weight.device
+        a = (torch.randn(rank, base.in_features, generator=generator) / base.in_features**0.5).to(device)
         if freeze_a:
-            self.register_buffer("lora_a", a.to(device))
+            self.register_buffer("lora_a", a)
         else:
-            self.lora_a = nn.Parameter(a.to(device))
+            self.lora_a = nn.Parameter(a)
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = linear(linear(x.to(self.lora_b.dtype), self.lora_a), self.lora_b)
-        y: Tensor = self.base(x)
-        return y + (self.scale * low).to(y.dtype)
+        return self.scale * linear(linear(x.to(self.lora_b.dtype), self.lora_a), self.lora_b)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_a.detach(), self.scale * self.lora_b.detach()
 
 
-def attach(
-    model: nn.Module,
-    rank: int,
-    alpha: float,
-    seed: int,
-    *,
-    targets: Callable[[str], bool] = lambda name: not name.endswith("lm_head"),
-    freeze_a: bool = False,
-) -> list[LoRALinear]:
-    """Puts LoRA on every linear layer whose name `targets` accepts, all but the head by default.
+class Beside(nn.Module):
+    """Changes beside the linear layers of a model, which itself is as it was whenever they are not attached.
 
-    A comes from the seed and the layer's name. Raises ValueError when there is no such layer.
+    `make` gives a layer's change; `targets` chooses layers by name, all but the head by default. The parameters here
+    are the changes' own. Raises ValueError when there is no such layer.
     """
-    layers = []
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and targets(name):
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            layers.append(LoRALinear(module, rank, alpha, generator, freeze_a).train(model.training))
-            put(model, name, layers[-1])
-    if not layers:
-        raise ValueError("the model has no linear layer to put LoRA on")
-    return layers
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make: Callable[[nn.Linear, torch.Generator], nn.Module],
+        seed: int,
+        targets: Callable[[str], bool] = lambda name: not name.endswith("lm_head"),
+    ) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.changes = nn.ModuleList()
+        self._places: list[nn.Linear] = []
+        for name, module in model.named_modules():
+            if type(module) is nn.Linear and targets(name):
+                # From the seed and the layer's name, so that it depends on no other layer.
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                self.names.append(name)
+                self.changes.append(make(module, generator))
+                self._places.append(module)
+        if not self.names:
+            raise ValueError("the model has no linear layer to put a low-rank change beside")
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it, forwards of the model are those with the changes."""
+        try:
+            for place, change in zip(self._places, self.changes, strict=True):
+                vars(place)["forward"] = _with(place, change)
+            yield
+        finally:
+            for place in self._places:
+                vars(place).pop("forward", None)
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, in) and B (out, r) by the layer's name; they share memory with what learns."""
+        return {name: change.factors() for name, change in zip(self.names, self.changes, strict=True)}  # type: ignore[operator]
 
 
-def detach(model: nn.Module) -> None:
-    """Takes all LoRA off again; the base layers are as they were."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoRALinear):
-            put(model, name, module.base)
+def beside(model: nn.Module, rank: int, alpha: float, seed: int, *, freeze_a: bool = False) -> Beside:
+    """LoRA beside every linear layer but the head."""
+    return Beside(model, lambda base, generator: LowRank(base, rank, alpha, generator, freeze_a=freeze_a), seed)
 
 
-def names(model: nn.Module) -> frozenset[str]:
-    """The parameters that LoRA trains."""
-    return frozenset(name for name, _ in model.named_parameters() if name.rpartition(".")[2] in ("lora_a", "lora_b"))
+def _with(place: nn.Linear, change: nn.Module) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        y = nn.Linear.forward(place, x)
+        change_of_y: Tensor = change(x)
+        return y + change_of_y.to(y.dtype)
+
+    return forward
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replaces the submodule `name`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+@torch.no_grad()
+def merge(weight: Tensor, a: Tensor, b: Tensor, number: int) -> None:
+    """weight (out, in) += B A for good, for A (r, in) and B (out, r) in fp32; `number` keys the rounding of bf16.
+
+    Products are rounded and added one rank after the other: a matrix product's order of summation differs between
+    machines and numbers of threads, and a revision must be the same bytes on all of them.
+    """
+    if tuple(weight.shape) != (len(b), a.shape[1]) or len(a) != b.shape[1]:
+        raise ValueError(f"factors {tuple(b.shape)} and {tuple(a.shape)} do not fit a weight {tuple(weight.shape)}")
+    flat, width = weight.view(-1), weight.shape[1]
+    for start in range(0, flat.numel(), _PIECE):
+        n = min(_PIECE, flat.numel() - start)
+        first, end = start // width, -(-(start + n) // width)
+        delta = torch.zeros(end - first, width, device=weight.device)
+        product = torch.empty_like(delta)
+        for column in range(len(a)):
+            torch.mul(b[first:end, column : column + 1], a[column : column + 1], out=product)
+            delta += product
+        begin = start - first * width
+        rounding.add(flat, start, delta.view(-1)[begin : begin + n], 0, _KEY + number)

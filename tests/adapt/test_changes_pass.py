@@ -1,0 +1,195 @@
+"""LoRA, MeZO on LoRA, tensor trains and LoHo as passes of a real daemon: commit, proof, restart, other devices."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf as gguf_files
+import pytest
+from daemon_process import DaemonProcess, eventually
+from safetensors.torch import load_file
+from transformers_samples import SETTINGS, directory, gguf, teach
+
+from agentd.ctl.app import run
+from agentd.ctl.errors import ExitCode
+
+REFUSED = ExitCode.REFUSED
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gguf(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def learned(model: Path) -> Iterator[DaemonProcess]:
+    """A daemon that has committed a pass of LoRA."""
+    with DaemonProcess(model, SETTINGS) as daemon:
+        daemon.start()
+        teach(daemon)
+        row = adapt(daemon, method="lora")
+        assert row["state"] == "committed", row["reason"]
+        yield daemon
+
+
+def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
+    answer = daemon.post("/admin/adapt", options, admin=True)
+    assert answer.status == 202, answer.body
+    eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
+    row: dict[str, Any] = daemon.get(f"/admin/passes/{answer.json['pass']}", admin=True).json["pass"]
+    return row
+
+
+def said(daemon: DaemonProcess) -> list[list[float]]:
+    """The log-probabilities of some answers: another weight anywhere shows."""
+    found = []
+    for text in ("What now?", "aaaaaa", "zzzzzz"):
+        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
+        found.append([entry["logprob"] for entry in choice["logprobs"]["content"]])
+    return found
+
+
+def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
+    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
+    return found
+
+
+def roll(daemon: DaemonProcess, revision: int) -> None:
+    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
+    assert answer.status == 200, answer.body
+
+
+def ctl(daemon: DaemonProcess, *arguments: str) -> int:
+    return run([*arguments, "--socket", str(daemon.admin)])
+
+
+def clean(daemon: DaemonProcess) -> None:
+    """As if the disk had been cleaned: weights are made again."""
+    for image in (daemon.state / "weights").glob("weights-*"):
+        image.unlink()
+
+
+def test_a_revision_of_lora_is_its_factors(learned: DaemonProcess, capfd: pytest.CaptureFixture[str]) -> None:
+    told, folder = manifest(learned, 1), learned.state / "revisions" / "1"
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "ledger", "lora.safetensors"}
+    assert (told["method"], told["ranks"], told["line"]) == ("lora", [8], [0])
+    assert {name.split(".")[-2] for name in load_file(folder / "lora.safetensors")} == {"lora_A", "lora_B"}
+    row = learned.get("/admin/passes/1", admin=True).json
+    before, after = (row["pass"]["gate"]["tasks"]["reviews"][side]["loss"] for side in ("before", "after"))
+    assert after < before
+    assert {step["phase"] for step in row["steps"]} == {"bp"}
+    assert 0 < row["pass"]["peak_bytes"] <= row["pass"]["predicted_bytes"]
+    assert "candidate weights" not in " ".join(row["pass"]["predicted"])
+    assert ctl(learned, "replay", "1", "--verify", "--json") == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["verified"] is True
+    assert answer["tensors_bytes"] == (folder / "lora.safetensors").stat().st_size
+
+
+def test_it_survives_a_kill_and_is_gone_back_to_exactly(learned: DaemonProcess) -> None:
+    new = said(learned)
+    roll(learned, 0)
+    old = said(learned)
+    assert old != new
+    clean(learned)
+    roll(learned, 1)
+    assert said(learned) == new
+    learned.kill()
+    clean(learned)
+    learned.start()
+    assert learned.status()["revision"] == 1
+    assert said(learned) == new
+
+
+def test_it_moves_to_another_device_and_to_llama_cpp(
+    learned: DaemonProcess, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapter, archive = tmp_path / "r.gguf", tmp_path / "r.agentd"
+    assert ctl(learned, "export", "1", "--format", "gguf-lora", "-o", str(adapter)) == 0
+    names = {tensor.name for tensor in gguf_files.GGUFReader(adapter).tensors}
+    assert {"blk.0.attn_q.weight.lora_a", "blk.3.ffn_down.weight.lora_b"} <= names
+    assert ctl(learned, "export", "1", "-o", str(archive)) == 0
+    with tarfile.open(archive) as opened:
+        assert opened.getnames() == ["adaptation.json", "ledger", "lora.safetensors"]
+    assert not list(learned.state.glob(".export-*"))
+    serving = said(learned)
+    with DaemonProcess(model, SETTINGS) as other:
+        other.start()
+        assert ctl(other, "import", str(archive)) == 0
+        assert said(other) == serving
+        assert manifest(other, 1)["weights_sha256"] == manifest(learned, 1)["weights_sha256"]
+        assert ctl(other, "replay", "1", "--verify") == 0
+        capfd.readouterr()
+        data = archive.read_bytes()
+        for old, new, complaint in (
+            (b'"ranks": [\n    8', b'"ranks": [\n    0', "no usable ranks"),
+            (b'"ranks": [\n    8', b'"rankz": [\n    8', "ranks belong to"),
+            (b'"version": 3', b'"version": 2', "it must have tensors.safetensors"),
+        ):
+            assert old in data
+            answer = other.post("/admin/import", data.replace(old, new), admin=True)
+            assert (answer.status, complaint in answer.error["message"]) == (400, True), answer.error
+
+
+@pytest.mark.parametrize("method", ["mezo-lora", "adazeta", "loho"])
+def test_the_others_commit_or_say_why_not(learned: DaemonProcess, method: str) -> None:
+    roll(learned, 0) if learned.status()["revision"] else None
+    teach(learned, 40)
+    options = {"blocks": 1} if method == "loho" else {}
+    row = adapt(learned, method=method, zo_steps=60, **options)
+    assert row["method"] == method
+    assert row["state"] in ("committed", "rejected"), row["reason"]
+    assert row["gate"]["tasks"]["reviews"]["after"]["loss"] < row["gate"]["tasks"]["reviews"]["before"]["loss"]
+    assert 0 < row["peak_bytes"] <= row["predicted_bytes"]
+    if row["state"] == "committed":
+        told = manifest(learned, row["revision"])
+        assert told["zo_steps"] > 0
+        assert ctl(learned, "replay", str(row["revision"]), "--verify") == 0
+        serving = said(learned)
+        clean(learned)
+        learned.kill()
+        learned.start()
+        assert said(learned) == serving
+
+
+def test_changes_after_steps_are_exported_as_weights_only(
+    learned: DaemonProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    roll(learned, 0) if learned.status()["revision"] else None
+    for options in ({"method": "bp", "blocks": 1}, {"method": "lora"}):
+        teach(learned, 40)
+        row = adapt(learned, **options)
+        assert row["state"] == "committed", row["reason"]
+    number = str(row["revision"])
+    capfd.readouterr()
+    for kind, complaint in (("ledger", "--format safetensors"), ("gguf-lora", "changes alone")):
+        assert ctl(learned, "export", number, "--format", kind, "-o", str(tmp_path / kind)) == REFUSED
+        assert complaint in capfd.readouterr().err
+    assert ctl(learned, "export", number, "--format", "safetensors", "-o", str(tmp_path / "w.safetensors")) == 0
+    assert ctl(learned, "replay", number, "--verify") == 0
+
+
+def test_a_directory_in_bfloat16_learns_as_well(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = {**SETTINGS, "model": {**SETTINGS["model"], "dtype": "bfloat16"}}
+    with DaemonProcess(directory(tmp_path, model), settings) as daemon:
+        daemon.start()
+        teach(daemon)
+        row = adapt(daemon, method="lora")
+        assert row["state"] == "committed", row["reason"]
+        assert ctl(daemon, "replay", "1", "--verify") == 0
+        assert ctl(daemon, "export", "1", "--format", "gguf-lora", "-o", str(tmp_path / "x.gguf")) == REFUSED
+        assert "no GGUF file" in capfd.readouterr().err
+
+
+def test_a_choice_that_makes_no_sense_is_refused(learned: DaemonProcess) -> None:
+    for options, complaint in (
+        ({"method": "lora", "blocks": 2}, "learns in all 4 blocks"),
+        ({"method": "lora", "blocks": 0}, "use mezo-lora"),
+        ({"method": "mezo-lora", "blocks": 2}, "use elasticzo"),
+        ({"method": "loho", "blocks": 0}, "use mezo-lora or mezo"),
+    ):
+        refused = learned.post("/admin/adapt", {**options, "dry_run": True}, admin=True)
+        assert refused.status == 409
+        assert complaint in refused.error["message"]
