@@ -26,14 +26,15 @@ class Change(Protocol):
     """A linear map beside a layer."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out) in fp32."""
+        """x (..., in) -> (..., out), computed in the type of x."""
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) in fp32, of which it is the product B A."""
 
 
 class LowRank(nn.Module):
-    """alpha / r B A x, in fp32 whatever the layer's type is."""
+    """alpha / r B A x. The factors are fp32, the products of x's type: in bf16 that is half the memory to keep for a
+    backward, and rounds no more than adding to y does."""
 
     def __init__(
         self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, *, freeze_a: bool = False
@@ -49,7 +50,7 @@ class LowRank(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * linear(linear(x.to(self.lora_b.dtype), self.lora_a), self.lora_b)
+        return self.scale * linear(linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.lora_a.detach(), self.scale * self.lora_b.detach()
@@ -106,9 +107,8 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int, *, freeze_a: bo
 
 def _with(place: nn.Linear, change: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        y = nn.Linear.forward(place, x)
-        change_of_y: Tensor = change(x)
-        return y + change_of_y.to(y.dtype)
+        y: Tensor = nn.Linear.forward(place, x) + change(x)
+        return y
 
     return forward
 
