@@ -189,7 +189,7 @@ def calibrated(oracle: Oracle, first: int, queries: int = 1) -> float:
 
 def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, float], total: int) -> Iterator[None]:
     model.requires_grad_(False)
-    changes = lora.beside(model, RANK, 2 * RANK, seed)
+    changes = lora.beside(model, RANK, 2 * RANK, seed, exact=False)
     descent, used["lr_adamw"] = AdamW(changes), lr
     with changes.attached():
         for step in range(total):

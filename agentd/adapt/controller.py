@@ -225,7 +225,7 @@ class Adaptation:
     async def _run(self, number: int, options: dict[str, Any], seed: int, imported: portable.Adaptation | None) -> None:
         progress = self._progress
         assert progress is not None
-        async with MemoryWatch(self.pids) as memory:
+        async with MemoryWatch(self.pids, mapping=("engine",) if self._learns_in_place else ()) as memory:
             guard = asyncio.create_task(self._guard_floor(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:

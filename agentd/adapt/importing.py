@@ -24,7 +24,7 @@ class ImportPass(InPlacePass):
             self._moved, self._ranks = means.folder / LORA, list(adaptation.ranks)
         self._imported = adaptation
         self._origin = 0
-        self._steps = adaptation.steps
+        self._steps, self._zo_steps = adaptation.steps, len(adaptation.steps)
         self._digest = adaptation.weights_sha256
 
     async def _learn(self, data: Dataset) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +83,16 @@ class Progress:
 
 
 class MemoryWatch:
-    """Samples the proportional set size of the processes while a pass runs; keeps each one's peak and their sum's."""
+    """Samples the proportional set size of the processes while a pass runs; keeps each one's peak and their sum's.
 
-    def __init__(self, pids: Callable[[], dict[str, int | None]], interval: float = 0.25) -> None:
-        self._pids, self._interval = pids, interval
+    Of those in `mapping`, whose weights are pages of files that come and go as they are used, anonymous memory counts
+    alone: the other pages are memory that the kernel calls available.
+    """
+
+    def __init__(
+        self, pids: Callable[[], dict[str, int | None]], interval: float = 0.25, mapping: Collection[str] = ()
+    ) -> None:
+        self._pids, self._interval, self._mapping = pids, interval, mapping
         self._meter = probe.Meter()
         self.peaks: dict[str, int] = {}
         self.before: dict[str, int] = {}
@@ -112,7 +118,11 @@ class MemoryWatch:
         return max(0, self.total - sum(self.before.values()))
 
     def read(self) -> dict[str, int]:
-        sizes = {name: self._meter.read(pid) for name, pid in self._pids().items() if pid is not None}
+        sizes = {
+            name: probe.anonymous(pid) if name in self._mapping else self._meter.read(pid)
+            for name, pid in self._pids().items()
+            if pid is not None
+        }
         return {name: size for name, size in sizes.items() if size is not None}
 
     async def _run(self) -> None:

@@ -108,10 +108,6 @@ def engine_terms(
         ),
         Term("gradient of logits", rows * arch.n_vocab * (size + F32), f"scored rows x V x ({size} + 4) B"),
     ]
-    if changes:
-        inputs = F32 * (5 * arch.n_embd + attention + arch.n_ff)
-        formula = "tokens x (5 D + H d + n_ff) x 4 B: what the changes of one block multiply"
-        terms.append(Term("inputs of changes", tokens * inputs, formula, reduce="shorten the examples"))
     if method == "elasticzo" and arch.tied:
         terms.append(Term("perturbed head", table, f"V x D x {size} B: the gradient goes back through it"))
     return terms

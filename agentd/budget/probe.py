@@ -217,6 +217,17 @@ def rss(pid: int, root: Path = _ROOT) -> int | None:
     return int(fields[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def anonymous(pid: int, root: Path = _ROOT) -> int | None:
+    """What of a process's resident set belongs to no file, in bytes: what the kernel cannot have back while it runs.
+
+    None when there is no process.
+    """
+    fields = _text(root / f"proc/{pid}/statm").split()
+    if len(fields) < 3 or fields[1] == "0":
+        return None
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
+
+
 class Meter:
     """Proportional set sizes, often and cheaply.
 

@@ -1,3 +1,4 @@
+import mmap
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agentd.budget.probe import Meter, Sensors, pss, pss_tree, read, read_sensors, reclaimable
+from agentd.budget.probe import Meter, Sensors, anonymous, pss, pss_tree, read, read_sensors, reclaimable
 
 MIB = 2**20
 
@@ -252,6 +253,27 @@ def test_a_meter_walks_seldom_and_follows_what_a_process_takes(tmp_path: Path) -
     assert meter.read(7) is None
     holds(10 * MIB, 5 * MIB)  # another process with that number
     assert meter.read(7) == 5 * MIB
+
+
+def test_anonymous_memory_leaves_pages_of_files_out(tmp_path: Path) -> None:
+    page = os.sysconf("SC_PAGESIZE")
+    assert anonymous(7, tmp_path) is None
+    write(tmp_path, {"proc/7/statm": "1000 300 200 1 0 100 0"})
+    assert anonymous(7, tmp_path) == 100 * page
+    large = tmp_path / "large"
+    large.write_bytes(bytes(64 * MIB))
+    before = anonymous(os.getpid())
+    assert before is not None
+    with large.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::page]) == 0  # all of it is resident
+        grown = anonymous(os.getpid())
+        assert grown is not None
+        assert grown - before < 8 * MIB
+    own = bytearray(b"1") * (32 * MIB)
+    grown = anonymous(os.getpid())
+    assert grown is not None
+    assert grown - before > 24 * MIB
+    assert len(own) == 32 * MIB
 
 
 def test_a_meter_agrees_with_the_kernel(family: "subprocess.Popen[str]") -> None:

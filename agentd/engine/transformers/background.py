@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from agentd import allocator
 from agentd.engine.encode import encode_example
 from agentd.engine.protocol import BASE, Change, Encoded, Interrupted, Scores, TapIndex
 from agentd.engine.protocol import Weights as Name
@@ -324,3 +325,4 @@ class Background:
         if self._learner is not None:
             self._learner.give_up()
             self._learner = None
+            allocator.give_back()  # what follows, judging, takes other memory than learning did

@@ -76,6 +76,8 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
             raise RevisionCorrupt(weights, "the engine transformers has no control vectors")
         found = self.model.base
         if adapter is not None:
+            for each in self._staged.values():
+                each.release()  # a second set of weights is about to be written; who needs these takes them again
             found = yield from self.lineage.build(weights, adapter)
         self._staged.put(weights, found)
 

@@ -178,7 +178,8 @@ def learner(model: Model, start: Weights, rule: Rule) -> Learner:
 def made(module: nn.Module, change: Change) -> Beside:
     """Fresh changes, which change nothing yet. Raises ValueError."""
     if change.kind == "lora":
-        return lora.beside(module, change.rank, change.alpha, change.seed, freeze_a=change.freeze_a)
+        how = {"freeze_a": change.freeze_a, "exact": not change.differentiated}
+        return lora.beside(module, change.rank, change.alpha, change.seed, **how)
     if change.kind == "tensor-train":
         return adazeta.beside(module, change.rank, change.seed)
     raise ValueError(f"there are no changes of the kind {change.kind!r}")

@@ -20,8 +20,7 @@ from agentd.learn.weights.lora import Beside
 
 
 class TTLinear(nn.Module):
-    """x (..., in) -> (..., out) through tensor-train cores, without bias; `zero` starts it as the zero map. The cores are
-    fp32, the products of x's type."""
+    """x (..., in) -> (..., out) through tensor-train cores in fp32, without bias; `zero` starts it as the zero map."""
 
     def __init__(self, n_in: int, n_out: int, rank: int, generator: torch.Generator, *, zero: bool = False) -> None:
         super().__init__()
@@ -38,7 +37,7 @@ class TTLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self._halves()
-        return linear(linear(x, a.to(x.dtype)), b.to(x.dtype))
+        return linear(linear(x.to(a.dtype), a), b)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         a, b = self._halves()

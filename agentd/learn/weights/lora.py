@@ -26,21 +26,31 @@ class Change(Protocol):
     """A linear map beside a layer."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out), computed in the type of x."""
+        """x (..., in) -> (..., out)."""
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) in fp32, of which it is the product B A."""
 
 
 class LowRank(nn.Module):
-    """alpha / r B A x. The factors are fp32, the products of x's type: in bf16 that is half the memory to keep for a
-    backward, and rounds no more than adding to y does."""
+    """alpha / r B A x. The factors are fp32.
+
+    exact  so are the products, which zeroth-order steps need: their losses differ by little. Else they are of x's type,
+           which in bf16 leaves half as much to keep for a backward
+    """
 
     def __init__(
-        self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, *, freeze_a: bool = False
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        *,
+        freeze_a: bool = False,
+        exact: bool = True,
     ) -> None:
         super().__init__()
-        self.scale = alpha / rank
+        self.scale, self._exact = alpha / rank, exact
         device = base.weight.device
         a = (torch.randn(rank, base.in_features, generator=generator) / base.in_features**0.5).to(device)
         if freeze_a:
@@ -50,7 +60,8 @@ class LowRank(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * linear(linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        kind = self.lora_b.dtype if self._exact else x.dtype
+        return self.scale * linear(linear(x.to(kind), self.lora_a.to(kind)), self.lora_b.to(kind))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.lora_a.detach(), self.scale * self.lora_b.detach()
@@ -100,15 +111,21 @@ class Beside(nn.Module):
         return {name: change.factors() for name, change in zip(self.names, self.changes, strict=True)}  # type: ignore[operator]
 
 
-def beside(model: nn.Module, rank: int, alpha: float, seed: int, *, freeze_a: bool = False) -> Beside:
+def beside(
+    model: nn.Module, rank: int, alpha: float, seed: int, *, freeze_a: bool = False, exact: bool = True
+) -> Beside:
     """LoRA beside every linear layer but the head."""
-    return Beside(model, lambda base, generator: LowRank(base, rank, alpha, generator, freeze_a=freeze_a), seed)
+
+    def make(base: nn.Linear, generator: torch.Generator) -> LowRank:
+        return LowRank(base, rank, alpha, generator, freeze_a=freeze_a, exact=exact)
+
+    return Beside(model, make, seed)
 
 
 def _with(place: nn.Linear, change: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        y: Tensor = nn.Linear.forward(place, x) + change(x)
-        return y
+        y, more = nn.Linear.forward(place, x), change(x)
+        return y + more.to(y.dtype)
 
     return forward
 
