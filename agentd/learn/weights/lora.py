@@ -124,7 +124,8 @@ def beside(
 
 def _with(place: nn.Linear, change: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        y, more = nn.Linear.forward(place, x), change(x)
+        y: Tensor = nn.Linear.forward(place, x)
+        more: Tensor = change(x)
         return y + more.to(y.dtype)
 
     return forward
