@@ -83,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         before, after = row["gate"] or [[None, None], [None, None]]
-        needed, peak = row["predicted_bytes"], row["peak_bytes"]
+        needed, peak = row["predicted_bytes"] or 0, row["peak_bytes"] or 0
         lines.append(
             f"| {row['method']} | {row['steps']} | {row['seconds']:.0f} | {row['outcome']} "
             f"| {share(before[0])} → {share(after[0])} | {loss(before[1])} → {loss(after[1])} "

@@ -1,5 +1,6 @@
 """Low-rank changes beside the weights that serve: never seen by serving, merged exactly, exported for stock tools."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import BASE, Change, Encoded
 from agentd.engine.transformers.background import Background
 from agentd.engine.transformers.engine import TransformersEngine
+from agentd.engine.transformers.forward import Pack
 from agentd.engine.transformers.image import digest
 from agentd.errors import Conflict, InvalidRequest, RevisionCorrupt
 from agentd.learn import ledger
@@ -158,6 +160,35 @@ def test_an_interrupted_step_ends_the_same(engine: TransformersEngine) -> None:
         found, after, whole = step({0})
         for place in {1, whole // 3, whole // 2, whole - 2}:
             assert step({place})[:2] == (found, after)
+    finally:
+        background.close()
+
+
+def test_a_step_comes_to_its_end_where_requests_leave_little_time(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is larger than a limit is interrupted always, as if requests came before it can be through."""
+    sizes: list[int] = []
+    limit = 10**6
+    background = engine.background(lambda: bool(sizes) and sizes[-1] > limit)
+    run = background._forward.run
+
+    def noted(pack: Pack) -> Any:
+        sizes.append(len(pack.tokens))
+        return run(pack)
+
+    monkeypatch.setattr(background._forward, "run", noted)
+    try:
+        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
+        background.rule("rademacher", None, change=LORA)
+        quiet = last(background.descend(examples, 0.1, 5, 0.0, 1e-9))
+        limit = max(sizes) // 2 + 1
+        sizes.clear()
+        found = list(itertools.islice(background.descend(examples, 0.1, 6, 0.0, 1e-9), 50))[-1]
+        assert found == pytest.approx(quiet, rel=0.02)
+        assert max(sizes) > limit >= sizes[-1]
+        limit = 10**6
+        assert last(background.descend(examples, 0.1, 7, 0.0, 1e-9)) == pytest.approx(quiet, rel=0.02)
     finally:
         background.close()
 

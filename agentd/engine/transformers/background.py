@@ -41,6 +41,7 @@ WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
 LONGEST = 2048  # tokens of an example
 GRADIENT_ROWS = 256  # tokens that a forward with a backward has a multiple of: each number costs some 20 MB of code
+_GIVEN_UP = 2  # times in a row that a backward is interrupted, after which its pack is divided
 _N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 
@@ -60,6 +61,7 @@ class Background:
         self._vocabulary = model.vocabulary
         self._forward = Forward(model)
         self._weights = staged[BASE]
+        self._width = LOSS_WIDTH  # tokens of a forward with a backward, fewer where requests come all the time
         self._rule = Rule()
         self._learner: Learner | None = None  # made when something is to be perturbed or moved
         self._folder = folder
@@ -220,25 +222,31 @@ class Background:
     def _gradient(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
     ) -> Iterator[float | None]:
-        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z."""
+        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z.
+
+        An interruption costs the pack that it meets; where requests leave too little time for one, packs get smaller.
+        """
         if not examples:
             raise InvalidRequest("a loss needs examples")
-        descent = self._learning().descent()
-        packs = list(self._forward.packs(examples, LOSS_WIDTH))
-        while True:
-            descent.drop()
-            total = 0.0
+        self._learning().descent().drop()
+        width = min(self._width, LOSS_WIDTH)
+        packs = list(self._forward.packs(examples, width))
+        total, given_up, calm = 0.0, 0, True
+        while packs:
             try:
-                for pack in packs:
-                    self._enter()
-                    with self._model.interruptible(self._interrupted):
-                        total += self._differentiate(pack, nll_weight, len(examples), seed, scale)
-                    yield None
-            except Interrupted:  # what a backward that was given up has left is part of a sum
-                yield None
-                continue
-            yield total / len(examples)
-            return
+                self._enter()
+                with self._model.interruptible(self._interrupted):
+                    total += self._differentiate(packs[0], nll_weight, len(examples), seed, scale)
+                packs.pop(0)
+                given_up = 0
+            except Interrupted:
+                given_up, calm = given_up + 1, False
+                if given_up == _GIVEN_UP:  # requests leave too little time for so much at once
+                    given_up, width = 0, max(GRADIENT_ROWS, width // 2)
+                    packs = list(self._forward.packs([each for pack in packs for each in pack.examples], width))
+            yield None
+        self._width = 2 * width if calm and width < LOSS_WIDTH else width
+        yield total / len(examples)
 
     def _differentiate(self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float) -> float:
         learning = self._learning()
@@ -253,7 +261,13 @@ class Background:
                 values = terms(pack, self._forward.run(pack))
             loss, slopes = losses(pack, values.tolist(), nll_weight)
             if math.isfinite(loss):
-                torch.autograd.backward(values, torch.tensor(slopes, device=values.device) / n)
+                # Added up when all of a pack's are there: a backward that is given up leaves nothing behind.
+                slope, trained = torch.tensor(slopes, device=values.device) / n, learning.descent().parameters
+                for parameter, gradient in zip(
+                    trained, torch.autograd.grad(values, trained, slope, allow_unused=True), strict=True
+                ):
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
 
     def _run(self, compute: Callable[[], Any]) -> Iterator[Any]:

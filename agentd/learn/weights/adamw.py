@@ -21,6 +21,11 @@ class AdamW:
             parameter.requires_grad_(False)
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=WEIGHT_DECAY)
 
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """What it trains."""
+        return list(self._parameters)
+
     @contextlib.contextmanager
     def trained(self) -> Iterator[None]:
         """Within it the changes ask for gradients."""

@@ -79,6 +79,11 @@ class Backpropagation:
                 handle.remove()
             self.drop()
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What it trains."""
+        return list(self.theta)
+
     def apply(self, lr: float, seed: int) -> None:
         """Descends along the gradients that backward passes have left in the parameters, and drops them.
 
