@@ -6,7 +6,6 @@ e.g. `AGENTD_STATE_DIR=/data/agentd`; nested sections join with underscores (`AG
 
 import dataclasses
 import os
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,87 +15,12 @@ from typing import Any
 
 import yaml
 
-from agentd import paths
+from agentd import config_values as value
+from agentd import methods, paths
+from agentd.config_tasks import Task, declared
 from agentd.errors import InvalidConfig
 
-_SIZE = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_TIME = {"": 1.0, "S": 1.0, "MS": 1e-3, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
-METHODS = (
-    *("auto", "mezo", "sparse-mezo", "mezo-lora", "adazeta"),
-    *("suffix-bp", "elasticzo", "loho", "blockwise-bp", "bp", "lora"),
-)
-METHODS_OF = {
-    "llamacpp": ("auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp"),
-    "transformers": ("auto", "mezo", "sparse-mezo", "mezo-lora", "adazeta", "elasticzo", "loho", "bp", "lora"),
-    "int8": ("auto", "mezo", "suffix-bp", "elasticzo"),
-}
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminating zero (unix(7))
-
-
-def _quantity(units: Mapping[str, float], example: str) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(value))
-        if isinstance(value, bool) or match is None or match[2].upper() not in units:
-            raise ValueError(f"{value!r} is not a quantity such as {example}")
-        return float(match[1]) * units[match[2].upper()]
-
-    return parse
-
-
-_duration = _quantity(_TIME, "30s, 5m, 12h or 90d")
-_bytes = _quantity(_SIZE, "256MiB or 1.5GiB")
-
-
-def _size(value: Any) -> int:
-    return int(_bytes(value))
-
-
-def _path(value: Any) -> Path:
-    return Path(os.path.expandvars(str(value))).expanduser()
-
-
-def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
-    def parse(value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"{value!r} is not a number")
-        number = kind(value)
-        if not low <= number <= high:
-            raise ValueError(f"{value!r} is not between {low} and {high}")
-        return number
-
-    return parse
-
-
-def _auto(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: value if value == "auto" else parse(value)
-
-
-def _one_of(*names: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
-        return str(value)
-
-    return parse
-
-
-def _quiet_hours(value: Any) -> str:
-    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", str(value)):
-        raise ValueError(f"{value!r} is not a span such as 22:00-07:00")
-    return str(value)
-
-
-def _tcp(value: Any) -> str:
-    match = re.fullmatch(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\]):(\d{1,5})", str(value))
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(f"{value!r} is not a loopback address such as 127.0.0.1:8080")
-    return str(value)
-
-
-def _boolean(value: Any) -> bool:
-    if str(value).lower() not in ("true", "false"):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return str(value).lower() == "true"
 
 
 def _key(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
@@ -111,89 +35,91 @@ class Model:
         "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; transformers: a directory, too; "
         "int8: a file",
     )
-    context: int = _key(4096, _number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
-    threads: int | str = _key("auto", _auto(_number(1, 1024, int)), "threads of the engine")
+    context: int = _key(4096, value.number(256, 1 << 20, int), "tokens in the serving KV cache, shared by all slots")
+    threads: int | str = _key("auto", value.auto(value.number(1, 1024, int)), "threads of the engine")
     gpu_layers: int | str = _key(
-        "auto", _auto(_number(0, 10000, int)), "blocks offloaded to a GPU, where llama.cpp has one"
+        "auto", value.auto(value.number(0, 10000, int)), "blocks offloaded to a GPU, where llama.cpp has one"
     )
     dtype: str = _key(
-        "auto", _one_of("auto", "float32", "bfloat16"), "engine transformers: what weights are served and learn in"
+        "auto", value.one_of("auto", "float32", "bfloat16"), "engine transformers: what weights are served and learn in"
     )
 
 
 @dataclass(frozen=True)
 class Serve:
-    socket: Path | None = _key(None, _path, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
-    admin_socket: Path | None = _key(None, _path, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
-    slots: int = _key(4, _number(1, 64, int), "requests answered at the same time; others wait")
-    queue: int = _key(64, _number(0, 10000, int), "requests that may wait for a slot; more get 503")
-    tcp: str | None = _key(None, _tcp, "a loopback HOST:PORT to serve the API on as well")
-    max_body: int = _key(2**20, _size, "bytes of a request body")
-    max_import: int = _key(64 * 2**20, _size, "bytes of a JSONL body of examples")
-    max_tokens: int = _key(512, _number(1, 1 << 20, int), "tokens of an answer when the request names no limit")
+    socket: Path | None = _key(None, value.path, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
+    admin_socket: Path | None = _key(None, value.path, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
+    slots: int = _key(4, value.number(1, 64, int), "requests answered at the same time; others wait")
+    queue: int = _key(64, value.number(0, 10000, int), "requests that may wait for a slot; more get 503")
+    tcp: str | None = _key(None, value.loopback, "a loopback HOST:PORT to serve the API on as well")
+    max_body: int = _key(2**20, value.size, "bytes of a request body")
+    max_import: int = _key(64 * 2**20, value.size, "bytes of a JSONL body of examples")
+    max_tokens: int = _key(512, value.number(1, 1 << 20, int), "tokens of an answer when the request names no limit")
 
 
 @dataclass(frozen=True)
 class State:
-    dir: Path = field(default_factory=paths.state_dir, metadata={"parse": _path, "doc": "database, revisions, taps"})
+    dir: Path = field(
+        default_factory=paths.state_dir, metadata={"parse": value.path, "doc": "database, revisions, taps"}
+    )
 
 
 @dataclass(frozen=True)
 class Memory:
-    reserve: int = _key(256 * 2**20, _size, "bytes that adaptation leaves free for the rest of the device")
-    floor: int = _key(128 * 2**20, _size, "bytes of free memory under which a running pass stops")
-    limit: int | None = _key(None, _size, "bytes that adaptation may take at the most")
+    reserve: int = _key(256 * 2**20, value.size, "bytes that adaptation leaves free for the rest of the device")
+    floor: int = _key(128 * 2**20, value.size, "bytes of free memory under which a running pass stops")
+    limit: int | None = _key(None, value.size, "bytes that adaptation may take at the most")
 
 
 @dataclass(frozen=True)
 class Trigger:
-    min_examples: int = _key(64, _number(1, 10**9, int), "new training examples that start a pass")
-    idle: float = _key(30.0, _duration, "seconds without a request before a pass starts by itself")
-    every: float = _key(0.0, _duration, "seconds between passes by the clock, if there is anything new; 0 = off")
-    check: float = _key(5.0, _duration, "seconds between looks at whether a pass is due")
-    quiet_hours: str | None = _key(None, _quiet_hours, "local time in which no pass starts by itself")
+    min_examples: int = _key(64, value.number(1, 10**9, int), "new training examples that start a pass")
+    idle: float = _key(30.0, value.duration, "seconds without a request before a pass starts by itself")
+    every: float = _key(0.0, value.duration, "seconds between passes by the clock, if there is anything new; 0 = off")
+    check: float = _key(5.0, value.duration, "seconds between looks at whether a pass is due")
+    quiet_hours: str | None = _key(None, value.quiet_hours, "local time in which no pass starts by itself")
 
 
 @dataclass(frozen=True)
 class Gate:
-    alpha: float = _key(0.05, _number(1e-9, 0.5), "significance level of the paired test on holdout")
-    min_holdout: int = _key(20, _number(1, 10**9, int), "holdout examples a task needs before it may be adapted")
-    max_holdout: int = _key(400, _number(1, 10**9, int), "holdout examples scored per task, the newest first")
-    max_regression: float = _key(0.02, _number(0, 1), "accuracy another task may lose")
-    max_drift: float = _key(0.5, _number(0, 100), "nats per token of KL divergence from the base on neutral text")
+    alpha: float = _key(0.05, value.number(1e-9, 0.5), "significance level of the paired test on holdout")
+    min_holdout: int = _key(20, value.number(1, 10**9, int), "holdout examples a task needs before it may be adapted")
+    max_holdout: int = _key(400, value.number(1, 10**9, int), "holdout examples scored per task, the newest first")
+    max_regression: float = _key(0.02, value.number(0, 1), "accuracy another task may lose")
+    max_drift: float = _key(0.5, value.number(0, 100), "nats per token of KL divergence from the base on neutral text")
 
 
 @dataclass(frozen=True)
 class Trial:
-    duration: float = _key(60.0, _duration, "seconds a new revision serves on trial before it is committed")
-    attempts: int = _key(3, _number(1, 100, int), "restarts a trial survives before it is rolled back")
+    duration: float = _key(60.0, value.duration, "seconds a new revision serves on trial before it is committed")
+    attempts: int = _key(3, value.number(1, 100, int), "restarts a trial survives before it is rolled back")
     max_latency: float = _key(
-        2.0, _number(1, 1000), "times the committed revision's time for a canary answer that a trial may take"
+        2.0, value.number(1, 1000), "times the committed revision's time for a canary answer that a trial may take"
     )
     alpha: float = _key(
-        0.01, _number(1e-9, 0.5), "chance that a revision no worse than the last is taken back for its feedback"
+        0.01, value.number(1e-9, 0.5), "chance that a revision no worse than the last is taken back for its feedback"
     )
 
 
 @dataclass(frozen=True)
 class Hold:
     temperature: float | None = _key(
-        90.0, _number(20, 150), "°C of the hottest sensor above which no pass runs; null = off"
+        90.0, value.number(20, 150), "°C of the hottest sensor above which no pass runs; null = off"
     )
-    battery: float | None = _key(25.0, _number(0, 100), "percent under which no pass runs on battery; null = off")
+    battery: float | None = _key(25.0, value.number(0, 100), "percent under which no pass runs on battery; null = off")
 
 
 @dataclass(frozen=True)
 class Adapt:
-    enabled: bool = _key(True, _boolean, "whether passes start by themselves; `agentctl adapt` always may")
-    method: str = _key("auto", _one_of(*METHODS), "the learning method; those that an engine has differ")
+    enabled: bool = _key(True, value.boolean, "whether passes start by themselves; `agentctl adapt` always may")
+    method: str = _key("auto", value.one_of(*methods.NAMES), "the learning method; those that an engine has differ")
     blocks: int | str = _key(
-        "auto", _auto(_number(0, 10000, int)), "k, the number of last blocks trained by backpropagation"
+        "auto", value.auto(value.number(0, 10000, int)), "k, the number of last blocks trained by backpropagation"
     )
-    rank: int = _key(8, _number(1, 256, int), "rank of the LoRA matrices")
-    max_examples: int = _key(1024, _number(1, 10**9, int), "training examples of one pass, replayed ones included")
-    zo_steps: int | str = _key("auto", _auto(_number(0, 10**6, int)), "zeroth-order steps of a pass")
-    seed: int = _key(0, _number(0, 2**63 - 1, int), "seed of everything random in a pass")
+    rank: int = _key(8, value.number(1, 256, int), "rank of the LoRA matrices")
+    max_examples: int = _key(1024, value.number(1, 10**9, int), "training examples of one pass, replayed ones included")
+    zo_steps: int | str = _key("auto", value.auto(value.number(0, 10**6, int)), "zeroth-order steps of a pass")
+    seed: int = _key(0, value.number(0, 2**63 - 1, int), "seed of everything random in a pass")
     trigger: Trigger = field(default_factory=Trigger)
     gate: Gate = field(default_factory=Gate)
     trial: Trial = field(default_factory=Trial)
@@ -202,13 +128,21 @@ class Adapt:
 
 @dataclass(frozen=True)
 class Feedback:
-    weight_human: float = _key(1.0, _number(0, 1), "how far labels and demonstrations of source human are believed")
-    weight_program: float = _key(0.8, _number(0, 1), "the same for source program")
-    weight_implicit: float = _key(0.5, _number(0, 1), "the same for source implicit; 0 keeps all of it in quarantine")
-    limit: int = _key(
-        600, _number(1, 10**9, int), "labels and demonstrations a minute of one source; what exceeds it is quarantined"
+    weight_human: float = _key(
+        1.0, value.number(0, 1), "how far labels and demonstrations of source human are believed"
     )
-    max_quarantined: int = _key(10_000, _number(1, 10**9, int), "pieces kept in quarantine per source; more get 429")
+    weight_program: float = _key(0.8, value.number(0, 1), "the same for source program")
+    weight_implicit: float = _key(
+        0.5, value.number(0, 1), "the same for source implicit; 0 keeps all of it in quarantine"
+    )
+    limit: int = _key(
+        600,
+        value.number(1, 10**9, int),
+        "labels and demonstrations a minute of one source; what exceeds it is quarantined",
+    )
+    max_quarantined: int = _key(
+        10_000, value.number(1, 10**9, int), "pieces kept in quarantine per source; more get 429"
+    )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -217,17 +151,8 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Retention:
-    inferences: float = _key(90 * 86400.0, _duration, "seconds a served request without feedback is kept")
-    passes: int = _key(20, _number(1, 10**6, int), "working directories of past passes kept for inspection")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task declared in the configuration. `choices` empty: answers are free text."""
-
-    choices: tuple[str, ...] = ()
-    metric: str = "accuracy"
-    prompt: str | None = None
+    inferences: float = _key(90 * 86400.0, value.duration, "seconds a served request without feedback is kept")
+    passes: int = _key(20, value.number(1, 10**6, int), "working directories of past passes kept for inspection")
 
 
 @dataclass(frozen=True)
@@ -235,7 +160,7 @@ class Config:
     model: Model = field(default_factory=Model)
     engine: str = _key(
         "llamacpp",
-        _one_of("llamacpp", "transformers", "int8"),
+        value.one_of("llamacpp", "transformers", "int8"),
         "what serves the model; transformers: torch, whose weights learn in place; int8: a small integer classifier",
     )
     serve: Serve = field(default_factory=Serve)
@@ -283,9 +208,11 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
             problems.append(f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have")
     if config.engine == "int8" and config.model.path == "default":
         problems.append("model.path: engine int8 needs the file of a classifier (docs/int8.md)")
-    if config.adapt.method not in METHODS_OF[config.engine]:
-        known = ", ".join(METHODS_OF[config.engine])
-        problems.append(f"adapt.method: engine {config.engine} has no {config.adapt.method!r}; it has {known}")
+    known = methods.OF_ENGINE[config.engine]
+    if config.adapt.method not in ("auto", *known):
+        problems.append(
+            f"adapt.method: engine {config.engine} has no {config.adapt.method!r}; it has auto, {', '.join(known)}"
+        )
     if config.api_socket == config.admin_socket:
         problems.append("serve.admin_socket: must differ from serve.socket")
     if problems:
@@ -309,7 +236,7 @@ def _build(cls: Any, tree: Any, prefix: str, environment: Mapping[str, str], pro
             values[name] = _build(hints[name], tree.get(name) or {}, f"{where}.", environment, problems)
             continue
         if where == "tasks":
-            values[name] = _tasks(tree.get(name) or {}, problems)
+            values[name] = declared(tree.get(name) or {}, problems)
             continue
         raw = environment.get("AGENTD_" + where.upper().replace(".", "_"), tree.get(name, dataclasses.MISSING))
         if raw is dataclasses.MISSING:
@@ -329,48 +256,6 @@ def _build(cls: Any, tree: Any, prefix: str, environment: Mapping[str, str], pro
 
 def _optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
-
-
-def _tasks(tree: Any, problems: list[str]) -> dict[str, Task]:
-    if not isinstance(tree, dict):
-        problems.append("tasks: must be a mapping of task names")
-        return {}
-    tasks: dict[str, Task] = {}
-    for name, body in tree.items():
-        where, body = f"tasks.{name}", body or {}
-        if not isinstance(body, dict):
-            problems.append(f"{where}: must be a mapping")
-            continue
-        problems += [
-            f"{where}.{key}: unknown key; known here: choices, metric, prompt"
-            for key in body
-            if key not in Task.__annotations__
-        ]
-        choices = body.get("choices") or []
-        if isinstance(choices, list) and any(isinstance(choice, bool) for choice in choices):
-            problems.append(
-                f"{where}.choices: YAML reads a bare yes, no, on, off, true or false as a truth value; quote it"
-            )
-            choices = []
-        if (
-            not isinstance(choices, list)
-            or len({str(c) for c in choices}) != len(choices)
-            or len(choices) == 1
-            or "" in choices
-        ):
-            problems.append(f"{where}.choices: must be a list of two or more different texts, or empty")
-            choices = []
-        metric = body.get("metric", "accuracy" if choices else "loss")
-        if metric not in (("accuracy", "loss") if choices else ("loss",)):
-            problems.append(f"{where}.metric: {metric!r} is not one of accuracy (needs choices), loss")
-            metric = "loss"
-        prompt = body.get("prompt")
-        if prompt is not None and "{text}" not in str(prompt):
-            problems.append(f"{where}.prompt: must contain {{text}}, where the input goes")
-        tasks[str(name)] = Task(
-            tuple(str(choice) for choice in choices), metric, None if prompt is None else str(prompt)
-        )
-    return tasks
 
 
 def as_tree(config: Any) -> dict[str, Any]:

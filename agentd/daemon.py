@@ -23,7 +23,8 @@ from agentd.api.server import Server, tcp_socket, unix_socket
 from agentd.api.services import Services
 from agentd.budget import probe
 from agentd.clock import WallClock
-from agentd.config import Config, Task
+from agentd.config import Config
+from agentd.config_tasks import Task
 from agentd.durable import make_directory
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from agentd import config
+from agentd.config_tasks import Task
 from agentd.errors import InvalidConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -195,8 +196,8 @@ def test_a_task_with_a_mistake(tmp_path: Path, task: str, message: str) -> None:
 
 def test_free_text_tasks_are_measured_by_loss(tmp_path: Path) -> None:
     assert load(tmp_path, "tasks: {notes: {prompt: 'Summarise: {text}'}, plain: }").tasks == {
-        "notes": config.Task((), "loss", "Summarise: {text}"),
-        "plain": config.Task((), "loss", None),
+        "notes": Task((), "loss", "Summarise: {text}"),
+        "plain": Task((), "loss", None),
     }
 
 

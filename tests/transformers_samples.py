@@ -1,10 +1,11 @@
-"""Tiny models for engine transformers, and a daemon that serves one."""
+"""Tiny models for engine transformers, a daemon that serves one, and what tests have it do."""
 
 from pathlib import Path
 from typing import Any
 
-from daemon_process import DaemonProcess
+from daemon_process import DaemonProcess, eventually
 
+from agentd.ctl.app import run
 from tools import tiny_model
 
 SETTINGS: dict[str, Any] = {
@@ -50,3 +51,45 @@ def teach(daemon: DaemonProcess, n: int = 120) -> None:
         lines.append(f'{{"task": "reviews", "text": "{text}", "label": "{label}"}}')
     answer = daemon.post("/v1/examples", "\n".join(lines).encode())
     assert answer.status == 200, answer.body
+
+
+def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
+    """A pass with these options; how it ended."""
+    answer = daemon.post("/admin/adapt", options, admin=True)
+    assert answer.status == 202, answer.body
+    return finished(daemon, answer.json["pass"])
+
+
+def finished(daemon: DaemonProcess, number: int) -> dict[str, Any]:
+    eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
+    row: dict[str, Any] = daemon.get(f"/admin/passes/{number}", admin=True).json["pass"]
+    return row
+
+
+def said(daemon: DaemonProcess) -> list[tuple[str, list[float]]]:
+    """Answers with the log-probabilities of their tokens: another weight anywhere shows."""
+    found = []
+    for text in ("What now?", "aaaaaa", "zzzzzz"):
+        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
+        found.append((choice["message"]["content"], [entry["logprob"] for entry in choice["logprobs"]["content"]]))
+    return found
+
+
+def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
+    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
+    return found
+
+
+def roll(daemon: DaemonProcess, revision: int) -> None:
+    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
+    assert answer.status == 200, answer.body
+
+
+def ctl(daemon: DaemonProcess, *arguments: str) -> int:
+    return run([*arguments, "--socket", str(daemon.admin)])
+
+
+def clean(daemon: DaemonProcess) -> None:
+    """As if the disk had been cleaned: weights are made again from what revisions keep."""
+    for image in (daemon.state / "weights").glob("weights-*"):
+        image.unlink()

@@ -21,11 +21,11 @@ from agentd.adapt.backpropagation import NLL_WEIGHT
 from agentd.adapt.dataset import Dataset
 from agentd.adapt.revision_files import LEDGER, LORA, MANIFEST, TENSORS
 from agentd.budget.expectation import LOHO_PERIOD
-from agentd.budget.plan import CHANGES, FORWARD_ONLY
 from agentd.errors import PassFailed
 from agentd.learn import ledger
 from agentd.learn.ledger import Step
 from agentd.learn.spsa import StepResult, Trajectory, growing_queries
+from agentd.methods import CHANGES, FORWARD_ONLY
 from agentd.store import revisions
 
 EPSILON = 1e-3  # Malladi et al. 2023, all weights; docs/methods.md has the error by epsilon

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentd.errors import InvalidRequest, NotSupported
+from agentd.methods import Method
 
 _UNSUPPORTED = frozenset(
     (
@@ -182,22 +183,7 @@ class ExampleLine(Body):
 class AdaptBody(Body):
     """POST /admin/adapt: overrides of the configuration for one pass."""
 
-    method: (
-        Literal[
-            "auto",
-            "mezo",
-            "sparse-mezo",
-            "mezo-lora",
-            "adazeta",
-            "suffix-bp",
-            "elasticzo",
-            "loho",
-            "blockwise-bp",
-            "bp",
-            "lora",
-        ]
-        | None
-    ) = None
+    method: Method | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
     dry_run: bool = False
@@ -237,7 +223,7 @@ class RebuildBody(Body):
     """POST /admin/rebuild: options of the pass, and what to forget before."""
 
     without: Selected | None = None
-    method: Literal["auto", "mezo", "suffix-bp", "elasticzo", "blockwise-bp", "bp"] | None = None
+    method: Method | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
 

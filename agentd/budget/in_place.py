@@ -12,12 +12,8 @@ from agentd.budget.architecture import F16, F32, Architecture
 from agentd.budget.footprint import MIB, Term, Workload
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.gguf_header import Header
+from agentd.methods import CHANGES, FORWARD_ONLY
 from agentd.processor import multiplies_bf16
-
-METHODS = ("mezo", "sparse-mezo", "mezo-lora", "adazeta", "elasticzo", "loho", "bp", "lora")
-FORWARD_ONLY = ("mezo", "sparse-mezo", "mezo-lora", "adazeta")
-CHANGES = ("mezo-lora", "adazeta", "lora")
-"""Methods that move low-rank changes beside the weights instead of these."""
 
 LOSS_TOKENS = 1024  # of a forward, see engine/transformers/background.py
 _ROWS = 64  # scored rows come in multiples of it

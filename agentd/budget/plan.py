@@ -17,12 +17,8 @@ from agentd.budget.footprint import (
     total,
     trainer_terms,
 )
+from agentd.methods import FORWARD_ONLY
 
-METHODS = ("mezo", "suffix-bp", "elasticzo", "blockwise-bp")
-IN_PLACE = in_place.METHODS
-"""Methods of engine transformers, on the weights themselves."""
-FORWARD_ONLY = in_place.FORWARD_ONLY
-CHANGES = in_place.CHANGES
 BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
 from agentd.budget.footprint import Architecture, Workload
-from agentd.budget.plan import BLOCKWISE, FORWARD_ONLY, IN_PLACE, METHODS, Calibration, Dial, Plan
+from agentd.budget.plan import BLOCKWISE, Calibration, Dial, Plan
 from agentd.errors import PassRefused
+from agentd.methods import FORWARD_ONLY, OF_ENGINE
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def budget_of(available: int, reserve: int, limit: int | None = None) -> int:
 
 
 def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
-    known = IN_PLACE if dial.in_place else METHODS
+    known = OF_ENGINE["transformers" if dial.in_place else "llamacpp"]
     if method not in ("auto", *known):
         raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")
     if not dial.in_place and not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):

@@ -4,15 +4,13 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gguf as gguf_files
 import pytest
-from daemon_process import DaemonProcess, eventually
+from daemon_process import DaemonProcess
 from safetensors.torch import load_file
-from transformers_samples import SETTINGS, directory, gguf, teach
+from transformers_samples import SETTINGS, adapt, clean, ctl, directory, gguf, manifest, roll, said, teach
 
-from agentd.ctl.app import run
 from agentd.ctl.errors import ExitCode
 
 REFUSED = ExitCode.REFUSED
@@ -32,43 +30,6 @@ def learned(model: Path) -> Iterator[DaemonProcess]:
         row = adapt(daemon, method="lora")
         assert row["state"] == "committed", row["reason"]
         yield daemon
-
-
-def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
-    answer = daemon.post("/admin/adapt", options, admin=True)
-    assert answer.status == 202, answer.body
-    eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
-    row: dict[str, Any] = daemon.get(f"/admin/passes/{answer.json['pass']}", admin=True).json["pass"]
-    return row
-
-
-def said(daemon: DaemonProcess) -> list[list[float]]:
-    """The log-probabilities of some answers: another weight anywhere shows."""
-    found = []
-    for text in ("What now?", "aaaaaa", "zzzzzz"):
-        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
-        found.append([entry["logprob"] for entry in choice["logprobs"]["content"]])
-    return found
-
-
-def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
-    return found
-
-
-def roll(daemon: DaemonProcess, revision: int) -> None:
-    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
-    assert answer.status == 200, answer.body
-
-
-def ctl(daemon: DaemonProcess, *arguments: str) -> int:
-    return run([*arguments, "--socket", str(daemon.admin)])
-
-
-def clean(daemon: DaemonProcess) -> None:
-    """As if the disk had been cleaned: weights are made again."""
-    for image in (daemon.state / "weights").glob("weights-*"):
-        image.unlink()
 
 
 def test_a_revision_of_lora_is_its_factors(learned: DaemonProcess, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,12 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from daemon_process import DaemonProcess, eventually
+from daemon_process import DaemonProcess
 from safetensors.torch import load_file
-from transformers_samples import SETTINGS, gguf, teach
+from transformers_samples import SETTINGS, adapt, clean, ctl, gguf, manifest, roll, said, teach
 
-from agentd.ctl.app import run
 from agentd.learn import ledger
 
 LAST_TWO = ("model.layers.2.", "model.layers.3.", "model.norm.")
@@ -31,43 +29,6 @@ def learned(model: Path) -> Iterator[DaemonProcess]:
         row = adapt(daemon, method="elasticzo", blocks=2, zo_steps=40)
         assert row["state"] == "committed", row["reason"]
         yield daemon
-
-
-def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
-    answer = daemon.post("/admin/adapt", options, admin=True)
-    assert answer.status == 202, answer.body
-    eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
-    row: dict[str, Any] = daemon.get(f"/admin/passes/{answer.json['pass']}", admin=True).json["pass"]
-    return row
-
-
-def said(daemon: DaemonProcess) -> list[list[float]]:
-    """The log-probabilities of some answers: another weight anywhere shows."""
-    found = []
-    for text in ("What now?", "aaaaaa", "zzzzzz"):
-        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
-        found.append([entry["logprob"] for entry in choice["logprobs"]["content"]])
-    return found
-
-
-def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
-    return found
-
-
-def roll(daemon: DaemonProcess, revision: int) -> None:
-    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
-    assert answer.status == 200, answer.body
-
-
-def ctl(daemon: DaemonProcess, *arguments: str) -> int:
-    return run([*arguments, "--socket", str(daemon.admin)])
-
-
-def clean(daemon: DaemonProcess) -> None:
-    """As if the disk had been cleaned: weights are made again from ledgers and tensors."""
-    for image in (daemon.state / "weights").glob("weights-*"):
-        image.unlink()
 
 
 def test_a_revision_of_elasticzo_is_its_steps_and_the_last_blocks(learned: DaemonProcess) -> None:

@@ -14,13 +14,10 @@ import psutil
 import pytest
 from daemon_process import DaemonProcess, eventually
 from safetensors.torch import load_file
-from transformers_samples import SETTINGS, directory, gguf, teach
+from transformers_samples import SETTINGS, adapt, clean, ctl, directory, finished, gguf, manifest, roll, said, teach
 
-from agentd.budget.in_place import METHODS
-from agentd.ctl.app import run
 from agentd.learn import ledger
-
-TEXTS = ["What now?", "aaaaaa", "zzzzzz"]
+from agentd.methods import OF_ENGINE
 
 
 @pytest.fixture(scope="module")
@@ -39,43 +36,8 @@ def learned(model: Path) -> Iterator[DaemonProcess]:
         yield daemon
 
 
-def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
-    answer = daemon.post("/admin/adapt", options, admin=True)
-    assert answer.status == 202, answer.body
-    return finished(daemon, answer.json["pass"])
-
-
-def finished(daemon: DaemonProcess, number: int) -> dict[str, Any]:
-    eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
-    row: dict[str, Any] = daemon.get(f"/admin/passes/{number}", admin=True).json["pass"]
-    return row
-
-
-def said(daemon: DaemonProcess) -> list[tuple[str, list[float]]]:
-    """Answers with the log-probabilities of their tokens: another weight anywhere shows."""
-    found = []
-    for text in TEXTS:
-        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
-        found.append((choice["message"]["content"], [entry["logprob"] for entry in choice["logprobs"]["content"]]))
-    return found
-
-
-def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
-    return found
-
-
-def roll(daemon: DaemonProcess, revision: int) -> None:
-    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
-    assert answer.status == 200, answer.body
-
-
 def weights(daemon: DaemonProcess) -> Path:
     return daemon.state / "weights"
-
-
-def ctl(daemon: DaemonProcess, *arguments: str) -> int:
-    return run([*arguments, "--socket", str(daemon.admin)])
 
 
 def test_a_revision_is_a_manifest_and_a_ledger(learned: DaemonProcess) -> None:
@@ -109,8 +71,7 @@ def test_rollback_and_forward_give_the_same_bytes(learned: DaemonProcess) -> Non
     roll(learned, 0)
     old = said(learned)
     assert old != new
-    for image in weights(learned).glob("weights-*"):  # as if the disk had been cleaned: it is made again by replaying
-        image.unlink()
+    clean(learned)
     roll(learned, 1)
     assert said(learned) == new
     roll(learned, 0)
@@ -307,7 +268,7 @@ def test_sparse_mezo_is_a_method_too(learned: DaemonProcess) -> None:
 def test_the_budget_has_the_plans_of_this_engine(learned: DaemonProcess) -> None:
     answer = learned.get("/admin/budget", admin=True).json
     plans = {(plan["method"], plan["blocks"]): plan for plan in answer["plans"]}
-    assert {method for method, _ in plans} == set(METHODS)
+    assert {method for method, _ in plans} == set(OF_ENGINE["transformers"])
     terms = {term["name"]: term["bytes"] for term in plans["mezo", 0]["terms"]}
     assert terms["candidate weights"] == answer["model"]["weight_bytes"]
     assert terms["candidate weights"] == pytest.approx(learned.status()["model"]["size_bytes"], rel=1e-3)

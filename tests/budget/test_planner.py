@@ -8,11 +8,11 @@ import pytest
 from agentd.budget.calibration import Factor, family
 from agentd.budget.expectation import ZO_STEPS, Outcome, Speed, in_place_steps
 from agentd.budget.footprint import Architecture, Workload
-from agentd.budget.in_place import METHODS
 from agentd.budget.plan import Dial
 from agentd.budget.planner import choose
 from agentd.errors import PassRefused
 from agentd.gguf_header import read_header
+from agentd.methods import OF_ENGINE
 
 MB = 10**6
 WORK = Workload(seq_len=60, tokens=20_000, examples=512, prefix=31)
@@ -300,7 +300,7 @@ def test_weights_that_learn_in_place_have_a_dial_of_their_own(arch: Architecture
     plans = list(Dial(arch.served(2), WORK, in_place=True).plans())
     settings = {(plan.method, plan.blocks): plan for plan in plans}
     assert len(settings) == len(plans)
-    assert {method for method, _ in settings} == set(METHODS)
+    assert {method for method, _ in settings} == set(OF_ENGINE["transformers"])
     assert ("elasticzo", 30) not in settings  # there would be no trunk
     assert [settings["bp", k].checkpoint for k in (1, 2, 30)] == [False, True, True]
     needed = [settings["bp", k].needed for k in (1, 2, 4, 8, 16, 30)]
