@@ -51,8 +51,8 @@ class LanguageEngine(ABC, Generic[W, B]):
         """Gives up weights that nobody computes with."""
 
     @abstractmethod
-    def _open(self, interrupted: Callable[[], bool]) -> B:
-        """A new session, which calls `_closed` when it ends."""
+    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> B:
+        """A new session (see `protocol.Engine.background`), which calls `_closed` when it ends."""
 
     def _let_go(self, weights: W) -> None:
         """Takes weights out of the serving context, as nobody is served with them any more."""
@@ -86,8 +86,8 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     # --- background work
 
-    def background(self, interrupted: Callable[[], bool]) -> B:
-        background = self._open(interrupted)
+    def background(self, interrupted: Callable[[], bool], serve: Callable[[], bool] = lambda: False) -> B:
+        background = self._open(interrupted, serve)
         self._backgrounds.append(background)
         return background
 

@@ -171,8 +171,30 @@ class Change:
     freeze_a: bool = False
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How updates move what learns, where the weights themselves do (agentd.learn.weights).
+
+    distribution  of z, by which zeroth-order steps move it
+    sparsity      of the smallest entries so many learn, all by default
+    blocks        so many last ones, with the final norm and a head of its own, learn by backpropagation
+    everywhere    zeroth-order steps move these too, instead of the trunk alone
+    change        updates move such changes instead, and the weights stay as they are
+    """
+
+    distribution: str = "rademacher"
+    sparsity: float | None = None
+    blocks: int = 0
+    everywhere: bool = False
+    change: Change | None = None
+
+    @property
+    def differentiates(self) -> bool:
+        return self.blocks > 0 or (self.change is not None and self.change.differentiated)
+
+
 class Interrupted(Exception):
-    """A forward pass was given up because something more urgent arrived."""
+    """Background work was given up because something more urgent arrived."""
 
 
 class Background(Protocol):
@@ -210,20 +232,8 @@ class InPlaceBackground(Protocol):
     """What a session can do besides where the weights themselves learn: loss and update then move all of them, on a
     copy that serving never sees, or low-rank changes beside them."""
 
-    def rule(
-        self,
-        distribution: str,
-        sparsity: float | None,
-        blocks: int = 0,
-        everywhere: bool = False,
-        change: Change | None = None,
-    ) -> None:
-        """How updates move the weights from now on (learn.weights.mezo); forgets updates.
-
-        blocks      so many last ones, with the final norm and a head of its own, learn by backpropagation
-        everywhere  zeroth-order steps move these too, instead of the trunk alone
-        change      updates move such changes instead, and the weights stay as they are
-        """
+    def rule(self, rule: Rule) -> None:
+        """Updates follow it from now on; forgets those before."""
 
     def pair(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
@@ -271,7 +281,9 @@ class Engine(Protocol):
         Raises RevisionCorrupt when they are not staged.
         """
 
-    def background(self, interrupted: Callable[[], bool]) -> Background: ...
+    def background(self, interrupted: Callable[[], bool], serve: Callable[[], bool] = ...) -> Background:
+        """A new session. Where `interrupted()` is true it gives way: it gives its work up and yields, or it calls
+        `serve` in the middle of it, which has requests answered and is false where the work has to be given up."""
 
     def stats(self) -> dict[str, Any]:
         """`active` and `waiting` requests, the serving `weights`, names `staged`, and how many are `leaving`."""

@@ -1,7 +1,8 @@
 """The engine process: one thread owns the engine, serving always goes first, background work fills the rest.
 
-A reader thread takes commands from the daemon. Urgent ones interrupt a background forward pass, which is repeated
-afterwards; the others wait their turn. When the daemon goes away, so does this process.
+A reader thread takes commands from the daemon. Urgent ones interrupt background work: an engine that can answers
+requests in the middle of it, others give a forward pass up and repeat it. Everything else waits its turn. When the
+daemon goes away, so does this process.
 """
 
 import json
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 URGENT = {"generate", "classify", "cancel", "stage", "unstage", "swap", "abandon", "stop"}
 SOON = {"ping", "stats"}  # answered between forward passes: who only looks must not hold up the work
+_REQUESTS = {"generate", "classify", "cancel"}  # nothing that background work computes with changes by them
 _KEPT = {"stage", "replay", "collect"}  # work that is no session's: it goes on when one is abandoned
 _LATER = object()  # the result of a command that became background work
 
@@ -57,12 +59,12 @@ class Runner:
         self._send({"id": 0, "result": self._engine.info.as_json()})
         while not self._stopping:
             self._wake.clear()
-            for queue in (self._urgent, self._soon):
-                while queue:
-                    self._answer(queue.popleft())
+            while self._urgent:
+                self._answer(self._urgent.popleft())
+            self._attend()
             if self._engine.busy:
-                self._send_pieces(self._engine.step())
-            elif self._running or self._later:
+                continue
+            if self._running or self._later:
                 self._work()
             else:
                 self._wake.wait()
@@ -73,6 +75,24 @@ class Runner:
     def interrupted(self) -> bool:
         """Whether background work has to give way."""
         return bool(self._urgent)
+
+    def serve(self) -> bool:
+        """Answers requests in the middle of background work until nobody waits. False, perhaps with some on their way,
+        when a command comes that wants the work to be given up first."""
+        while self._urgent or self._engine.busy:
+            while self._urgent:
+                if self._urgent[0]["op"] not in _REQUESTS:
+                    return False
+                self._answer(self._urgent.popleft())
+            self._attend()
+        return True
+
+    def _attend(self) -> None:
+        """Answers who only looks, and takes a step for those who wait for tokens."""
+        while self._soon:
+            self._answer(self._soon.popleft())
+        if self._engine.busy:
+            self._send_pieces(self._engine.step())
 
     # --- commands
 
@@ -180,7 +200,7 @@ class Runner:
             if isinstance(self._engine, Classifier):
                 self._session = self._engine.session(self.interrupted)
             else:
-                self._session = Session(self._engine.background(self.interrupted))
+                self._session = Session(self._engine.background(self.interrupted, self.serve))
             return iter(())
         if self._session is None:
             raise AgentdError(f"{command['op']}: no background session is open")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentd.engine.protocol import Background, Change, Encoded, InPlaceBackground, TapIndex
+from agentd.engine.protocol import Background, Change, Encoded, InPlaceBackground, Rule, TapIndex
 from agentd.errors import AgentdError, InvalidRequest, NotSupported
 
 Steps = Generator[Any, None, Any]
@@ -91,15 +91,8 @@ class Session:
             yield None
         return both
 
-    def rule(
-        self,
-        distribution: str,
-        sparsity: float | None,
-        blocks: int = 0,
-        everywhere: bool = False,
-        change: dict[str, Any] | None = None,
-    ) -> Steps:
-        self._learning().rule(distribution, sparsity, blocks, everywhere, Change(**change) if change else None)
+    def rule(self, change: dict[str, Any] | None = None, **rule: Any) -> Steps:
+        self._learning().rule(Rule(**rule, change=Change(**change) if change else None))
         yield None
 
     def descend(self, examples: Sequence[int], nll_weight: float, seed: int, epsilon: float, lr: float) -> Steps:

@@ -132,6 +132,12 @@ def ask(engine: Engine, *requests: Generate) -> list[Answer]:
     return [answers[request.key] for request in requests]
 
 
+def last(values: Iterable[Any]) -> Any:
+    """What work ends with; before it come Nones, where serving may cut in."""
+    *_, found = values
+    return found
+
+
 def review(text: str) -> dict[str, Any]:
     """An input whose beginning is shared by all of them."""
     return {"messages": [{"role": "user", "content": f"Is this movie review positive or negative?\n\n{text}"}]}

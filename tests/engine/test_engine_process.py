@@ -29,6 +29,7 @@ from agentd.errors import (
     Overloaded,
     RevisionCorrupt,
 )
+from tools import tiny_model
 
 QUESTION = "Write a short line about the sea."
 
@@ -269,6 +270,56 @@ def test_an_abandoned_session_ends_its_calls_and_serving_goes_on(settings: dict[
             assert (await whole(supervisor, chat("after", QUESTION, max_tokens=4)))[0]
             await open_session(supervisor, tmp_path, 2)
             assert len(await supervisor.call("score", examples=[0, 1])) == 2
+
+    asyncio.run(run())
+
+
+def test_learning_goes_on_from_where_requests_cut_in(tmp_path: Path) -> None:
+    """An engine that learns in place answers in the middle of a step; what ends the step is told apart from that."""
+    learning = {
+        "engine": "transformers",
+        "path": str(tiny_model.write(tmp_path / "tiny.gguf")),
+        "folder": str(tmp_path / "weights"),
+        "key": "0" * 20,
+        "revisions": str(tmp_path / "revisions"),
+        "context": CONTEXT,
+        "slots": SLOTS,
+        "threads": 1,
+        "dtype": "float32",
+    }
+    change = {"kind": "lora", "rank": 4, "alpha": 8.0, "seed": 1, "differentiated": True}
+    step: dict[str, Any] = {"nll_weight": 0.1, "seed": 1, "epsilon": 0.0, "lr": 1e-3}
+
+    async def run() -> None:
+        async with supervised(learning) as supervisor:
+            numbers = await open_session(supervisor, tmp_path, 120)
+
+            async def descend() -> Any:
+                await supervisor.call("rule", change=change)
+                return await supervisor.call("descend", examples=numbers, **step)
+
+            await descend()
+            start = time.monotonic()
+            plain = await descend()
+            seconds = time.monotonic() - start
+            alone = await whole(supervisor, chat("alone", QUESTION, max_tokens=4))
+            work = asyncio.create_task(descend())
+            answered = 0
+            while not work.done():  # somebody waits all the time, so no forward is ever through undisturbed
+                assert await whole(supervisor, chat(f"{answered}", QUESTION, max_tokens=4)) == alone
+                answered += 1
+                await asyncio.sleep(seconds / 100)
+            assert await work == plain
+            assert answered > 5
+
+            work = asyncio.create_task(descend())
+            await asyncio.sleep(seconds / 2)
+            request = asyncio.create_task(whole(supervisor, chat("long", QUESTION, max_tokens=64)))
+            await asyncio.sleep(0.05)
+            await supervisor.call("abandon")  # in the middle of an answer in the middle of a step
+            with pytest.raises(AgentdError, match="abandoned"):
+                await work
+            assert (await request)[0].startswith(alone[0])
 
     asyncio.run(run())
 

@@ -92,7 +92,7 @@ class Int8Engine:
         """Background work; it gives way after every step, which takes milliseconds."""
         return ClassifierSession(self.model, self._staged)
 
-    def background(self, interrupted: Callable[[], bool]) -> Background:
+    def background(self, interrupted: Callable[[], bool], serve: Callable[[], bool] = lambda: False) -> Background:
         raise NotALanguageModel(self.info.name)
 
     def stats(self) -> dict[str, Any]:

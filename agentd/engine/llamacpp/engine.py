@@ -56,7 +56,7 @@ class LlamaCppEngine(LanguageEngine[Adapters, Background]):
         super().close()
         lc.llama_model_free(self._model)  # and with it what is staged
 
-    def _open(self, interrupted: Callable[[], bool]) -> Background:
+    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Background:
         return Background(
             self._model,
             self.vocabulary,

@@ -24,12 +24,12 @@ import torch
 
 from agentd import allocator
 from agentd.engine.encode import encode_example
-from agentd.engine.protocol import BASE, Change, Encoded, Interrupted, Scores, TapIndex
+from agentd.engine.protocol import BASE, Encoded, Interrupted, Rule, Scores, TapIndex
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.staged import Staged
 from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
 from agentd.engine.transformers.image import digest, write
-from agentd.engine.transformers.learning import Learner, Rule, learner
+from agentd.engine.transformers.learning import Learner, learner
 from agentd.engine.transformers.model import ROWS, Model, Weights
 from agentd.engine.transformers.trunk import TrunkStates
 from agentd.errors import InvalidRequest, NotSupported
@@ -41,7 +41,6 @@ WIDTH = 512  # tokens of a forward that scores
 LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
 LONGEST = 2048  # tokens of an example
 GRADIENT_ROWS = 256  # tokens that a forward with a backward has a multiple of: each number costs some 20 MB of code
-_GIVEN_UP = 2  # times in a row that a backward is interrupted, after which its pack is divided
 _N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 
@@ -55,13 +54,14 @@ class Background:
         folder: Path,
         limit: int,
         interrupted: Callable[[], bool],
+        serve: Callable[[], bool],
         closed: Callable[["Background"], None],
     ) -> None:
-        self._model, self._staged, self._interrupted, self._closed = model, staged, interrupted, closed
+        self._model, self._staged, self._closed = model, staged, closed
+        self._interrupted, self._serve = interrupted, serve
         self._vocabulary = model.vocabulary
         self._forward = Forward(model)
         self._weights = staged[BASE]
-        self._width = LOSS_WIDTH  # tokens of a forward with a backward, fewer where requests come all the time
         self._rule = Rule()
         self._learner: Learner | None = None  # made when something is to be perturbed or moved
         self._folder = folder
@@ -80,17 +80,9 @@ class Background:
     def uses(self, weights: Weights) -> bool:
         return weights is self._weights
 
-    def rule(
-        self,
-        distribution: str,
-        sparsity: float | None,
-        blocks: int = 0,
-        everywhere: bool = False,
-        change: Change | None = None,
-    ) -> None:
+    def rule(self, rule: Rule) -> None:
         """See the protocol. Raises InvalidRequest for what this model cannot follow."""
         self._give_up()
-        rule = Rule(distribution, sparsity, blocks, everywhere, change)
         self._enter()
         learner(self._model, self._weights, rule)
         self._rule = rule
@@ -103,9 +95,10 @@ class Background:
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """At the weights moved by scale · z(seed)."""
+        theta = self._theta() if scale else None
 
         def measure(loss: Callable[[], float]) -> tuple[float, ...]:
-            return (self._theta().loss(seed, scale, loss) if scale else loss(),)
+            return (theta.loss(seed, scale, loss) if theta else loss(),)
 
         for both in self._mean_loss(examples, nll_weight, measure):
             yield None if both is None else both[0]
@@ -114,7 +107,8 @@ class Background:
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float
     ) -> Iterator[tuple[float, ...] | None]:
         """The losses at theta + epsilon z(seed) and theta - epsilon z(seed)."""
-        yield from self._mean_loss(examples, nll_weight, lambda loss: self._theta().pair(seed, epsilon, loss))
+        theta = self._theta()
+        yield from self._mean_loss(examples, nll_weight, lambda loss: theta.pair(seed, epsilon, loss))
 
     def update(self, seed: int, coefficient: float) -> None:
         """What learns += coefficient · z(seed); it is nobody else's."""
@@ -133,7 +127,8 @@ class Background:
             self._cache_trunk()
         plus = math.nan
         if epsilon:
-            for both in self._mean_loss(examples, nll_weight, lambda loss: (self._theta().loss(seed, epsilon, loss),)):
+            theta = self._theta()
+            for both in self._mean_loss(examples, nll_weight, lambda loss: (theta.loss(seed, epsilon, loss),)):
                 if both is None:
                     yield None
                 else:
@@ -222,31 +217,16 @@ class Background:
     def _gradient(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
     ) -> Iterator[float | None]:
-        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z.
-
-        An interruption costs the pack that it meets; where requests leave too little time for one, packs get smaller.
-        """
+        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z."""
         if not examples:
             raise InvalidRequest("a loss needs examples")
+        n, total = len(examples), 0.0
         self._learning().descent().drop()
-        width = min(self._width, LOSS_WIDTH)
-        packs = list(self._forward.packs(examples, width))
-        total, given_up, calm = 0.0, 0, True
-        while packs:
-            try:
-                self._enter()
-                with self._model.interruptible(self._interrupted):
-                    total += self._differentiate(packs[0], nll_weight, len(examples), seed, scale)
-                packs.pop(0)
-                given_up = 0
-            except Interrupted:
-                given_up, calm = given_up + 1, False
-                if given_up == _GIVEN_UP:  # requests leave too little time for so much at once
-                    given_up, width = 0, max(GRADIENT_ROWS, width // 2)
-                    packs = list(self._forward.packs([each for pack in packs for each in pack.examples], width))
-            yield None
-        self._width = 2 * width if calm and width < LOSS_WIDTH else width
-        yield total / len(examples)
+        for pack in self._forward.packs(examples, LOSS_WIDTH):
+            for found in self._run(lambda pack=pack: self._differentiate(pack, nll_weight, n, seed, scale)):  # type: ignore[misc]
+                total += 0.0 if found is None else found
+                yield None
+        yield total / n
 
     def _differentiate(self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float) -> float:
         learning = self._learning()
@@ -254,7 +234,6 @@ class Background:
             theta = self._theta() if scale else None
             _ = self._forward.masks  # tried out before anything is perturbed
             stack.enter_context(learning.descent().trained())
-            stack.enter_context(learning.beside())
             stack.enter_context(self._model.differentiable())
             stack.enter_context(checkpointed(learning.checkpointed))
             with theta.perturbed(seed, scale) if theta else self._above(pack):
@@ -271,17 +250,27 @@ class Background:
         return loss
 
     def _run(self, compute: Callable[[], Any]) -> Iterator[Any]:
-        """Yields the result of `compute`, and None after every interruption."""
+        """Yields the result of `compute`, and None whenever it had to be given up and begins anew."""
         while True:
             self._enter()
             try:
-                with self._model.interruptible(self._interrupted), self._beside():
+                with self._model.giving_way(self._give_way), self._beside():
                     found = compute()
             except Interrupted:
                 yield None
                 continue
             yield found
             return
+
+    def _give_way(self) -> None:
+        """Has requests answered in the middle of a forward or a backward, which goes on afterwards as if nothing had
+        been. Raises Interrupted where something else waits, which may change what it computes with."""
+        if not self._interrupted():
+            return
+        with self._model.set_aside():
+            if not self._serve():
+                raise Interrupted
+        self._enter()
 
     @property
     def _current(self) -> Weights:

@@ -1,7 +1,8 @@
 """The transformers engine: one module in torch, weights mapped from disk, serving and learning in turns.
 
-Preemption is by block: a forward of background work asks before every block whether somebody waits. See background.py
-for how a model learns in place while it serves, and lineage.py for what a revision is.
+Preemption is by block: before every block a forward or a backward of background work asks whether somebody waits, and
+goes on when all have their answers. See background.py for how a model learns in place while it serves, and lineage.py
+for what a revision is.
 """
 
 from collections.abc import Callable, Generator
@@ -108,13 +109,14 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
             write(target, named(dict(factors)))
         return [rank for _, ranks in parts for rank in ranks]
 
-    def _open(self, interrupted: Callable[[], bool]) -> Background:
+    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Background:
         return Background(
             self.model,
             self._staged,
             folder=self._folder,
             limit=min(LONGEST, self.info.n_ctx),
             interrupted=interrupted,
+            serve=serve,
             closed=self._closed,
         )
 

@@ -6,13 +6,12 @@ are never written: `OnWeights` copies them before the first update, `OnChanges` 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from agentd.engine.protocol import Change
+from agentd.engine.protocol import Change, Rule
 from agentd.engine.transformers.model import Model, Weights
 from agentd.errors import InvalidRequest
 from agentd.learn.weights import adazeta, lora
@@ -22,22 +21,7 @@ from agentd.learn.weights.lora import Beside
 from agentd.learn.weights.mezo import InPlace
 from agentd.learn.weights.structure import blocks_of, split
 
-_PEFT = "base_model.model.{}.lora_{}.weight"  # as PEFT names what it keeps in adapter_model.safetensors
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How updates move what learns; see `protocol.InPlaceBackground.rule`."""
-
-    distribution: str = "rademacher"
-    sparsity: float | None = None
-    blocks: int = 0
-    everywhere: bool = False
-    change: Change | None = None
-
-    @property
-    def differentiates(self) -> bool:
-        return self.blocks > 0 or (self.change is not None and self.change.differentiated)
+_BEFORE, _BEHIND = "base_model.model.", ".lora_{}.weight"  # PEFT's names in adapter_model.safetensors
 
 
 class Descent(Protocol):
@@ -190,21 +174,23 @@ def made(module: nn.Module, change: Change) -> Beside:
 def named(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A and B by the names that PEFT gives them, its scale (lora_alpha / r) being 1."""
     return {
-        _PEFT.format(layer, letter): each
-        for layer, pair in factors.items()
-        for letter, each in zip("AB", pair, strict=True)
+        _peft(layer, letter): each for layer, pair in factors.items() for letter, each in zip("AB", pair, strict=True)
     }
 
 
 def paired(tensors: dict[str, torch.Tensor], ranks: Sequence[int]) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
     """The reverse: by layer, its factors for each of the changes that were stored one behind the other, which have
     these ranks. Raises ValueError where something is missing or does not fit."""
-    before, between = _PEFT.format("\n", "A").split("\n")[0], _PEFT.format("\n", "A").split("\n")[1]
-    layers = [name[len(before) : -len(between)] for name in tensors if name.endswith(between)]
+    behind = _BEHIND.format("A")
+    layers = [name.removeprefix(_BEFORE).removesuffix(behind) for name in tensors if name.endswith(behind)]
     if 2 * len(layers) != len(tensors) or not layers or not ranks or min(ranks) < 1:
         raise ValueError("it does not hold low-rank factors in pairs")
     for layer in layers:
-        a, b = (tensors.get(_PEFT.format(layer, letter)) for letter in "AB")
+        a, b = (tensors.get(_peft(layer, letter)) for letter in "AB")
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1] or len(a) != sum(ranks):
             raise ValueError(f"its factors of {layer} do not fit one another")
         yield layer, list(zip(torch.split(a, list(ranks)), torch.split(b, list(ranks), dim=1), strict=True))
+
+
+def _peft(layer: str, letter: str) -> str:
+    return _BEFORE + layer + _BEHIND.format(letter)

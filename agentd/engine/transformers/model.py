@@ -1,6 +1,6 @@
 """The one module that computes, whose parameters point at whichever weights are wanted: serving's or a candidate's.
 
-Changing them is a pointer per parameter. Background work may be given up before every block (`interrupted`).
+Changing them is a pointer per parameter. Background work lets others in before every block, forwards and backwards.
 """
 
 import inspect
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentd.engine.protocol import Interrupted
 from agentd.engine.transformers.image import Image, Mapped
 from agentd.engine.transformers.loading import Loaded
+from agentd.learn.weights.replaced import as_made
 
 ROWS = 64  # of which a product in bfloat16 has a multiple: oneDNN compiles code for every number of rows it meets
 
@@ -66,7 +66,7 @@ class Model:
         self._parameters = dict(self.module.named_parameters())
         text = self.config.get_text_config()
         self.n_layer, self.n_embd = int(text.num_hidden_layers), int(text.hidden_size)
-        self.interrupted: Callable[[], bool] | None = None
+        self._give_way: Callable[[], None] | None = None
         self._differentiates = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         self.blocks = self._find_blocks()
@@ -93,13 +93,24 @@ class Model:
             self.install(self.base)
 
     @contextmanager
-    def interruptible(self, interrupted: Callable[[], bool]) -> Iterator[None]:
-        """Within it a forward raises Interrupted before the next block when `interrupted()` is true."""
-        self.interrupted = interrupted
+    def giving_way(self, give_way: Callable[[], None]) -> Iterator[None]:
+        """Within it `give_way` is called before every block. It may let others compute (`set_aside`), or raise."""
+        self._give_way = give_way
         try:
             yield
         finally:
-            self.interrupted = None
+            self._give_way = None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within it the module is as if nothing was being computed with it; the caller installs weights again."""
+        kept = self._give_way, self._differentiates
+        self._give_way, self._differentiates = None, False
+        try:
+            with as_made(self.module), torch.inference_mode(False):
+                yield
+        finally:
+            self._give_way, self._differentiates = kept
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
@@ -126,15 +137,15 @@ class Model:
             return torch.as_tensor(logits[: len(keep)].float())
 
     def _before_block(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._give_way()
+        self._pause()
         if self._differentiates:
             hidden = args[0] if args else kwargs.get("hidden_states")
             if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
-                hidden.register_hook(self._give_way)  # type: ignore[no-untyped-call]  # torch's own
+                hidden.register_hook(self._pause)  # type: ignore[no-untyped-call]  # torch's own
 
-    def _give_way(self, _gradient: torch.Tensor | None = None) -> None:
-        if self.interrupted is not None and self.interrupted():
-            raise Interrupted
+    def _pause(self, _gradient: torch.Tensor | None = None) -> None:
+        if self._give_way is not None:
+            self._give_way()
 
     def _find_blocks(self) -> list[nn.Module]:
         """The model's blocks; every linear layer where they are in no list."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agentd.learn.weights import rounding
+from agentd.learn.weights.replaced import replaced
 from agentd.learn.weights.structure import blocks_of
 
 _PIECE = 8 * rounding.BLOCK
@@ -112,13 +113,8 @@ def descend(parameter: Tensor, gradient: Tensor, lr: float, seed: int, number: i
 @contextlib.contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Within it these blocks' activations are made again in the backward instead of kept."""
-    try:
-        for block in blocks:
-            vars(block)["forward"] = _again(type(block).forward.__get__(block))
+    with replaced((block, _again(block.forward)) for block in blocks):
         yield
-    finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
 
 
 def _again(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,14 +5,15 @@ this cache); phase 2 moves the trunk by MeZO with the suffix frozen, and the cac
 """
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from agentd.learn.weights.replaced import replaced
 from agentd.learn.weights.structure import split
 
+Forward = Callable[..., Any]
 Key = TypeVar("Key", contravariant=True)
 
 
@@ -63,41 +64,36 @@ class CachedTrunk:
     def batch(self, key: Any) -> Iterator[None]:
         """Within it forwards of the model are those of mini-batch `key`. The first runs the trunk."""
         blocks, first = self.split.blocks[: self.split.first], self.split.blocks[self.split.first]
-        with contextlib.ExitStack() as undo:
-            if self._states.knows(key):
-                for block in blocks:
-                    vars(block)["forward"] = self._skip
-                    undo.callback(vars(block).pop, "forward", None)
-                hook = self._replay(key)
-            else:
-                for block in blocks[-1:]:
-                    undo.callback(block.register_forward_hook(self._see).remove)
-                hook = self._record(key)
-            undo.callback(first.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if self._states.knows(key):
+            new = [(block, self._skip) for block in blocks]
+            new.append((first, _entering(first.forward, lambda state: self._states.get(key, state))))
+        else:
+            new = [(block, self._seen(block.forward)) for block in blocks[-1:]]
+            new.append((first, _entering(first.forward, lambda state: self._put(key, state))))
+        with replaced(new):
             yield
 
     def _skip(self, hidden: Tensor, *_: Any, **__: Any) -> Any:
         return (hidden,) if self._tuples else hidden
 
-    def _see(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._tuples = isinstance(output, tuple)
+    def _seen(self, forward: Forward) -> Forward:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            self._tuples = isinstance(output, tuple)
+            return output
 
-    def _record(self, key: Any) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            state = (args[0] if args else kwargs["hidden_states"]).detach()
-            self._states.put(key, state)
-            return _with(state, args, kwargs)
+        return run
 
-        return hook
-
-    def _replay(self, key: Any) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return _with(self._states.get(key, args[0] if args else kwargs["hidden_states"]), args, kwargs)
-
-        return hook
+    def _put(self, key: Any, state: Tensor) -> Tensor:
+        self._states.put(key, state)
+        return state
 
 
-def _with(state: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if torch.is_grad_enabled() and not state.is_leaf:
-        state = state.detach()
-    return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
+def _entering(forward: Forward, state_of: Callable[[Tensor], Tensor]) -> Forward:
+    """`forward` of a block, into which goes what `state_of` makes of its input, without a gradient."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        return forward(state_of(hidden.detach()).detach(), *args, **kwargs)
+
+    return run

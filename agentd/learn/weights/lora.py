@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from agentd.learn.weights import rounding
+from agentd.learn.weights.replaced import replaced
 
 _PIECE = 8 * rounding.BLOCK
 _KEY = 1 << 49  # added to a parameter's number: dice apart from those of updates
@@ -98,13 +99,8 @@ class Beside(nn.Module):
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, forwards of the model are those with the changes."""
-        try:
-            for place, change in zip(self._places, self.changes, strict=True):
-                vars(place)["forward"] = _with(place, change)
+        with replaced((place, _with(place, change)) for place, change in zip(self._places, self.changes, strict=True)):
             yield
-        finally:
-            for place in self._places:
-                vars(place).pop("forward", None)
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, in) and B (out, r) by the layer's name; they share memory with what learns."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from agentd.learn.weights.directions import ROOM, Direction
+from agentd.learn.weights.replaced import replaced
 
 _PIECE = 1 << 20  # weights in one piece of a matrix
 _CHUNK = 1 << 19  # entries of z at a time
@@ -57,19 +58,12 @@ class Perturbation:
     @contextlib.contextmanager
     def __call__(self, seed: int, scale: float) -> Iterator[None]:
         """Within it, forwards of the model are those of theta + scale z(seed). Leaves the model as it was, always."""
-        wrapped: list[nn.Module] = []
         self._direction.hold(seed, self._sizes)
-        try:
-            for module in self._owners:
-                own = vars(module).get("forward")
-                if own is not None and type(module) in (nn.Linear, nn.Embedding):
-                    raise RuntimeError(f"the forward of a {type(module).__name__} is replaced already")
-                wrapped.append(module)
-                vars(module)["forward"] = self._forward(module, seed, scale)
+        for module in self._owners:
+            if "forward" in vars(module) and type(module) in (nn.Linear, nn.Embedding):
+                raise RuntimeError(f"the forward of a {type(module).__name__} is replaced already")
+        with replaced((module, self._forward(module, seed, scale)) for module in self._owners):
             yield
-        finally:
-            for module in wrapped:
-                vars(module).pop("forward", None)
 
     def weight(self, parameter: Tensor, seed: int, scale: float) -> Tensor:
         """All of a selected parameter's perturbed entries, in its shape."""

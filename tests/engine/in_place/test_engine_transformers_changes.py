@@ -1,77 +1,32 @@
 """Low-rank changes beside the weights that serve: never seen by serving, merged exactly, exported for stock tools."""
 
-import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_samples import CHOICES, REVIEWS, ask, chat, review
+from engine_samples import ask, chat, last
 from safetensors.torch import load_file, save_file
 
 from agentd.engine.llamacpp.engine import LlamaCppEngine
-from agentd.engine.protocol import BASE, Change, Encoded
+from agentd.engine.protocol import BASE, Change, Encoded, Rule
 from agentd.engine.transformers.background import Background
 from agentd.engine.transformers.engine import TransformersEngine
-from agentd.engine.transformers.forward import Pack
 from agentd.engine.transformers.image import digest
 from agentd.errors import Conflict, InvalidRequest, RevisionCorrupt
 from agentd.learn import ledger
 from agentd.learn.ledger import Step
-from tools import tiny_model
 
 LORA = Change("lora", 4, 8.0, 1, differentiated=True)
 ZO_LORA = Change("lora", 4, 8.0, 1)
 TRAIN = Change("tensor-train", 3, 1.0, 1)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
-    folder = tmp_path_factory.mktemp(request.param)
-    engine = TransformersEngine(
-        tiny_model.write(folder / "tiny.gguf"),
-        folder=folder / "weights",
-        key="0" * 20,
-        revisions=folder / "revisions",
-        context=512,
-        slots=2,
-        dtype=request.param,
-    )
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(made: TransformersEngine) -> Iterator[TransformersEngine]:
-    yield made
-    made.swap(BASE)
-    for weights in made.stats()["staged"]:
-        made.unstage(weights)
-
-
-@pytest.fixture
-def background(engine: TransformersEngine) -> Iterator[Background]:
-    opened = engine.background(lambda: False)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def examples(background: Background) -> list[Encoded]:
-    return [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-
-
-def last(values: Iterator[Any]) -> Any:
-    *_, found = values
-    return found
-
-
 def learn(background: Background, examples: list[Encoded], change: Change, n: int = 4) -> float:
     """Some steps, by whatever the change learns with; returns the loss at their end."""
-    background.rule("rademacher", None, change=change)
+    background.rule(Rule(change=change))
     for seed in range(n):
         if change.differentiated:
             last(background.descend(examples, 0.1, seed, 0.0, 3e-3))
@@ -134,63 +89,6 @@ def test_serving_sees_the_committed_weights_in_the_middle_of_a_step(
     assert seen > 1
     assert ask(engine, request)[0].logprobs == clean
     assert all("forward" not in vars(module) for module in engine.model.module.modules())
-
-
-def test_an_interrupted_step_ends_the_same(engine: TransformersEngine) -> None:
-    asked, at = 0, {0}
-
-    def interrupted() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked in at
-
-    background = engine.background(interrupted)
-    try:
-        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-        background.rule("rademacher", None, change=LORA)
-
-        def step(places: set[int]) -> tuple[Any, Any, int]:
-            nonlocal asked, at
-            background.use(BASE)
-            asked, at = 0, places
-            found = last(background.descend(examples, 0.1, 5, 0.0, 1e-2))
-            at = set()
-            return found, last(background.loss(examples, 0.1, 0, 0.0)), asked
-
-        found, after, whole = step({0})
-        for place in {1, whole // 3, whole // 2, whole - 2}:
-            assert step({place})[:2] == (found, after)
-    finally:
-        background.close()
-
-
-def test_a_step_comes_to_its_end_where_requests_leave_little_time(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is larger than a limit is interrupted always, as if requests came before it can be through."""
-    sizes: list[int] = []
-    limit = 10**6
-    background = engine.background(lambda: bool(sizes) and sizes[-1] > limit)
-    run = background._forward.run
-
-    def noted(pack: Pack) -> Any:
-        sizes.append(len(pack.tokens))
-        return run(pack)
-
-    monkeypatch.setattr(background._forward, "run", noted)
-    try:
-        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-        background.rule("rademacher", None, change=LORA)
-        quiet = last(background.descend(examples, 0.1, 5, 0.0, 1e-9))
-        limit = max(sizes) // 2 + 1
-        sizes.clear()
-        found = list(itertools.islice(background.descend(examples, 0.1, 6, 0.0, 1e-9), 50))[-1]
-        assert found == pytest.approx(quiet, rel=0.02)
-        assert max(sizes) > limit >= sizes[-1]
-        limit = 10**6
-        assert last(background.descend(examples, 0.1, 7, 0.0, 1e-9)) == pytest.approx(quiet, rel=0.02)
-    finally:
-        background.close()
 
 
 def test_a_line_of_changes_is_one_adapter_for_llama_cpp(
@@ -273,8 +171,8 @@ def test_files_that_do_not_fit_are_refused(
     with pytest.raises(Conflict, match="changes alone"):
         finished(engine.collecting(tmp_path / "ledger", tmp_path / "x.gguf", "gguf"))
     with pytest.raises(InvalidRequest, match="kind"):
-        background.rule("rademacher", None, change=Change("nonesuch", 4, 8.0, 1))
-    background.rule("rademacher", None, change=ZO_LORA)
+        background.rule(Rule(change=Change("nonesuch", 4, 8.0, 1)))
+    background.rule(Rule(change=ZO_LORA))
     with pytest.raises(InvalidRequest, match="nothing learns by backpropagation"):
         last(background.descend(examples, 0.1, 1, 0.0, 1e-2))
 
@@ -283,7 +181,7 @@ def test_the_hybrid_moves_everything_with_both(
     engine: TransformersEngine, background: Background, examples: list[Encoded]
 ) -> None:
     """LoHo: zeroth-order steps move the blocks too that backpropagation moves now and then."""
-    background.rule("rademacher", None, 1, everywhere=True)
+    background.rule(Rule(blocks=1, everywhere=True))
     moved = []
     for step in (lambda: background.update(3, 1e-3), lambda: last(background.descend(examples, 0.1, 4, 0.0, 1e-2))):
         before = {name: tensor.clone() for name, tensor in background._current.tensors.items()}

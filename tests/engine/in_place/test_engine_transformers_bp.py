@@ -1,4 +1,4 @@
-"""Backpropagation in the last blocks of the weights that serve: exact, interruptible, and never seen by serving."""
+"""Backpropagation in the last blocks of the weights that serve: exact, and never seen by serving."""
 
 import json
 import math
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import CHOICES, REVIEWS, ask, chat, review
+from engine_samples import ask, chat, last
 from safetensors.torch import load_file, save_file
 
-from agentd.engine.protocol import BASE, Encoded
+from agentd.engine.protocol import BASE, Encoded, Rule
 from agentd.engine.transformers import background as backgrounds
 from agentd.engine.transformers.background import Background
 from agentd.engine.transformers.engine import TransformersEngine
@@ -24,51 +24,9 @@ from tools import tiny_model
 SETTINGS = [(1, 1e-3), (2, 1e-3), (1, 0.0), (tiny_model.N_BLOCKS, 0.0)]  # blocks, epsilon
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
-    folder = tmp_path_factory.mktemp(request.param)
-    path = tiny_model.write(folder / "tiny.gguf")
-    engine = TransformersEngine(
-        path,
-        folder=folder / "weights",
-        key="0" * 20,
-        revisions=folder / "revisions",
-        context=512,
-        slots=2,
-        dtype=request.param,
-    )
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(made: TransformersEngine) -> Iterator[TransformersEngine]:
-    yield made
-    made.swap(BASE)
-    for weights in made.stats()["staged"]:
-        made.unstage(weights)
-
-
-@pytest.fixture
-def background(engine: TransformersEngine) -> Iterator[Background]:
-    opened = engine.background(lambda: False)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def examples(background: Background) -> list[Encoded]:
-    return [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-
-
-def last(values: Iterator[Any]) -> Any:
-    *_, found = values
-    return found
-
-
 def learn(background: Background, examples: list[Encoded], blocks: int, epsilon: float, n: int = 3) -> list[Step]:
     """Some steps of ElasticZO, or of backpropagation alone; returns those in the trunk."""
-    background.rule("rademacher", None, blocks)
+    background.rule(Rule(blocks=blocks))
     steps = []
     for seed in range(n):
         plus, minus = last(background.descend(examples, 0.1, seed, epsilon, 3e-3))
@@ -97,7 +55,7 @@ def test_a_step_goes_down_the_gradient_of_the_last_blocks_alone(
 ) -> None:
     if engine.model.dtype != torch.float32:
         pytest.skip("a difference of losses this small is below bfloat16's rounding")
-    background.rule("rademacher", None, 2)
+    background.rule(Rule(blocks=2))
     before, lr = parameters(background), 1e-5
     loss, same = last(background.descend(examples, 0.1, 1, 0.0, lr))
     assert loss == same == pytest.approx(last(background.loss(examples, 0.1, 0, 0.0)), rel=0.01)
@@ -113,7 +71,7 @@ def test_a_step_goes_down_the_gradient_of_the_last_blocks_alone(
 def test_the_minus_pass_s_loss_and_gradient_are_those_of_the_perturbed_trunk(
     engine: TransformersEngine, background: Background, examples: list[Encoded]
 ) -> None:
-    background.rule("rademacher", None, 1)
+    background.rule(Rule(blocks=1))
     both = last(background.pair(examples, 0.1, 7, 1e-2))
     assert last(background.descend(examples, 0.1, 7, 1e-2, 3e-3)) == pytest.approx(both, rel=1e-3)
     assert both[0] != both[1]
@@ -175,7 +133,7 @@ def test_a_frozen_trunk_is_run_once_for_an_example(
     runs: list[int] = []
     last(background.loss(examples, 0.1, 0, 0.0))  # masks are tried out
     handle = engine.model.blocks[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: runs.append(1))
-    background.rule("rademacher", None, blocks)
+    background.rule(Rule(blocks=blocks))
 
     def learned() -> tuple[list[float], list[float], int]:
         background.use(BASE)
@@ -200,7 +158,7 @@ def test_a_frozen_trunk_is_run_once_for_an_example(
 def test_a_trunk_that_moves_is_run_again(
     engine: TransformersEngine, background: Background, examples: list[Encoded]
 ) -> None:
-    background.rule("rademacher", None, 1)
+    background.rule(Rule(blocks=1))
     before = last(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0]
     cached = background._trunk
     background.update(7, 3e-2)
@@ -248,48 +206,13 @@ def test_a_revision_without_its_tensors_is_refused(
     assert not list(engine.lineage._folder.glob(".*.tmp"))
 
 
-class Interruption:
-    def __init__(self) -> None:
-        self.asked, self.at = 0, {0}
-
-    def __call__(self) -> bool:
-        self.asked += 1
-        return self.asked in self.at
-
-
-@pytest.mark.parametrize(("blocks", "epsilon"), SETTINGS)
-def test_a_step_gives_way_in_forward_and_backward_and_ends_the_same(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, blocks: int, epsilon: float
-) -> None:
-    monkeypatch.setattr(backgrounds, "LOSS_WIDTH", 192)  # several packs
-    interruption = Interruption()
-    background = engine.background(interruption)
-    try:
-        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-        background.rule("rademacher", None, blocks)
-
-        def step() -> tuple[Any, str]:
-            background.use(BASE)
-            return last(background.descend(examples, 0.1, 5, epsilon, 3e-3)), background.digest()
-
-        step()
-        interruption.asked, interruption.at = 0, set()
-        plain, whole = step(), interruption.asked
-        for place in {1, whole // 3, whole // 2, whole - 1, whole}:
-            interruption.asked, interruption.at = 0, {place}
-            assert step() == plain
-    finally:
-        background.close()
-    assert all(parameter.grad is None for parameter in engine.model.module.parameters())
-
-
 def test_serving_sees_the_committed_weights_between_the_parts_of_a_step(
     engine: TransformersEngine, background: Background, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backgrounds, "LOSS_WIDTH", 192)
     request = chat("q", "What now?", logprobs=0, max_tokens=4)
     clean = ask(engine, request)[0].logprobs
-    background.rule("rademacher", None, 2)
+    background.rule(Rule(blocks=2))
     alone = last(background.descend(examples, 0.1, 3, 1e-3, 3e-3)), background.digest()
     background.use(BASE)
     losses = []
@@ -303,7 +226,7 @@ def test_serving_sees_the_committed_weights_between_the_parts_of_a_step(
 def test_a_loss_that_is_no_number_moves_nothing(
     engine: TransformersEngine, background: Background, examples: list[Encoded]
 ) -> None:
-    background.rule("rademacher", None, 1)
+    background.rule(Rule(blocks=1))
     last(background.descend(examples, 0.1, 1, 1e-3, 1e38))  # beyond all numbers
     before = background.digest()
     losses = last(background.descend(examples, 0.1, 2, 1e-3, 1e-3))
@@ -313,8 +236,8 @@ def test_a_loss_that_is_no_number_moves_nothing(
 
 def test_what_cannot_be_learned_is_refused(background: Background, examples: list[Encoded], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="blocks"):
-        background.rule("rademacher", None, tiny_model.N_BLOCKS + 1)
-    background.rule("rademacher", None, 0)
+        background.rule(Rule(blocks=tiny_model.N_BLOCKS + 1))
+    background.rule(Rule(blocks=0))
     with pytest.raises(InvalidRequest, match="no blocks learn"):
         last(background.descend(examples, 0.1, 1, 1e-3, 1e-3))
     with pytest.raises(InvalidRequest, match="nothing to write"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from engine_samples import CHOICES, REVIEWS, ask, chat, raw, review
+from engine_samples import CHOICES, REVIEWS, ask, chat, last, raw, review
 
 from agentd.engine.probabilities import Floats
-from agentd.engine.protocol import BASE, Encoded, Generate, InPlaceBackground, Interrupted, Replaying, Sampling
+from agentd.engine.protocol import BASE, Encoded, Generate, InPlaceBackground, Replaying, Rule, Sampling
 from agentd.engine.transformers.background import Background
 from agentd.engine.transformers.engine import TransformersEngine
 from agentd.engine.transformers.forward import Forward, pack
@@ -25,47 +24,6 @@ from agentd.learn.ledger import Step
 from tools import tiny_model
 
 STEPS = [Step(10 + i, (-1.0) ** i, 1e-3, 1e-3) for i in range(6)]
-
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def dtype(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def made(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
-    folder = tmp_path_factory.mktemp(dtype)
-    path = tiny_model.write(folder / "tiny.gguf")
-    engine = TransformersEngine(
-        path, folder=folder / "weights", key="0" * 20, revisions=folder / "revisions", context=512, slots=2, dtype=dtype
-    )
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(made: TransformersEngine) -> Iterator[TransformersEngine]:
-    yield made
-    made.swap(BASE)
-    for weights in made.stats()["staged"]:
-        made.unstage(weights)
-
-
-@pytest.fixture
-def background(engine: TransformersEngine) -> Iterator[Background]:
-    opened = engine.background(lambda: False)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def examples(background: Background) -> list[Encoded]:
-    return [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-
-
-def last(values: Iterator[Any]) -> Any:
-    *_, found = values
-    return found
 
 
 def write(path: Path, steps: list[Step], parent: int = 0) -> Path:
@@ -163,47 +121,6 @@ def test_what_is_no_ledger_is_refused(engine: TransformersEngine, tmp_path: Path
     assert not list(engine.lineage._folder.glob(".*.tmp"))
 
 
-class Interruption:
-    def __init__(self) -> None:
-        self.asked, self.at = 0, {0}
-
-    def __call__(self) -> bool:
-        self.asked += 1
-        return self.asked in self.at
-
-
-def test_background_work_gives_way_before_every_block_and_repeats_to_the_same_bits(engine: TransformersEngine) -> None:
-    interruption = Interruption()
-    background = engine.background(interruption)
-    try:
-        examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-        runs: list[Callable[[], list[Any]]] = [
-            lambda: list(background.score(examples)),
-            lambda: list(background.loss(examples, 0.1, 5, 1e-2)),
-            lambda: list(background.pair(examples, 0.1, 5, 1e-2)),
-            lambda: list(background.drift(["The river rises in the hills."], BASE, BASE)),
-        ]
-        for run in runs:
-            run()  # the first one tries out what the model obeys
-            interruption.asked, interruption.at = 0, set()
-            plain = run()
-            whole = interruption.asked
-            assert whole >= tiny_model.N_BLOCKS
-            for place in (1, 2, whole // 2, whole):
-                interruption.asked, interruption.at = 0, {place}
-                again = run()
-                assert again[-1] == plain[-1]
-                assert len(again) > len(plain)  # it was told
-    finally:
-        background.close()
-
-
-def test_a_model_is_only_interrupted_where_it_was_allowed(engine: TransformersEngine) -> None:
-    with engine.model.interruptible(lambda: True), pytest.raises(Interrupted):
-        engine.model.forward([1, 2, 3], [2], use_cache=False)
-    assert engine.model.forward([1, 2, 3], [2], use_cache=False).shape == (1, engine.info.n_vocab)
-
-
 def test_scores_are_those_of_each_sequence_by_itself(
     engine: TransformersEngine, background: Background, examples: list[Encoded]
 ) -> None:
@@ -246,14 +163,14 @@ def test_both_signs_are_those_of_the_loss(
 def test_sparse_steps_move_only_small_weights(engine: TransformersEngine, background: Background) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     old = engine.model.base.tensors[name].clone()
-    background.rule("rademacher", 0.75)
+    background.rule(Rule(sparsity=0.75))
     background.update(1, 1e-2)
     assert background._current.private
     new = background._current.tensors[name]
     changed = new != old
     assert 0.2 < changed.float().mean() < 0.26
     assert old[changed].abs().max() <= old[~changed].abs().min() + 1e-6
-    background.rule("cauchy", None)
+    background.rule(Rule("cauchy"))
     with pytest.raises(InvalidRequest, match="distribution"):
         background.update(1, 1e-2)
 
