@@ -15,6 +15,7 @@ from typing import Any
 
 Row = dict[str, Any]
 BASELINE = "peft-fp32"
+_COLORS, _MARKERS = [*(f"C{i}" for i in range(10)), "black", "teal"], "osD^vP*Xhp<>"
 _LABELS = {
     "default": "agentd, what it takes with 1 GB free",
     "blockwise-bp, k = 30": "agentd, BP in all blocks, one in memory",
@@ -65,7 +66,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
     tasks = sorted({row["task"] for row in rows})
     names = dict.fromkeys(name for _, name in grouped(rows))
-    style = {name: (f"C{i}", "osD^vP*Xhp"[i % 10]) for i, name in enumerate(names)}
+    style = {name: (_COLORS[i % 12], _MARKERS[i % 12]) for i, name in enumerate(names)}
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False, sharey="row")
     for line, task in zip(axes, tasks, strict=True):
         for panel, key, scale in ((line[0], "seconds", 1.0), (line[1], "peak_bytes", 1e-6)):
@@ -79,12 +80,15 @@ def plot(rows: list[Row], path: Path) -> None:
                     panel.plot(x, accuracies, marker, color=color, alpha=0.45, markersize=5)
                     label = _LABELS.get(name, name)
                     panel.plot(mean(x), mean(accuracies), marker, color=color, markersize=11, label=label)
-            panel.grid(alpha=0.3)
-            panel.set_xlim(left=0)
+            panel.grid(alpha=0.3, which="both")
+        line[0].set_xscale("log")
+        line[0].set_xticks([30, 60, 120, 240, 480], ["30", "60", "120", "240", "480"])
+        line[0].set_xticks([], minor=True)
+        line[1].set_xlim(left=0)
         line[0].set_ylabel(f"{task}: accuracy in %")
     axes[-1][0].set_xlabel("seconds to learn")
     axes[-1][1].set_xlabel("peak memory of all processes, MB")
-    axes[0][1].legend(fontsize=8, loc="center right")
+    axes[0][1].legend(fontsize=7, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -80,7 +80,7 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
 ) -> None:
     monkeypatch.setattr(backgrounds, "LOSS_WIDTH", 192)  # several packs
     examples = [busy.encode(review(text), CHOICES, label) for text, label in REVIEWS]
-    requests = chat("q", "What now?", logprobs=0, max_tokens=3), raw("r", "A long prompt. " * 20, logprobs=0, max_tokens=1)
+    requests = chat("q", "What now?", logprobs=0, max_tokens=3), raw("r", "Long. " * 40, logprobs=0, max_tokens=1)
     clean = [answer.logprobs for answer in ask(engine, *requests)]
     rule, work = WORK[name]
 
