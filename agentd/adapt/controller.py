@@ -115,12 +115,13 @@ class Adaptation:
     # --- what the admin API asks for
 
     async def start(self, trigger: str, options: dict[str, Any], imported: portable.Adaptation | None = None) -> int:
-        """Starts a pass and returns its number. Raises Conflict while one runs."""
+        """Starts a pass and returns its number. Raises Conflict while one runs, EngineUnavailable without an engine."""
         if self._task and not self._task.done():
             assert self._progress is not None
             if not self._progress.done:
                 raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
             await asyncio.wait({self._task})  # it only tidies up
+        self.require_engine()
         seed = self._config.adapt.seed
         row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
         await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
@@ -133,10 +134,14 @@ class Adaptation:
         """Starts the pass that takes in what another device learned. Raises Conflict where it does not fit this one."""
         if not self._learns_in_place:
             raise Conflict(f"engine {self._config.engine} takes no ledgers in; engine transformers does")
-        if not self._engine.ready:
-            raise EngineUnavailable("the engine is starting")
+        self.require_engine()
         portable.refuse_misfit(found, base_sha256, self._dtype)
         return await self.start("manual", {"import": found.weights_sha256}, found)
+
+    def require_engine(self) -> None:
+        """Raises EngineUnavailable while nothing could be learned."""
+        if not self._engine.ready:
+            raise EngineUnavailable(f"{self._engine.problem or 'the engine is starting'}; try again when it serves")
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
@@ -377,7 +382,7 @@ class Adaptation:
         return await self._store.call(examples.count_new), self._activity.idle_seconds
 
     async def _start_by_itself(self, trigger: str) -> None:
-        with contextlib.suppress(Conflict):
+        with contextlib.suppress(Conflict, EngineUnavailable):
             await self.start(trigger, {})
 
     async def _event(

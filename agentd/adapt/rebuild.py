@@ -37,8 +37,9 @@ async def rebuild(
     the nearest one that does not, on what those had learned otherwise.
 
     Returns what was forgotten, the revision that serves now, those given up, and the pass, None if nothing had to be
-    learned again. Raises NotFound, and what stands in the way of a rollback.
+    learned again. Raises NotFound, EngineUnavailable before anything is done, and what stands in the way of a rollback.
     """
+    adaptation.require_engine()
     forgotten = None
     if selection is not None:
         forgotten = await forget(store, adaptation, selection, dry_run=False)

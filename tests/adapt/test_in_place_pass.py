@@ -1,5 +1,6 @@
 """The weights of engine transformers learn in a real daemon: commit, restart, rollback, proof, and another device."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -238,6 +239,24 @@ def test_requests_are_answered_by_the_committed_weights_while_others_learn(learn
     assert learned.post("/admin/cancel", {}, admin=True).status == 200
     assert finished(learned, number)["state"] == "failed"
     assert said(learned) == before
+
+
+def test_no_pass_starts_before_the_engine_has(model: Path) -> None:
+    with DaemonProcess(model, SETTINGS) as daemon:
+        daemon.start(wait=False)
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(daemon.status())
+            return False
+
+        eventually(listens, 30)
+        assert daemon.status()["state"] == "loading"
+        answer = daemon.post("/admin/adapt", {"method": "lora"}, admin=True)
+        assert (answer.status, answer.json["error"]["code"]) == (503, "engine_unavailable")
+        assert "try again" in answer.json["error"]["message"]
+        daemon.wait_until_ready()
+        assert daemon.get("/admin/passes", admin=True).json["passes"] == []
 
 
 def test_an_engine_that_dies_in_a_pass_fails_it_and_serves_the_committed_weights(learned: DaemonProcess) -> None:
