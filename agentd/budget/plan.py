@@ -24,6 +24,7 @@ Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
 
 _ONE_AT_A_TIME_FROM = 2  # blocks; with fewer there is nothing to do without
+_HALF_STEPS_FROM = 8  # blocks
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Dial:
     in_place: bool = False
 
     def plans(self, bp: bool = True) -> Iterator[Plan]:
-        """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, ..., with their blocks in memory together or one
+        """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, 8, 12, ..., with their blocks in memory together or one
         at a time; and block-wise BP in all blocks.
 
         `bp` False leaves BP out, for models that the trainer cannot build. Where the engine's own weights learn: MeZO
@@ -166,9 +167,14 @@ class Dial:
         return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16, small)
 
     def _settings(self) -> list[int]:
-        """k = 1, 2, 4, ... and all blocks."""
+        """k = 1, 2, 4, 8, 12, 16, 24, ... and all blocks: half steps where a whole one is large.
+
+        A pass that is just too large with 16 blocks was left with 8, which found much less: 12 found as much as 16.
+        """
         n_layer = self.arch.n_layer
-        return [*(1 << i for i in range(n_layer.bit_length()) if 1 << i < n_layer), n_layer]
+        powers = [1 << i for i in range(n_layer.bit_length())]
+        steps = sorted({*powers, *(3 * power // 2 for power in powers if power >= _HALF_STEPS_FROM)})
+        return [*(k for k in steps if k < n_layer), n_layer]
 
     def _correction(self, terms: list[Term], method: str, blocks: int, checkpoint: bool) -> list[Term]:
         """A term for each process that earlier passes have shown to take more or less than its terms say."""

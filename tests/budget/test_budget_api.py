@@ -42,7 +42,7 @@ def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, mo
     assert answer["reading"]["available"] == answer["available_bytes"]
     assert answer["model"]["n_layer"] == 30
     assert "are assumed" in answer["workload"]["note"]
-    assert len(answer["plans"]) == 34
+    assert len(answer["plans"]) == 46
     chosen = answer["plans"][0]
     assert {name: chosen[name] for name in answer["chosen"]} == answer["chosen"]
     assert answer["why"].startswith(f"{chosen['method']} with {chosen['blocks']} blocks")

@@ -26,15 +26,15 @@ def arch(model_path: Path) -> Architecture:
 def test_the_whole_dial_is_looked_at(arch: Architecture) -> None:
     settings = [(plan.method, plan.blocks, plan.checkpoint, plan.small) for plan in Dial(arch, WORK).plans()]
     assert settings[0] == ("mezo", 0, False, False)
-    assert sorted({blocks for _, blocks, *_ in settings}) == [0, 1, 2, 4, 8, 16, 30]
-    assert {blocks for _, blocks, _, small in settings if small} == {1, 2, 4, 8, 16}
-    assert len(settings) == len(set(settings)) == 34
+    assert sorted({blocks for _, blocks, *_ in settings}) == [0, 1, 2, 4, 8, 12, 16, 24, 30]
+    assert {blocks for _, blocks, _, small in settings if small} == {1, 2, 4, 8, 12, 16, 24}
+    assert len(settings) == len(set(settings)) == 46
     assert [(plan.method, plan.blocks) for plan in Dial(arch, WORK).plans(bp=False)] == [("mezo", 0)]
 
 
 def test_one_block_at_a_time_takes_the_memory_of_one(arch: Architecture) -> None:
     found = {(p.method, p.blocks, p.checkpoint): p for p in Dial(arch, WORK).plans()}
-    assert {blocks for method, blocks, checkpoint in found if checkpoint and method == "suffix-bp"} == {2, 4, 8, 16, 30}
+    assert {blocks for method, blocks, checkpoint in found if checkpoint and method == "suffix-bp"} == {2, 4, 8, 12, 16, 24, 30}
     assert found["suffix-bp", 30, True].needed < 0.6 * found["suffix-bp", 30, False].needed
     everywhere, last = found["blockwise-bp", 30, True], found["suffix-bp", 1, False]
     assert everywhere.needed_by("trainer") < 1.3 * last.needed_by("trainer")
