@@ -100,8 +100,8 @@ class Dial:
     in_place: bool = False
 
     def plans(self, bp: bool = True) -> Iterator[Plan]:
-        """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, 8, 12, ..., with their blocks in memory together or one
-        at a time; and block-wise BP in all blocks.
+        """Every setting: MeZO; suffix BP and ElasticZO at k = 1, 2, 4, 8, 12, ..., with their blocks in memory together
+        or one at a time; and block-wise BP in all blocks.
 
         `bp` False leaves BP out, for models that the trainer cannot build. Where the engine's own weights learn: MeZO
         and its relatives; ElasticZO, LoHo and BP at these k, with one block's activations in memory at a time from
