@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from agentd.learn.weights.directions import DISTRIBUTIONS
+from agentd.learn.legs import DISTRIBUTIONS
 from tools.bench_methods_learners import WHOLE
 from tools.bench_methods_step import EPSILONS, gradient_errors, step_times
 

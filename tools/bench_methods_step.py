@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from agentd.learn.weights.directions import DISTRIBUTIONS, Direction
+from agentd.learn.legs import DISTRIBUTIONS
+from agentd.learn.weights.directions import Direction
 from agentd.learn.weights.mezo import InPlace
 from tools.bench_elastic_tasks import reviews
 from tools.bench_methods_model import DTYPES, Reviews, load

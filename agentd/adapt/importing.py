@@ -13,15 +13,13 @@ from agentd.adapt.dataset import Dataset
 from agentd.adapt.gate import Verdict
 from agentd.adapt.in_place import How, InPlacePass
 from agentd.adapt.portable import Adaptation
-from agentd.adapt.revision_files import LORA
 
 
 class ImportPass(InPlacePass):
     def __init__(self, means: Means, adaptation: Adaptation) -> None:
         how = How(adaptation.method, adaptation.blocks, 0, adaptation.update, adaptation.dtype)
         super().__init__(means, how)
-        if adaptation.ranks:
-            self._moved, self._ranks = means.folder / LORA, list(adaptation.ranks)
+        self._ranks = adaptation.ranks
         self._imported = adaptation
         self._origin = 0
         self._steps, self._zo_steps = adaptation.steps, len(adaptation.steps)
@@ -29,8 +27,15 @@ class ImportPass(InPlacePass):
 
     async def _learn(self, data: Dataset) -> None:
         """It was learned elsewhere."""
-        if self._imported.tensors:
-            await asyncio.to_thread(self._moved.write_bytes, self._imported.tensors)
+        for name, content in self._imported.files.items():
+            await asyncio.to_thread((self._folder / name).write_bytes, content)
+
+    def _beside(self) -> list[Path]:
+        return [self._folder / name for name in self._imported.files]
+
+    def _described(self) -> dict[str, Any]:
+        legs = self._imported.legs
+        return super()._described() | ({"legs": [leg.as_json() for leg in legs]} if len(legs) > 1 else {})
 
     async def _gate(self, data: Dataset) -> Verdict:
         if data.of("holdout"):

@@ -76,7 +76,9 @@ class InPlacePass(Attempt):
         self._taken, self._zo_steps = 0, 0
         self._reached: str | None = None  # sha256 of what the run ended with, if that is its best point
         self._digest = ""
-        self._ranks = [how.rank]  # of low-rank changes, each added to the weights after the one before it
+        self._ranks: tuple[int, ...] = (
+            how.rank,
+        )  # of low-rank changes, each added to the weights after the one before
         # what no ledger can make again, if there is anything: the values that backpropagation moved, or changes
         self._moved = means.folder / (LORA if how.method in CHANGES else TENSORS)
 
@@ -138,19 +140,22 @@ class InPlacePass(Attempt):
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         line = await self._store.call(revisions.lineage, self._origin)
         described = await asyncio.to_thread(self._described)
-        files = {LEDGER: self._folder / LEDGER}
-        if self._moved.exists():
-            files[self._moved.name] = self._moved
+        files = {LEDGER: self._folder / LEDGER} | {path.name: path for path in self._beside()}
         made = {"method": self._how.method, "blocks": self._how.blocks, "zo_steps": self._zo_steps}
         return files, {**made, **described, "line": line[::-1]}
 
+    def _beside(self) -> list[Path]:
+        """What there is that no ledger can make again."""
+        return [self._moved] if self._moved.exists() else []
+
     def _described(self) -> dict[str, Any]:
-        """What a manifest says of the weights: how steps moved them, how many tensors it has, what it leads to."""
-        told = {"update": self._how.rule, "dtype": self._how.dtype, "weights_sha256": self._digest or None}
-        moved = self._moved.exists()
-        if self._moved.name == LORA:
-            return {**told, "ranks": self._ranks if moved else []}
-        return {**told, "tensors": len(tensor_file.names(self._moved)) if moved else 0}
+        """What a manifest says of the weights: how steps moved them, how many tensors or changes it has, what it leads
+        to."""
+        update, dtype = self._how.rule, self._how.dtype
+        told: dict[str, Any] = {"update": update, "dtype": dtype, "weights_sha256": self._digest or None, "tensors": 0}
+        for path in self._beside():
+            told |= {"ranks": self._ranks} if path.name == LORA else {"tensors": len(tensor_file.names(path))}
+        return told
 
     def _write(self) -> None:
         """The candidate as the engine reads it: the ledger, and beside it what its steps mean."""

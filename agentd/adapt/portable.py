@@ -4,35 +4,37 @@ A tar. `adaptation.json` says on which base (sha256) and in which type the steps
 and the sha256 of the weights that they lead to; `ledger` holds all steps from the base to the revision, in order
 (learn/ledger.py). Where backpropagation has moved something in that line, `tensors.safetensors` has its values in the
 end, and the steps are on the others (version 2). A line of low-rank changes alone has no steps: `lora.safetensors` has
-the factors of all of them side by side, and `ranks` says where each ends (version 3). Whoever has the same base gets
-the same weights, bit for bit.
+the factors of all of them side by side, and `ranks` says where each ends (version 3). Where steps of several kinds, or
+steps and changes, follow one another, `legs` has their order (version 4). Whoever has the same base gets the same
+weights, bit for bit.
 """
 
 import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from agentd.adapt import tensor_file
 from agentd.adapt.revision_files import LEDGER, LORA, TENSORS, RevisionFiles
-from agentd.errors import Conflict, InvalidRequest
-from agentd.learn import ledger
+from agentd.errors import Conflict, InvalidRequest, RevisionCorrupt
+from agentd.learn import ledger, legs
 from agentd.learn.ledger import Ledger, Step
+from agentd.learn.legs import Leg
 
-FORMAT, VERSIONS = "agentd-adaptation", (1, 2, 3)  # steps alone; with tensors; low-rank changes
+FORMAT, VERSIONS = "agentd-adaptation", (1, 2, 3, 4)  # steps alone; with tensors; low-rank changes; several legs
 _DESCRIPTION = "adaptation.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """`update` is how the steps move the weights, as a manifest has it; `origin` the revision's number where it was
-    made, for the reader alone. `moved` names what backpropagation moved, in up to `blocks` last blocks, `ranks` are
-    those of low-rank changes, and `tensors` is the file with values or factors as it was read."""
+    """`update` is how the last steps move the weights, as a manifest has it; `origin` the revision's number where it
+    was made, for the reader alone. `moved` names what backpropagation moved, in up to `blocks` last blocks, `legs` are
+    the way from the base, and `files` has by name those with values or factors as they were read."""
 
     base_sha256: str
     dtype: str
@@ -43,71 +45,73 @@ class Adaptation:
     steps: list[Step] = field(repr=False)
     blocks: int = 0
     moved: tuple[str, ...] = ()
-    ranks: tuple[int, ...] = ()
-    tensors: bytes = field(default=b"", repr=False)
+    legs: tuple[Leg, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Those of all low-rank changes."""
+        return tuple(rank for leg in self.legs for rank in leg.ranks)
 
     @property
     def version(self) -> int:
+        if len(self.legs) > 1 or (self.ranks and (self.moved or TENSORS in self.files)):
+            return 4
         return 3 if self.ranks else 2 if self.moved else 1
 
-    def write(self, out: IO[bytes], tensors: Path | None = None) -> None:
-        """Writes the file; `tensors` has the values of what `moved` names, or the factors of the changes. Equal
-        adaptations give equal bytes."""
+    def write(self, out: IO[bytes], files: Mapping[str, Path]) -> None:
+        """Writes the file; `files` are, by name, those with the values of what `moved` names and with the factors of
+        the changes. Equal adaptations give equal bytes."""
         told = ("base_sha256", "dtype", "update", "weights_sha256", "method", "origin")
-        described = {name: value for name, value in asdict(self).items() if name in told}
+        described = {name: getattr(self, name) for name in told}
         described |= {"format": FORMAT, "version": self.version}
         if self.version > 1:
             described["blocks"] = self.blocks
-        if self.ranks:
+        if self.version == 3:
             described["ranks"] = list(self.ranks)
+        if self.version == 4:
+            described["legs"] = [leg.as_json() for leg in self.legs]
         text = json.dumps(described, indent=2, sort_keys=True).encode() + b"\n"
         with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name, data in ((_DESCRIPTION, text), (LEDGER, ledger.encode(Ledger(0, self.steps)))):
                 _add(archive, name, len(data), io.BytesIO(data))
-            if tensors is not None:
-                with tensors.open("rb") as file:
-                    _add(archive, LORA if self.ranks else TENSORS, tensors.stat().st_size, file)
+            for name in sorted(files):
+                with files[name].open("rb") as file:
+                    _add(archive, name, files[name].stat().st_size, file)
 
 
 def gather(files: RevisionFiles, line: Sequence[int], base_sha256: str) -> Adaptation:
     """The adaptation that leads from the base to the newest of `line`, which goes from there to the base.
 
-    Raises RevisionCorrupt, Conflict where its revisions are not all ledgers of one kind, or all low-rank changes.
+    Raises RevisionCorrupt, Conflict where a revision is not what engine transformers makes.
 
     What backpropagation has moved anywhere in the line is in `moved`: its value in the end is all that counts, and
-    what moves the others depends on nothing but seeds, so all steps may be taken on them one after the other.
+    what moves the others depends on nothing but themselves, so all legs may be gone on them one after the other.
     """
     steps: list[Step] = []
     moved: dict[str, None] = {}
     blocks = 0
-    ranks: list[int] = []
+    way: list[Leg] = []
     last: dict[str, Any] = {}
     for revision in reversed([number for number in line if number]):
         found = files.verified(revision)
         manifest = files.manifest(revision) or {}
         if LEDGER not in found or set(found) - {LEDGER, TENSORS, LORA} or not manifest.get("weights_sha256"):
             raise Conflict(f"revision {revision} is no ledger of steps on the weights; --format says what it can be")
-        rule = manifest["update"]
-        if last and (rule != last["update"] or rule.get("sparsity")):
-            raise Conflict(
-                f"the line of revision {line[0]} has runs of different kinds, or several sparse ones, which do not "
-                f"make one ledger; export its weights (--format safetensors)"
-            )
-        steps += ledger.read(found[LEDGER]).steps
-        ranks += manifest.get("ranks") or []
+        try:
+            own = ledger.read(found[LEDGER]).steps
+            way += legs.of_manifest(manifest, len(own))
+        except ValueError as error:
+            raise RevisionCorrupt(revision, str(error)) from None
+        steps += own
         if TENSORS in found:
             moved |= dict.fromkeys(tensor_file.names(found[TENSORS]))
         blocks = max(blocks, int(manifest.get("blocks") or 0))
         last = manifest
     if not last:
         raise Conflict("revision 0 is the base model: there is nothing to export")
-    if ranks and (steps or moved):
-        raise Conflict(
-            f"the line of revision {line[0]} has low-rank changes and other steps, whose order a single file does not "
-            f"keep; export its weights (--format safetensors)"
-        )
     told = base_sha256, last["dtype"], last["update"], last["weights_sha256"], str(last["method"]), line[0]
-    return Adaptation(*told, steps, blocks, tuple(moved), tuple(ranks))
+    return Adaptation(*told, steps, blocks, tuple(moved), legs.joined(way))
 
 
 def read(data: bytes) -> Adaptation:
@@ -116,20 +120,16 @@ def read(data: bytes) -> Adaptation:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             described = json.loads(_member(archive, _DESCRIPTION))
             steps = ledger.decode(_member(archive, LEDGER))
-            kept = [name for name in (TENSORS, LORA) if name in archive.getnames()]
-            tensors = _member(archive, kept[0]) if kept else b""
+            files = {name: _member(archive, name) for name in (TENSORS, LORA) if name in archive.getnames()}
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise ValueError(f"its {_DESCRIPTION} is not one of {FORMAT}")
         if described.get("version") not in VERSIONS:
             raise ValueError(
                 f"it has version {described.get('version')}; this agentd reads up to version {VERSIONS[-1]}"
             )
-        if tensors:
-            tensor_file.check(tensors)
-        wanted = [[], [TENSORS], [LORA]][described["version"] - 1]
-        if kept != wanted or (wanted and not tensors):
-            raise ValueError(f"as version {described['version']} it must have {' '.join(wanted) or 'no tensors'}")
-        return _checked(described, steps, tensors)
+        for data in files.values():
+            tensor_file.check(data)
+        return _checked(described, steps, files)
     except (tarfile.TarError, EOFError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidRequest(f"this is no exported adaptation: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -152,43 +152,49 @@ def _add(archive: tarfile.TarFile, name: str, size: int, data: IO[bytes]) -> Non
     archive.addfile(member, data)
 
 
-def _checked(described: dict[str, Any], steps: Ledger, tensors: bytes) -> Adaptation:
+def _checked(described: dict[str, Any], steps: Ledger, files: Mapping[str, bytes]) -> Adaptation:
     texts = {}
     for name in ("base_sha256", "weights_sha256", "dtype", "method"):
         value = described.get(name)
         if not isinstance(value, str) or (name.endswith("sha256") and not _SHA256.fullmatch(value)):
             raise ValueError(f"its {_DESCRIPTION} has no usable {name}")
         texts[name] = value
-    update, origin = described.get("update"), described.get("origin")
-    if not isinstance(update, dict) or set(update) != {"distribution", "sparsity"} or type(origin) is not int:
-        raise ValueError(f"its {_DESCRIPTION} has no usable update or origin")
-    if update["distribution"] not in ("rademacher", "gaussian"):
-        raise ValueError(f"its update has the distribution {update['distribution']!r}")
-    sparsity = update["sparsity"]
-    if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
-        raise ValueError(f"its update has the sparsity {sparsity!r}")
-    if steps.parent != 0 or not (steps.steps or tensors):
+    if type(described.get("origin")) is not int:
+        raise ValueError(f"its {_DESCRIPTION} has no usable origin")
+    rule = legs.rule_of(described.get("update"))
+    if steps.parent != 0 or not (steps.steps or files):
         raise ValueError("its ledger does not begin at the base, or is empty")
     blocks = described.get("blocks", 0)
     if type(blocks) is not int or not 0 <= blocks <= 10_000:
         raise ValueError(f"its {_DESCRIPTION} has no usable blocks")
-    ranks = described.get("ranks", [])
-    if not isinstance(ranks, list) or not all(type(rank) is int and 0 < rank <= 1 << 16 for rank in ranks):
-        raise ValueError(f"its {_DESCRIPTION} has no usable ranks")
-    if bool(ranks) != (described["version"] == 3) or (ranks and steps.steps):
-        raise ValueError("ranks belong to low-rank changes, which have no steps beside them")
+    way = _way(described, rule, len(steps.steps))
+    ranks = any(leg.ranks for leg in way)
+    wanted = {1: set(), 2: {TENSORS}, 3: {LORA}, 4: {TENSORS} & set(files) | ({LORA} if ranks else set())}
+    version = described["version"]
+    if set(files) != wanted[version]:
+        names = " and ".join(sorted(wanted[version])) or "no tensors"
+        raise ValueError(f"as version {version} it must have {names}")
     return Adaptation(
         base_sha256=texts["base_sha256"],
         dtype=texts["dtype"],
-        update=update,
+        update=dict(rule),
         weights_sha256=texts["weights_sha256"],
         method=texts["method"],
-        origin=origin,
+        origin=described["origin"],
         steps=steps.steps,
         blocks=blocks,
-        ranks=tuple(ranks),
-        tensors=tensors,
+        legs=way,
+        files=files,
     )
+
+
+def _way(described: dict[str, Any], rule: legs.Rule, steps: int) -> tuple[Leg, ...]:
+    """The legs, which before version 4 were one, of `steps` by `rule` or of changes."""
+    if described["version"] == 4:
+        return legs.checked(described.get("legs"), steps)
+    if bool(described.get("ranks")) != (described["version"] == 3) or (steps and described["version"] == 3):
+        raise ValueError("ranks belong to low-rank changes, which have no steps beside them")
+    return legs.of_manifest({"ranks": described.get("ranks"), "update": dict(rule)}, steps)
 
 
 def refuse_misfit(adaptation: Adaptation, base_sha256: str, dtype: str) -> None:

@@ -84,16 +84,16 @@ async def export(request: Request) -> Response:
     line = await s.store.call(revisions.lineage, number)
     found = await asyncio.to_thread(portable.gather, s.adaptation.files, line, s.model.sha256)
     with tempfile.TemporaryDirectory(dir=s.config.state.dir, prefix=".export-") as folder:
-        archive, tensors = Path(folder) / "archive", None
+        archive, beside = Path(folder) / "archive", {}
         if found.moved:
-            tensors = Path(folder) / "tensors"
+            beside[TENSORS] = Path(folder) / TENSORS
             async with _whole(s, number, files[LEDGER]) as path:
-                await asyncio.to_thread(tensor_file.extract, path, found.moved, tensors)
-        elif found.ranks:
-            tensors = Path(folder) / "changes"
-            await s.supervisor.call("collect", ledger=str(files[LEDGER]), target=str(tensors), kind="safetensors")
+                await asyncio.to_thread(tensor_file.extract, path, found.moved, beside[TENSORS])
+        if found.ranks:
+            beside[LORA] = Path(folder) / LORA
+            await s.supervisor.call("collect", ledger=str(files[LEDGER]), target=str(beside[LORA]), kind="safetensors")
         with archive.open("xb") as out:
-            await asyncio.to_thread(found.write, out, tensors)
+            await asyncio.to_thread(found.write, out, beside)
         return _file(archive, "application/x-tar")
 
 

@@ -304,7 +304,7 @@ class Replaying(Protocol):
 
     def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
         """Writes the low-rank changes of a ledger's line as one file, `kind` safetensors or gguf, and returns their
-        ranks. Raises RevisionCorrupt, Conflict where other things than such changes are in that line."""
+        ranks. Raises RevisionCorrupt, and for gguf Conflict where other things than such changes are in that line."""
 
 
 @runtime_checkable

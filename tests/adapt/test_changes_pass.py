@@ -87,7 +87,7 @@ def test_it_moves_to_another_device_and_to_llama_cpp(
         for old, new, complaint in (
             (b'"ranks": [\n    8', b'"ranks": [\n    0', "no usable ranks"),
             (b'"ranks": [\n    8', b'"rankz": [\n    8', "ranks belong to"),
-            (b'"version": 3', b'"version": 2', "it must have tensors.safetensors"),
+            (b'"version": 3', b'"version": 2', "ranks belong to"),
         ):
             assert old in data
             answer = other.post("/admin/import", data.replace(old, new), admin=True)
@@ -115,21 +115,74 @@ def test_the_others_commit_or_say_why_not(learned: DaemonProcess, method: str) -
         assert said(learned) == serving
 
 
-def test_changes_after_steps_are_exported_as_weights_only(
-    learned: DaemonProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def mixed(learned: DaemonProcess) -> int:
+    """A revision whose line has all kinds: values by backpropagation, low-rank changes, steps, sparse ones, changes."""
     roll(learned, 0) if learned.status()["revision"] else None
-    for options in ({"method": "bp", "blocks": 1}, {"method": "lora"}):
+    line = (
+        {"method": "bp", "blocks": 1},
+        {"method": "lora"},
+        {"method": "mezo", "zo_steps": 12},
+        {"method": "sparse-mezo", "zo_steps": 12},
+        {"method": "lora"},
+    )
+    for options in line:
         teach(learned, 40)
         row = adapt(learned, **options)
         assert row["state"] == "committed", row["reason"]
-    number = str(row["revision"])
-    capfd.readouterr()
-    for kind, complaint in (("ledger", "--format safetensors"), ("gguf-lora", "changes alone")):
-        assert ctl(learned, "export", number, "--format", kind, "-o", str(tmp_path / kind)) == REFUSED
-        assert complaint in capfd.readouterr().err
-    assert ctl(learned, "export", number, "--format", "safetensors", "-o", str(tmp_path / "w.safetensors")) == 0
-    assert ctl(learned, "replay", number, "--verify") == 0
+    return int(row["revision"])
+
+
+def test_a_line_of_all_kinds_moves_to_another_device(
+    learned: DaemonProcess, mixed: int, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    archive, again = tmp_path / "r.agentd", tmp_path / "again.agentd"
+    assert ctl(learned, "export", str(mixed), "-o", str(archive)) == 0
+    with tarfile.open(archive) as opened:
+        assert opened.getnames() == ["adaptation.json", "ledger", "lora.safetensors", "tensors.safetensors"]
+        described = json.load(opened.extractfile("adaptation.json"))  # type: ignore[arg-type]
+    kinds = [(bool(leg.get("ranks")), leg.get("update", {}).get("sparsity")) for leg in described["legs"]]
+    assert described["version"] == 4
+    assert kinds == [(True, None), (False, None), (False, 0.75), (True, None)]
+    serving = said(learned)
+    with DaemonProcess(model, SETTINGS) as other:
+        other.start()
+        assert ctl(other, "import", str(archive)) == 0
+        assert said(other) == serving
+        assert manifest(other, 1)["weights_sha256"] == manifest(learned, mixed)["weights_sha256"]
+        clean(other)
+        other.kill()
+        other.start()
+        assert said(other) == serving  # made again from what its one revision keeps
+        assert ctl(other, "replay", "1", "--verify") == 0
+        assert ctl(other, "export", "1", "-o", str(again)) == 0
+        teach(other, 120)
+        row = adapt(other, method="lora")  # on top of it
+        assert row["state"] == "committed", row["reason"]
+        assert ctl(other, "replay", str(row["revision"]), "--verify") == 0
+        with tarfile.open(archive) as first, tarfile.open(again) as second:
+            for name in ("ledger", "lora.safetensors", "tensors.safetensors"):
+                assert first.extractfile(name).read() == second.extractfile(name).read()  # type: ignore[union-attr]
+        data = archive.read_bytes()
+        for old, new, complaint in (
+            (b'"steps": ', b'"stepz": ', "neither steps nor low-rank changes"),
+            (b'"ranks": [', b'"rankz": [', "neither steps nor low-rank changes"),
+            (b'"legs": [', b'"legz": [', "its legs are no list"),
+            (b'"version": 4', b'"version": 3', "ranks belong to"),
+            (b'"version": 4', b'"version": 2', "it must have tensors.safetensors"),
+        ):
+            assert old in data
+            answer = other.post("/admin/import", data.replace(old, new), admin=True)
+            assert (answer.status, complaint in answer.error["message"]) == (400, True), answer.error
+
+
+def test_such_a_line_is_no_adapter(
+    learned: DaemonProcess, mixed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ctl(learned, "export", str(mixed), "--format", "gguf-lora", "-o", str(tmp_path / "x.gguf")) == REFUSED
+    assert "changes alone" in capfd.readouterr().err
+    assert ctl(learned, "export", str(mixed), "--format", "safetensors", "-o", str(tmp_path / "w.safetensors")) == 0
+    assert ctl(learned, "replay", str(mixed), "--verify") == 0
 
 
 def test_a_directory_in_bfloat16_learns_as_well(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from agentd.learn.legs import DISTRIBUTIONS
 from agentd.learn.rng import rademacher
 from agentd.learn.weights import rounding
-from agentd.learn.weights.directions import DISTRIBUTIONS, Direction
+from agentd.learn.weights.directions import Direction
 
 CPU = torch.device("cpu")
 

@@ -95,8 +95,9 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         return (yield from self.lineage.verify("verified", ledger))
 
     def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
-        """Writes the low-rank changes of a line as one file, for `kind` gguf as an adapter of llama.cpp."""
-        parts = self.lineage.changes("exported", ledger)
+        """Writes the low-rank changes of a line as one file, for `kind` gguf as an adapter of llama.cpp, which has to
+        be all there is."""
+        parts = self.lineage.changes("exported", ledger, alone=kind == "gguf")
         yield
         try:
             factors = stacked(parts)

@@ -3,7 +3,8 @@
 A ledger lies beside a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
 the sha256 that they lead to (`weights_sha256`). What backpropagation has moved (so many `tensors`) lies beside it too,
 with its values: the steps leave these alone. Or low-rank changes lie there (of these `ranks`), which are added to the
-weights, one after the other. Its parent's ledger lies in the directory of revisions.
+weights, one after the other. What was taken in from another device may have both, in the order that its `legs` say. Its
+parent's ledger lies in the directory of revisions.
 What was replayed once is kept as a file that is named by its sha256, so that the next start maps it instead of
 replaying; such a file can be deleted at any time.
 """
@@ -23,8 +24,9 @@ from agentd.engine.transformers.image import Image
 from agentd.engine.transformers.learning import paired
 from agentd.engine.transformers.model import Model, Weights
 from agentd.errors import AgentdError, Conflict, RevisionCorrupt
-from agentd.learn import ledger
+from agentd.learn import ledger, legs
 from agentd.learn.ledger import Step
+from agentd.learn.legs import Leg
 from agentd.learn.weights import lora
 from agentd.learn.weights.mezo import InPlace
 
@@ -37,17 +39,21 @@ _KEPT = 2  # images beside those that are staged: what serves now may soon be go
 
 @dataclass(frozen=True)
 class Link:
-    """One revision's steps on its parent's weights. `folder` has the values of so many `tensors`, and the factors of
-    changes with these `ranks`."""
+    """One revision on its parent's weights: its legs, with the steps of all of them in order. `folder` has the values
+    of so many `tensors`, and the factors of the changes."""
 
     parent: int
     steps: tuple[Step, ...]
-    rule: tuple[tuple[str, Any], ...]
+    legs: tuple[Leg, ...]
     digest: str | None
     dtype: str | None
     tensors: int
-    ranks: tuple[int, ...]
     folder: Path
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Those of all its changes."""
+        return tuple(rank for leg in self.legs for rank in leg.ranks)
 
 
 class Lineage:
@@ -82,14 +88,14 @@ class Lineage:
             image = yield from self._replayed(name, link, image, check=False)
         return (yield from image.open().digesting())
 
-    def changes(self, name: Name, path: Path) -> list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]:
+    def changes(self, name: Name, path: Path, *, alone: bool) -> list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]:
         """The low-rank changes of a line from the base on, with their ranks.
 
-        Raises RevisionCorrupt, Conflict where anything else has moved the weights.
+        Raises RevisionCorrupt, and Conflict where they are to be `alone` and something else has moved the weights.
         """
         found = []
         for link in self._links(name, path):
-            if link.steps or link.tensors:
+            if alone and (link.steps or link.tensors):
                 raise Conflict("its line is not of low-rank changes alone: steps have moved the weights themselves")
             if link.ranks:
                 try:
@@ -148,13 +154,17 @@ class Lineage:
             try:
                 model.install(target)
                 stored = self._stored(name, link, shapes)
-                if link.steps and not shapes.keys() <= stored.keys():
-                    theta = InPlace(model.module, parameters=lambda each: each not in stored, **dict(link.rule))
-                    for step in link.steps:
-                        model.install(target)
-                        theta.replay([step])
-                        yield
-                yield from self._merged(name, link, target)
+                steps, ranks = 0, 0
+                for leg in link.legs:
+                    if leg.steps and not shapes.keys() <= stored.keys():
+                        model.install(target)  # thresholds come from these weights
+                        theta = InPlace(model.module, parameters=lambda each: each not in stored, **dict(leg.rule))
+                        for step in link.steps[steps : steps + leg.steps]:
+                            model.install(target)
+                            theta.replay([step])
+                            yield
+                    yield from self._merged(name, link, target, ranks, ranks + len(leg.ranks))
+                    steps, ranks = steps + leg.steps, ranks + len(leg.ranks)
                 target.finish()
                 for part_name, values in stored.items():
                     target.mapped.tensors[part_name].copy_(values)
@@ -190,9 +200,9 @@ class Lineage:
             raise RevisionCorrupt(name, f"{file.name} does not hold {link.tensors} of this model's tensors")
         return made.open().tensors
 
-    def _merged(self, name: Name, link: Link, target: Weights) -> Iterator[None]:
-        """Adds a link's low-rank changes to the weights, layer by layer. Raises RevisionCorrupt."""
-        if not link.ranks:
+    def _merged(self, name: Name, link: Link, target: Weights, first: int, end: int) -> Iterator[None]:
+        """Adds those of a link's low-rank changes to the weights, layer by layer. Raises RevisionCorrupt."""
+        if first == end:
             return
         numbers = {each: number for number, (each, _) in enumerate(self._model.module.named_parameters())}
         try:
@@ -201,7 +211,7 @@ class Lineage:
                 weight = f"{layer}.weight"
                 if weight not in numbers:
                     raise ValueError(f"{LORA} has changes of {layer}, which this model has not")
-                for a, b in changes:
+                for a, b in changes[first:end]:
                     device = self._model.device
                     lora.merge(target.tensors[weight], a.to(device), b.to(device), numbers[weight])
                     yield
@@ -235,12 +245,10 @@ def _read(name: Name, path: Path) -> Link:
         beside = path.parent / MANIFEST
         if beside.exists():
             manifest = json.loads(beside.read_text(encoding="utf-8"))
-        rule = manifest.get("update") or {}
-        kept = {key: rule[key] for key in ("distribution", "sparsity") if key in rule}
         tensors = int(manifest.get("tensors") or 0)
         told = manifest.get("weights_sha256"), manifest.get("dtype")
-        ranks = tuple(int(rank) for rank in manifest.get("ranks") or ())
-        return Link(steps.parent, tuple(steps.steps), tuple(kept.items()), *told, tensors, ranks, path.parent)
+        way = legs.of_manifest(manifest, len(steps.steps))
+        return Link(steps.parent, tuple(steps.steps), way, *told, tensors, path.parent)
     except OSError as error:
         raise RevisionCorrupt(name, f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:

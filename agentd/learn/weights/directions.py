@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DISTRIBUTIONS = ("rademacher", "gaussian")
+from agentd.learn.legs import DISTRIBUTIONS
 
 ROOM = 512
 """What a scratch has beyond the entries asked for: pieces are made from where random words begin to where they end."""
