@@ -39,6 +39,7 @@ _MASK = 1 + F32  # bytes of an element
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
 # activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
 _HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.3
+_BETWEEN_TRIMS = 8 * MIB  # where the heap is not tidied after every step
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
@@ -257,7 +258,7 @@ def trainer_terms(
     size = F16 if workload.bf16 else F32
     activations = F32 * (kept + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
-    holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond)
+    holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
     first = TRAINER_STEP + (TRAINER_BF16 if workload.bf16 else 0)
     return [
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
@@ -307,7 +308,13 @@ def trainer_terms(
             "trainer",
             "shorten the examples",
         ),
-        Term("allocator", holes, "50 % of up to 64 MiB of activations and gradients, 30 % of the rest", "trainer"),
+        Term(
+            "allocator",
+            holes,
+            "50 % of up to 64 MiB of activations and gradients, 30 % of the rest"
+            + ("" if one else ", and 8 MiB that several steps leave behind"),
+            "trainer",
+        ),
     ]
 
 

@@ -36,6 +36,10 @@ class Score:
 class Learner(ABC):
     """Raises TrainerFailed and ModelUnusable while it is built."""
 
+    trim_every = 1
+    """Steps after which the heap is tidied. Every batch has shapes of its own, and the gaps that one leaves do not fit
+    the next; but what is given back has to be taken again."""
+
     def __init__(self, spec: Spec, *, resident: bool) -> None:
         self.spec, options = spec, spec.train
         self.file = GGUFFile(spec.model)

@@ -76,7 +76,8 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             parts = batches_of(training, options.seed, epoch, options.batch)
         loss = learner.step(parts[i], options.lr * schedule(step, steps))
         done = step
-        allocator.trim()
+        if not step % learner.trim_every:
+            allocator.trim()
         seconds = round(time.monotonic() - start, 3)
         emit({"event": "step", "step": step, "steps": steps, "epoch": epoch, "loss": loss, "seconds": seconds})
         if parked():

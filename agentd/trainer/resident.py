@@ -11,6 +11,8 @@ from agentd.trainer.tap import Batch, Tap, batches
 
 
 class Resident(Learner):
+    trim_every = 8  # measured: a step takes 0.75 to 0.85 of the time, and the peak is 0 to 6 MiB higher
+
     def __init__(self, spec: Spec) -> None:
         self.tap = Tap(spec.tap, spec.n_embd, spec.prefix)
         self.tap.check(spec.examples)
