@@ -76,9 +76,8 @@ class InPlacePass(Attempt):
         self._taken, self._zo_steps = 0, 0
         self._reached: str | None = None  # sha256 of what the run ended with, if that is its best point
         self._digest = ""
-        self._ranks: tuple[int, ...] = (
-            how.rank,
-        )  # of low-rank changes, each added to the weights after the one before
+        # of low-rank changes, each added to the weights after the one before it
+        self._ranks: tuple[int, ...] = (how.rank,)
         # what no ledger can make again, if there is anything: the values that backpropagation moved, or changes
         self._moved = means.folder / (LORA if how.method in CHANGES else TENSORS)
 
