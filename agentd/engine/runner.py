@@ -272,6 +272,7 @@ def make_engine(settings: dict[str, Any]) -> Engine:
         raise AgentdError(f"there is no engine {settings['engine']!r}")
     from agentd.engine.llamacpp.engine import LlamaCppEngine
 
+    allocator.few_arenas()
     allocator.large_apart()
     return LlamaCppEngine(
         Path(settings["path"]),

@@ -169,11 +169,14 @@ def test_the_trainer_stays_within_its_prediction(arch: Architecture, k: int, mod
 BACKGROUND = """
 import os, sys
 from pathlib import Path
+from agentd import allocator
 from agentd.adapt.neutral import neutral_texts
 from agentd.budget.probe import pss
 from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import Generate
 
+allocator.few_arenas()
+allocator.large_apart()  # both as in the engine's process, without which the same work takes 0 to 5 MiB more by chance
 engine = LlamaCppEngine(Path(sys.argv[1]), context=2048, slots=2, threads=2)
 engine.submit(Generate("warm", {"prompt": "Once upon a time " * 60}, max_tokens=4))
 while engine.busy:
@@ -193,12 +196,9 @@ print(peak - before, max(len(s) for e in examples for s in e.sequences))
 
 
 def test_the_engine_stays_within_its_prediction(arch: Architecture, model_path: Path, tmp_path: Path) -> None:
-    """What background work adds to a serving engine. Of the sum of both processes it is the small part.
-
-    Pages of shared libraries count in full where no other process maps them: 2 MiB more in some runs than in others.
-    """
+    """What background work adds to a serving engine. Of the sum of both processes it is the small part."""
     command = [sys.executable, "-c", BACKGROUND, str(model_path), str(tmp_path / "tap")]
     added, longest = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     predicted = total(engine_terms(arch, Workload(longest, 24 * longest, 24)))
     shown = f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
-    assert added - 2 * MIB <= predicted <= 1.25 * added, shown
+    assert added <= predicted <= 1.25 * added, shown
