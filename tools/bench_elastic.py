@@ -31,10 +31,11 @@ from agentd.adapt.dataset import Member
 from agentd.adapt.planning import Setting
 from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.training import Training
+from agentd.budget.architecture import Architecture
 from agentd.budget.expectation import ZO_STEPS
-from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial
 from agentd.budget.planner import Choice, choose
+from agentd.budget.workload import Workload
 from agentd.engine.activity import Activity
 from agentd.gguf_header import read_header
 from agentd.processor import multiplies_bf16

@@ -23,9 +23,10 @@ import torch
 from agentd.adapt.backpropagation import NLL_WEIGHT, Backpropagation
 from agentd.adapt.planning import Setting
 from agentd.adapt.training import Answer, Training
-from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.architecture import Architecture
 from agentd.budget.plan import BLOCKWISE, Dial
 from agentd.budget.planner import Choice
+from agentd.budget.workload import Workload
 from agentd.engine.activity import Activity
 from agentd.gguf_header import read_header
 from agentd.learn.objectives import objective

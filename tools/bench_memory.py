@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentd.budget.footprint import MIB, Architecture, Workload
+from agentd.budget.architecture import Architecture
+from agentd.budget.footprint import MIB
+from agentd.budget.workload import Workload
 from agentd.gguf_header import read_header
 from tools.bench_memory_compare import compare, comparison, projection
 from tools.bench_memory_runs import Case, measure, predicted

@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agentd.adapt.dataset import Dataset
-from agentd.budget.footprint import (
-    MIB,
-    Architecture,
-    Workload,
-    daemon_terms,
-    engine_terms,
-    serving_terms,
-    total,
-)
+from agentd.budget.architecture import Architecture
+from agentd.budget.footprint import MIB, daemon_terms, engine_terms, serving_terms, total
+from agentd.budget.workload import Workload
 from tools.bench_memory_runs import Case, examples, measure
 
 AGENTD = {

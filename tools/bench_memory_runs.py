@@ -13,10 +13,11 @@ from agentd.adapt.neutral import neutral_texts
 from agentd.adapt.planning import Setting, workload_of
 from agentd.adapt.progress import MemoryWatch
 from agentd.adapt.training import Training
+from agentd.budget.architecture import Architecture
 from agentd.budget.expectation import ZO_STEPS
-from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial, Plan
 from agentd.budget.planner import Choice
+from agentd.budget.workload import Workload
 from agentd.engine.activity import Activity
 from agentd.engine.protocol import Generate, Sampling
 from agentd.engine.supervisor import Supervisor

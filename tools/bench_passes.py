@@ -1,10 +1,12 @@
 """Every method of engine transformers as a pass of a real daemon, beside clients that ask: what it brings and takes.
 
     python -m tools.bench_passes MODEL [--methods lora,bp:4,elasticzo:1,mezo@200] [--examples 448] [--output FILE.jsonl]
+                                       [--sparse 10]
 
 MODEL is a GGUF file or a directory of transformers. A method is NAME, NAME:BLOCKS or NAME@STEPS, where STEPS are those
 of zeroth-order methods. Each begins at the base, in a daemon of its own, with the same movie reviews as examples; the
-reviews that are judged afterwards are others. What FILE holds is not run again; the table is printed from all of it.
+reviews that are judged afterwards are others. The clients ask every two seconds, and ten at once every twenty, or
+`--sparse` times as seldom. What FILE holds is not run again; the table is printed from all of it.
 """
 
 import argparse
@@ -28,7 +30,7 @@ METHODS = "lora,bp:1,bp:4,elasticzo:1,loho:1,mezo-lora,adazeta,sparse-mezo,mezo"
 _METHOD = re.compile(r"([a-z-]+)(?::(\d+))?(?:@(\d+))?")
 
 
-async def measure(model: Path, method: str, examples: int, judged: int) -> dict[str, Any]:
+async def measure(model: Path, method: str, examples: int, judged: int, sparse: float) -> dict[str, Any]:
     """One pass. Raises DemoFailed, CtlError where the daemon refuses it."""
     name, blocks, steps = _parts(method)
     wishes = {"method": name, **({"blocks": blocks} if blocks else {}), **({"zo_steps": steps} if steps else {})}
@@ -42,7 +44,7 @@ async def measure(model: Path, method: str, examples: int, judged: int) -> dict[
             rows = reviews("heldout")[:judged]
             await agent.judge_all(rows[:8], lambda: None)  # serving has the memory that it needs
             number = (await asyncio.to_thread(daemon.admin.post, "/admin/adapt", wishes))["pass"]
-            async with Traffic(agent) as traffic:
+            async with Traffic(agent, sparse) as traffic:
                 with view() as shown:
                     ended = await asyncio.to_thread(follow, daemon.admin, number, shown)
             answers = await agent.judge_all(rows, lambda: None)
@@ -53,6 +55,7 @@ async def measure(model: Path, method: str, examples: int, judged: int) -> dict[
     return {
         "method": method,
         "examples": examples,
+        "sparse": sparse,
         "outcome": row["state"],
         "reason": row["reason"],
         "steps": len({step["step"] for step in dict(ended.answer)["steps"]}),
@@ -107,17 +110,18 @@ def main() -> int:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--examples", type=int, default=448)
     parser.add_argument("--judged", type=int, default=300)
+    parser.add_argument("--sparse", type=float, default=1.0, metavar="N", help="requests come N times as seldom")
     parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args()
     kept = options.output.read_text().splitlines() if options.output and options.output.exists() else []
     rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
-    there = {(row["method"], row["examples"]) for row in rows}
+    there = {(row["method"], row["examples"], row["sparse"]) for row in rows}
     console = Console(stderr=True)
     try:
         for method in options.methods.split(","):
-            if (method, options.examples) in there:
+            if (method, options.examples, options.sparse) in there:
                 continue
-            rows.append(asyncio.run(measure(options.model, method, options.examples, options.judged)))
+            rows.append(asyncio.run(measure(options.model, method, options.examples, options.judged, options.sparse)))
             console.print(f"{method}: {rows[-1]['outcome']}: {rows[-1]['reason']}")
             if options.output:
                 with options.output.open("a") as file:

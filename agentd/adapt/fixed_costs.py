@@ -13,7 +13,8 @@ from pathlib import Path
 from agentd.adapt.neutral import neutral_texts
 from agentd.adapt.planning import workload_of
 from agentd.budget import footprint, probe
-from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.architecture import Architecture
+from agentd.budget.workload import Workload
 from agentd.engine.protocol import BASE
 from agentd.engine.supervisor import Supervisor
 from agentd.errors import AgentdError

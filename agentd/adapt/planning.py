@@ -7,11 +7,12 @@ from typing import Any
 
 from agentd.adapt.dataset import Dataset
 from agentd.budget import history, planner, probe
+from agentd.budget.architecture import Architecture
 from agentd.budget.expectation import ZO_STEPS, in_place_steps
-from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.in_place import architecture as shapes
 from agentd.budget.planner import Choice
 from agentd.budget.recipe import recipe
+from agentd.budget.workload import Workload
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.config import Config
 from agentd.engine.encode import shared_prefix

@@ -13,7 +13,7 @@ from agentd.adapt.fixed_costs import engine_runtime, needed
 from agentd.adapt.planning import Setting, plan
 from agentd.adapt.training import Training
 from agentd.budget import probe
-from agentd.budget.footprint import Architecture
+from agentd.budget.architecture import Architecture
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor

@@ -12,9 +12,10 @@ from agentd.adapt.planning import runtime
 from agentd.api.requests import only
 from agentd.api.services import Services, services
 from agentd.budget import history, planner, probe
-from agentd.budget.footprint import Architecture, Workload
+from agentd.budget.architecture import Architecture
 from agentd.budget.in_place import architecture as shapes
 from agentd.budget.planner import Choice, budget_of, consider, refusal
+from agentd.budget.workload import Workload
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.errors import InvalidRequest, NotALanguageModel, PassRefused
 from agentd.processor import multiplies_bf16

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agentd.budget.footprint import Workload
 from agentd.budget.recipe import recipe
+from agentd.budget.workload import Workload
 
 ZO_STEPS: Mapping[str, int] = {
     "mezo": 200,

@@ -6,18 +6,16 @@ SmolLM2-135M on x86-64 with llama-cpp-python 0.3.36 and torch 2.13; `runtime` an
 this machine's own. docs/memory.md derives the formulas and has the measurements, tools/bench_memory.py repeats them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from typing import Any
 
-from agentd.budget.architecture import F16, F32
-from agentd.budget.architecture import Architecture as Architecture  # what every caller needs with this module
+from agentd.budget.architecture import F16, F32, Architecture
+from agentd.budget.workload import BACKGROUND_CONTEXT, Workload, micro_batch
 
 MIB = 1 << 20
 
-# Engine, see engine/llamacpp/background.py: context, sequences and tokens of one micro-batch, scored rows of a decode.
-BACKGROUND_CONTEXT = 2048  # tokens of the longest example, unless model.context is less
+# Engine, see engine/llamacpp/background.py: sequences and tokens of one micro-batch, scored rows of a decode.
 BACKGROUND_SEQUENCES = 64
 MICRO_BATCH = 128
 SCORED = 64
@@ -32,17 +30,12 @@ TRAINER_STEP = 50 * MIB  # measured: what the first step adds: thread pool, auto
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
 
 # Trainer, see trainer/head.py and shortcuts.py.
-MICRO_BUDGET = 128 * MIB  # bytes a micro-batch may keep for its backward pass, about
-MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
 _HEAD_SLICE = 2048
 _MASK = 1 + F32  # bytes of an element
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
 # activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
 _HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.3
 _BETWEEN_TRIMS = 8 * MIB  # where the heap is not tidied after every step
-
-_TEMPLATE = 24  # tokens that a chat template adds to a message
-_MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
 
 # Python objects: a token in a list (pointer and int), and what surrounds an example's tokens in each process.
 _TOKEN = 40
@@ -66,83 +59,6 @@ class Term:
 
 def total(terms: Iterable[Term]) -> int:
     return sum(term.bytes for term in terms)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a pass works on. Tokens are counted without the prefix that all sequences share.
-
-    seq_len         tokens of the longest sequence
-    tokens          tokens of all sequences together, those of the holdout included
-    examples        number of examples, holdout included
-    scored          scored positions per sequence: those of the choices' terms and of the target
-    sequences       sequences per example: 1, or one per choice where choices have several tokens
-    holdout_tokens  those of `tokens` that only the gate sees; 0: about a fifth
-    micro_tokens    tokens in one forward pass of the trainer, padding and prefix included; 0: what `micro_tokens` says
-    checkpoint      the trainer keeps one block in memory at a time
-    bf16            the trainer multiplies matrices in bfloat16
-    """
-
-    seq_len: int
-    tokens: int
-    examples: int
-    batch: int = 16
-    rank: int = 8
-    prefix: int = 0
-    scored: int = 3
-    context: int = BACKGROUND_CONTEXT
-    micro_tokens: int = 0
-    checkpoint: bool = False
-    sequences: int = 1
-    holdout_tokens: int = 0
-    bf16: bool = False
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence with the shared prefix."""
-        return self.prefix + self.seq_len
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def estimated(
-        cls, inputs: Sequence[str], answers: Sequence[str] = (), *, rank: int = 8, context: int = BACKGROUND_CONTEXT
-    ) -> "Workload":
-        """From the texts of the inputs and of the answers trained on, before anything is tokenised.
-
-        What sizes depend on (the longest sequence and answer) is taken high, so that the footprint is not too small;
-        `tokens`, which seconds depend on, as it is for English.
-        """
-        ends = (min(inputs), max(inputs)) if inputs else ("", "")
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
-        answer = max((int(len(text) / _MANY_TOKENS) + 1 for text in answers), default=1)
-        longest = int(max(map(len, inputs), default=0) / _MANY_TOKENS) + _TEMPLATE + answer
-        longest = min(longest, context, BACKGROUND_CONTEXT)  # what is longer is left out
-        prefix = min(longest - 1, int(shared / _FEW_TOKENS))
-        own = sum(len(text) - shared for text in inputs) + sum(map(len, answers))
-        return cls(
-            seq_len=longest - prefix,
-            tokens=int(own / _TOKENS) + len(inputs),
-            examples=len(inputs),
-            rank=rank,
-            prefix=prefix,
-            scored=answer + 1,
-            context=context,
-        )
-
-
-def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bool = False) -> int:
-    """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
-
-    Small enough that the activations kept for the backward pass stay near `MICRO_BUDGET`, large enough to keep matrix
-    kernels busy and to go through the vocabulary seldom. The last block keeps next to nothing, because it runs where it
-    is scored; with checkpointing one block is kept at a time. `small`: no more than is needed to keep the kernels busy.
-    """
-    width = max(arch.n_ff, 4 * arch.n_embd)
-    whole = 1 if checkpoint else max(1, k - 1)
-    most = MICRO_LEAST if small else MICRO_MOST
-    return max(MICRO_LEAST, min(most, MICRO_BUDGET // (F32 * 4 * width * whole)))
 
 
 def serving_terms(arch: Architecture, *, kv_tokens: int) -> list[Term]:
@@ -316,20 +232,6 @@ def trainer_terms(
             "trainer",
         ),
     ]
-
-
-def micro_batch(arch: Architecture, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:
-    """(rows, sequences) of the trainer's largest forward pass: what it allows itself, or all there is in a batch.
-
-    The shared prefix is computed once for all sequences. `one`: one block is in memory at a time.
-    """
-    allowed = workload.micro_tokens or micro_tokens(arch, k, one)
-    n = max(1, workload.seq_len)
-    rows = max(
-        workload.prefix + workload.sequences * n,
-        min(allowed, workload.prefix + workload.batch * workload.sequences * n),
-    )
-    return rows, max(1, (rows - workload.prefix) // n)
 
 
 def _examples(workload: Workload, process: str) -> Term:

@@ -9,7 +9,8 @@ measurements). Low-rank changes leave the weights as they are, and need no candi
 """
 
 from agentd.budget.architecture import F16, F32, Architecture
-from agentd.budget.footprint import MIB, Term, Workload
+from agentd.budget.footprint import MIB, Term
+from agentd.budget.workload import Workload
 from agentd.checkpoint_header import CheckpointHeader
 from agentd.gguf_header import Header
 from agentd.methods import CHANGES, FORWARD_ONLY

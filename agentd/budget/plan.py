@@ -6,17 +6,10 @@ from typing import Any
 
 from agentd.budget import calibration as calibrations
 from agentd.budget import in_place
+from agentd.budget.architecture import Architecture
 from agentd.budget.calibration import Factor
-from agentd.budget.footprint import (
-    Architecture,
-    Term,
-    Workload,
-    daemon_terms,
-    engine_terms,
-    micro_tokens,
-    total,
-    trainer_terms,
-)
+from agentd.budget.footprint import Term, daemon_terms, engine_terms, total, trainer_terms
+from agentd.budget.workload import Workload, micro_tokens
 from agentd.methods import FORWARD_ONLY
 
 BLOCKWISE = "blockwise-bp"

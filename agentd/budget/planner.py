@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentd.budget.architecture import Architecture
 from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
-from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import BLOCKWISE, Calibration, Dial, Plan
+from agentd.budget.workload import Workload
 from agentd.errors import PassRefused
 from agentd.methods import FORWARD_ONLY, OF_ENGINE
 

@@ -53,7 +53,7 @@ class Example:
 class TrainOptions:
     """Hyperparameters. `batch` counts examples; `patience` evaluations without improvement end the training.
 
-    micro_tokens  tokens in a forward pass, padding and prefix included (budget/footprint.py says how many)
+    micro_tokens  tokens in a forward pass, padding and prefix included (budget/workload.py says how many)
     checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
     first_step    steps that an earlier, parked training did

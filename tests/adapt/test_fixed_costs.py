@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentd.adapt.fixed_costs import engine_runtime
-from agentd.budget.footprint import ENGINE_RUNTIME, MIB, Architecture
+from agentd.budget.architecture import Architecture
+from agentd.budget.footprint import ENGINE_RUNTIME, MIB
 from agentd.engine.activity import Activity
 from agentd.gguf_header import read_header
 from tools.bench_parts import supervisor

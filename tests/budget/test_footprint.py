@@ -10,17 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agentd.budget.footprint import (
-    Architecture,
-    Workload,
-    daemon_terms,
-    engine_terms,
-    micro_batch,
-    micro_tokens,
-    total,
-    trainer_terms,
-)
+from agentd.budget.architecture import Architecture
+from agentd.budget.footprint import daemon_terms, engine_terms, total, trainer_terms
 from agentd.budget.probe import pss
+from agentd.budget.workload import Workload
 from agentd.gguf_header import read_header
 
 MIB = 2**20
@@ -66,48 +59,6 @@ def test_terms_grow_with_what_they_depend_on(arch: Architecture) -> None:
         assert terms["background KV cache"] == cells * arch.kv_bytes_per_token
     assert total(engine_terms(arch, replace(small, scored=30))) > total(engine_terms(arch, small))
     assert total(daemon_terms(replace(small, examples=600))) > total(daemon_terms(small))
-
-
-@pytest.mark.parametrize(
-    ("k", "checkpoint", "expected"),
-    [
-        (1, False, 400),
-        (4, False, 400),
-        (8, False, 400),
-        (12, False, 330),
-        (16, False, 242),
-        (30, False, 128),
-        (30, True, 400),
-    ],
-)
-def test_more_blocks_in_memory_get_fewer_tokens_at_a_time(
-    arch: Architecture, k: int, checkpoint: bool, expected: int
-) -> None:
-    """36 kB a token and block kept, 128 MiB for all of them: 15 x 36,864 B x 242 = 128 MiB."""
-    assert micro_tokens(arch, k, checkpoint) == expected
-    assert micro_tokens(arch, k, checkpoint, small=True) == 128
-
-
-def test_the_largest_micro_batch(arch: Architecture) -> None:
-    work = Workload(seq_len=40, tokens=10_000, examples=300, prefix=38)
-    assert micro_batch(arch, work, 1) == (400, 9)  # (400 - 38) / 40
-    assert micro_batch(arch, replace(work, batch=2), 1) == (118, 2)
-    assert micro_batch(arch, replace(work, seq_len=470), 8) == (508, 1)  # longer than allowed: one at a time
-    assert micro_batch(arch, work, 8, one=True) == (400, 9)
-    assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 16) == (338, 3)
-
-
-def test_a_workload_estimated_from_texts() -> None:
-    texts = [f"Did the reviewer like it? Review {i:03}: " + "word " * (20 + i % 7) for i in range(100)]
-    work = Workload.estimated(texts, ["positive", "negative"] * 50)
-    assert work.examples == 100
-    assert 40 < work.longest < 100
-    assert 0 < work.prefix < 10
-    assert 20 * 100 < work.tokens < 60 * 100
-    assert work.scored == 4
-    assert Workload.estimated(["x" * 10_000]).longest == 2048
-    assert Workload.estimated(["x" * 10_000], context=1024).longest == 1024
-    assert Workload.estimated([]).examples == 0
 
 
 def test_a_model_that_is_not_here(arch: Architecture) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from agentd.budget.architecture import Architecture
 from agentd.budget.calibration import Factor, family
 from agentd.budget.expectation import ZO_STEPS, Outcome, Speed, in_place_steps
-from agentd.budget.footprint import Architecture, Workload
 from agentd.budget.plan import Dial
 from agentd.budget.planner import choose
+from agentd.budget.workload import Workload
 from agentd.errors import PassRefused
 from agentd.gguf_header import read_header
 from agentd.methods import OF_ENGINE

@@ -30,9 +30,10 @@ LENGTH = 16  # tokens
 
 @dataclass
 class Traffic:
-    """Runs while it is entered; what was answered, and what failed."""
+    """Runs while it is entered; what was answered, and what failed. `sparse` times as long between requests."""
 
     agent: Agent
+    sparse: float = 1.0
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)  # milliseconds to the first token, of single requests
     crowded: list[float] = field(default_factory=list)  # and of those that came ten at once
@@ -61,7 +62,7 @@ class Traffic:
             running |= {
                 asyncio.create_task(self._one(QUESTIONS[next(number) % len(QUESTIONS)], n > 1)) for _ in range(n)
             }
-            pause = start + (tick + 1) * EVERY - time.monotonic()
+            pause = start + (tick + 1) * EVERY * self.sparse - time.monotonic()
             try:
                 await asyncio.wait_for(self._stopping.wait(), max(0.0, pause))
                 break
