@@ -25,7 +25,8 @@ import torch
 
 from agentd import allocator
 from agentd.adapt.in_place import EPSILON, EPSILON_CHANGES, TRAIN_RANK
-from agentd.learn.spsa import Trajectory, growing_queries, minimise, schedule
+from agentd.learn.spsa import Trajectory, growing_queries, minimise
+from agentd.learn.step_size import schedule
 from agentd.learn.weights import adazeta, lora
 from agentd.learn.weights.adamw import AdamW
 from agentd.learn.weights.bp import Backpropagation, checkpointed

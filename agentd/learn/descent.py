@@ -15,7 +15,8 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from agentd.learn.ledger import Step
-from agentd.learn.spsa import Oracle, Run, StepResult, Trajectory, schedule
+from agentd.learn.spsa import Oracle, Run, StepResult, Trajectory
+from agentd.learn.step_size import schedule
 
 
 class DescentOracle(Oracle, Protocol):

@@ -5,15 +5,9 @@
 SPSA is Spall 1992; MeZO (Malladi et al. 2023) makes z again from its seed instead of storing it. The optimiser never
 sees theta or z: the oracle applies them.
 
-Step size. Along z the loss is L - lr g^2 + lr^2 g^2 c / 2 with the curvature c = (L+ + L- - 2 L0) / eps^2, whose mean
-over random signs is the trace of the Hessian. Only a part of g^2 is signal, the rest is the noise of the mini-batch;
-that part is agreement = 2 sum g_A g_B / sum (g_A^2 + g_B^2) over two batches A and B along the same seeds. The
-expected decrease is greatest at
-
-    lr = agreement / c,
-
-and the run diverges beyond 2 / c. Before the first step both are measured on `probes` seeds and two batches, at the
-price of 6 probes forwards; the measurements are also the first update, so that they are not lost.
+Before the first step the step size is calibrated (step_size.py): curvature and agreement are measured on `probes` seeds
+and two batches, at the price of 6 probes forwards; the measurements are also the first update, so that they are not
+lost.
 
 L0 is taken a tenth of epsilon away along z, and the slope subtracted: engines that round activations to 8 bits have
 losses with a grain, and at theta itself all sequences sit on one grain (measured: 0.04 off the mean of six points 0.003
@@ -28,14 +22,10 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from agentd.learn.ledger import Step
+from agentd.learn.step_size import CLIP, Calibration, schedule
 
-_CLIP = 3.0  # in median absolute deviations of g, which is symmetric about 0
 _RECENT = 32
-_PRIOR_AGREEMENT = 0.3
-_PRIOR_WEIGHT = 4
-_MIN_AGREEMENT = 0.05
 _CURVATURES = 8
-_WARMUP, _FINAL = 0.05, 0.1
 _MAX_BAD = 5
 _DITHER = 0.1
 _MASK = (1 << 64) - 1
@@ -70,36 +60,6 @@ def spsa_gradient(oracle: Oracle, seed: int, epsilon: float, batch: int) -> tupl
     else:
         plus, minus = oracle.loss(seed, epsilon, batch), oracle.loss(seed, -epsilon, batch)
     return (plus - minus) / (2 * epsilon), plus, minus
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the probes found.
-
-    `curvature` is the mean of z'Hz (the trace of the Hessian H) plus its standard error, `spread` an upper estimate of
-    H's Frobenius norm (at most `curvature`), `agreement` in (0, 1] the part of g^2 that is signal, `gradient` the root
-    mean square of g, `forwards` what it all cost.
-    """
-
-    curvature: float
-    spread: float
-    agreement: float
-    gradient: float
-    forwards: int
-
-    def best_lr(self, queries: int = 1) -> float:
-        """The step size with the greatest expected decrease, for the average of `queries` projected gradients."""
-        return self.agreement * self.stable_lr(queries)
-
-    def stable_lr(self, queries: int = 1) -> float:
-        """Half the step size beyond which the loss grows; infinite where no curvature could be measured.
-
-        Independent directions hardly disturb one another in many dimensions, so n of them bear almost n times the step:
-        the average has the expected curvature (tr H + (n - 1) g'Hg / g'g) / n, and g'Hg / g'g <= ||H||_F.
-        """
-        if self.curvature <= 0:
-            return math.inf
-        return queries / (self.curvature + (queries - 1) * self.spread)
 
 
 @dataclass(frozen=True)
@@ -213,15 +173,6 @@ def minimise(
             return
 
 
-def schedule(step: int, steps: int) -> float:
-    """The part of the step size used in `step` (1-based): linear warm-up over 5 %, then a cosine down to 10 %."""
-    warmup = math.ceil(_WARMUP * steps)
-    if step <= warmup:
-        return step / (warmup + 1)
-    done = (step - warmup - 1) / max(1, steps - warmup - 1)
-    return _FINAL + (1 - _FINAL) * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def growing_queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: int = 8) -> int:
     """Q(e) = min(ceil(alpha e^beta), most) for the epoch counted from 1 (AdaZeta, Yang et al. 2024): directions say
     less and less as the loss falls, so a step takes more of them. Raises ValueError for an epoch below 1."""
@@ -280,24 +231,9 @@ class Run:
             raise Diverged(f"the loss is not finite around the starting point, at epsilon {self.epsilon:g}")
         self._recent.extend(abs(g) for pair in pairs for g in pair)
         self._curvatures.extend(curvatures)
-        # One outlier among so few must not decide: both are cut where a step's own gradient would be.
-        limit = _CLIP * self.typical()
+        limit = CLIP * self.typical()
         pairs = [(max(-limit, min(limit, a)), max(-limit, min(limit, b))) for a, b in pairs]
-        middle = statistics.median(curvatures)
-        width = _CLIP * statistics.median(abs(value - middle) for value in curvatures)
-        curvatures = [max(middle - width, min(middle + width, value)) for value in curvatures]
-        total = sum(a * a + b * b for a, b in pairs) / 2
-        prior = _PRIOR_WEIGHT * total / len(pairs)
-        agreement = (sum(a * b for a, b in pairs) + _PRIOR_AGREEMENT * prior) / (total + prior) if total else 0.0
-        mean = statistics.fmean(curvatures)
-        deviation = statistics.stdev(curvatures) if len(curvatures) > 1 else abs(mean)
-        # Of few samples the mean is uncertain: too much curvature costs a little speed, too little the run.
-        mean += deviation / math.sqrt(len(curvatures))
-        # Var(z'Hz) = 2 (||H||_F^2 - diagonal) for signs; twice that deviation, because a few samples underestimate it.
-        spread = min(mean, math.sqrt(2) * deviation) if mean > 0 else 0.0
-        self.trajectory.calibration = Calibration(
-            mean, spread, min(1.0, max(_MIN_AGREEMENT, agreement)), math.sqrt(total / len(pairs)), 6 * probes
-        )
+        self.trajectory.calibration = Calibration.of(pairs, curvatures, 6 * probes)
         gradients = [(seed, (a + b) / 2) for seed, (a, b) in zip(seeds, pairs, strict=True)]
         return Measured(gradients, statistics.fmean(losses), 6 * probes)
 
@@ -345,7 +281,7 @@ class Run:
         """Clips, updates theta, records. Returns the steps and the mean of the clipped projected gradients."""
         if not measured.gradients:
             return (), 0.0
-        limit = _CLIP * self.typical() or math.inf
+        limit = CLIP * self.typical() or math.inf
         share = rate / len(measured.gradients)
         if share > 0:
             limit = min(limit, self.epsilon / share)

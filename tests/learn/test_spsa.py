@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from agentd.learn.ledger import fold
 from agentd.learn.rng import rademacher
-from agentd.learn.spsa import Calibration, Diverged, Oracle, Trajectory, minimise, schedule, spsa_gradient
+from agentd.learn.spsa import Diverged, Oracle, Trajectory, minimise, spsa_gradient
+from agentd.learn.step_size import schedule
 
 
 class Quadratic:
@@ -103,15 +104,6 @@ def test_calibration_measures_the_trace_and_the_agreement() -> None:
     next(minimise(noisy, steps=100, epsilon=1.0, probes=16, trajectory=trajectory))
     assert trajectory.calibration is not None
     assert trajectory.calibration.agreement < 0.35
-
-
-def test_more_queries_bear_a_larger_step_only_in_many_dimensions() -> None:
-    diffuse = Calibration(curvature=10.0, spread=0.1, agreement=0.5, gradient=1.0, forwards=0)
-    assert diffuse.best_lr() == pytest.approx(0.05)
-    assert diffuse.best_lr(4) == pytest.approx(0.5 * 4 / 10.3)
-    one_direction = Calibration(curvature=10.0, spread=10.0, agreement=0.5, gradient=1.0, forwards=0)
-    assert one_direction.best_lr(4) == pytest.approx(0.05)
-    assert Calibration(-1.0, 0.0, 0.5, 1.0, 0).stable_lr() == math.inf
 
 
 @pytest.mark.parametrize("factor", [100.0, 1e6])
@@ -268,15 +260,6 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_named() -> None:
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must be|not a step size|give lr"):
         next(minimise(Quadratic(np.ones(3)), **{"steps": 1, "epsilon": 0.1, **arguments}))  # type: ignore[arg-type]  # values of several types
-
-
-def test_the_schedule_warms_up_and_decays() -> None:
-    factors = [schedule(step, 100) for step in range(1, 101)]
-    assert factors[0] < 0.2
-    assert max(factors) == 1.0 == factors[5]
-    assert factors[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(factors[5:]))
-    assert 0 < schedule(1, 1) <= 1
 
 
 def test_quadratic_is_an_oracle() -> None:
