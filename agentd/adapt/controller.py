@@ -23,13 +23,14 @@ from agentd.adapt.preparation import Preparation
 from agentd.adapt.probation import STOPPED, Probation, RolledBack
 from agentd.adapt.progress import MemoryWatch, Progress
 from agentd.adapt.revision_files import RevisionFiles
+from agentd.adapt.steps_back import StepsBack
 from agentd.adapt.training import Training
 from agentd.adapt.trial import Trial
 from agentd.adapt.triggers import Triggers
 from agentd.config import Config
 from agentd.engine.activity import Activity
 from agentd.engine.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict, CrashLoop, EngineUnavailable, PassRefused, RevisionCorrupt
+from agentd.errors import AgentdError, Conflict, EngineUnavailable, PassRefused, RevisionCorrupt
 from agentd.models import ModelFile
 from agentd.store import events, examples, passes, revisions, trials
 from agentd.store.database import Store
@@ -52,6 +53,8 @@ class Adaptation:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
         self.files, self._model, self._classifier = files, model.path, model.classifier
         self._folders = config.state.dir / "passes"
+        tell = lambda kind, message, revision: self._event(kind, message, revision=revision)  # noqa: E731
+        self._steps_back = StepsBack(store, engine, files, tell)
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
@@ -163,22 +166,11 @@ class Adaptation:
 
     async def rollback(self, revision: int | None, reason: str | None) -> dict[str, Any]:
         """Serves another revision: the given one, or the parent of what serves. Running passes are stopped."""
-        serving = self._engine.revision
-        if revision is None:
-            parent = (await self._store.call(revisions.get, serving)).parent
-            if parent is None:
-                raise Conflict("the base model serves; there is nothing to go back to")
-            revision = parent
-        row = await self._store.call(revisions.get, revision)
-        if revision == serving:
-            raise Conflict(f"revision {revision} serves already")
-        if row.state not in ("base", "committed"):
-            raise Conflict(f"revision {revision} is {row.state}; only committed revisions can serve")
-        await asyncio.to_thread(self.files.verified, revision)
+        serving, target = self._engine.revision, await self._steps_back.target(revision)
         why = reason or "rolled back by the owner"
         await self.stop(why)
-        milliseconds = await self._activate(revision, why)
-        return {"revision": revision, "previous": serving, "swap_ms": round(milliseconds, 3)}
+        milliseconds = await self._steps_back.activate(target, why)
+        return {"revision": target, "previous": serving, "swap_ms": round(milliseconds, 3)}
 
     async def trial_json(self) -> dict[str, Any] | None:
         return await self._probation.as_json()
@@ -203,27 +195,8 @@ class Adaptation:
         return dict(rows.fetchall())
 
     async def fall_back(self, error: RevisionCorrupt, revision: int) -> int:
-        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, in the end the base.
-
-        If its files are intact and the engine dies of it all the same, nothing learned is trusted: the base.
-        """
-        await self._event("revision corrupt", str(error), revision=revision)
-        if isinstance(error, CrashLoop):
-            await self._store.call(revisions.activate, 0, str(error))
-            return 0
-        for ancestor in (await self._store.call(revisions.lineage, revision))[1:]:
-            if await asyncio.to_thread(self._intact, ancestor):
-                await self._store.call(revisions.activate, ancestor, str(error))
-                return ancestor
-        await self._store.call(revisions.activate, 0, str(error))
-        return 0
-
-    def _intact(self, revision: int) -> bool:
-        try:
-            self.files.verified(revision)
-        except RevisionCorrupt:
-            return False
-        return True
+        """Says what to serve when `revision` turns out unusable, see `StepsBack`."""
+        return await self._steps_back.fall_back(error, revision)
 
     # --- one pass
 
@@ -350,18 +323,7 @@ class Adaptation:
                 return
             await asyncio.sleep(0.25)
 
-    # --- what serves, and what is over
-
-    async def _activate(self, revision: int, reason: str) -> float:
-        previous = await self._store.call(revisions.committed)
-        await self._store.call(revisions.activate, revision, reason)
-        try:
-            milliseconds = await self._engine.swap(revision)
-        except AgentdError:
-            await self._store.call(revisions.activate, previous, f"revision {revision} could not be loaded")
-            raise
-        await self._event("rolled back", f"revision {revision} serves: {reason}", revision=revision)
-        return milliseconds
+    # --- what is over, and what comes next
 
     async def _abandon(self, number: int, reason: str) -> str:
         """Ends a pass that was cut short; returns its state then."""
