@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from agentd.engine.cuts import Cuts
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Generate, Piece, Weights
@@ -23,22 +24,6 @@ from agentd.engine.wire import describe
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 256
-_BOUNDARIES = (32, 64, 96, 128, 192, 256)  # where prompts are cut; beyond, every CHUNK tokens
-
-
-def next_boundary(position: int) -> int:
-    """The first cut after `position`."""
-    return next((b for b in _BOUNDARIES if b > position), (position // CHUNK + 1) * CHUNK)
-
-
-def reusable(n: int) -> int:
-    """How many of `n` equal leading tokens may be taken from the cache: up to the last cut."""
-    if n >= _BOUNDARIES[-1]:
-        return n // CHUNK * CHUNK
-    return max((b for b in _BOUNDARIES if b <= n), default=0)
-
 
 W_contra = TypeVar("W_contra", contravariant=True)
 
@@ -52,6 +37,10 @@ class Decoder(Protocol[W_contra]):
     @property
     def reuses(self) -> bool:
         """Whether a cache can be cut back to a prefix."""
+
+    @property
+    def cuts(self) -> Cuts:
+        """Where it wants prompts to be cut."""
 
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
@@ -211,7 +200,7 @@ class Serving(Generic[W]):
         n = 0
         while n < limit and slot.tokens[n] == job.prompt[n]:
             n += 1
-        return reusable(n)
+        return self._context.cuts.reusable(n)
 
     def _guard(self, compute: Callable[[list[Slot[W]]], list[Piece]], slots: list[Slot[W]]) -> list[Piece]:
         """A request that cannot be computed ends with an error; the others go on."""
@@ -232,7 +221,7 @@ class Serving(Generic[W]):
         job = slot.job
         assert job is not None
         start = len(slot.tokens)
-        stop = min(next_boundary(start), len(job.prompt))
+        stop = min(self._context.cuts.after(start), len(job.prompt))
         chunk = job.prompt[start:stop]
         complete = stop == len(job.prompt)
         self._context.use(job.adapters)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import llama_cpp as lc
 
+from agentd.engine.cuts import Cuts
 from agentd.engine.language import LanguageEngine
 from agentd.engine.llamacpp.adapters import Adapters, free, load
 from agentd.engine.llamacpp.background import Background
@@ -13,7 +14,6 @@ from agentd.engine.llamacpp.library import load_model, metadata
 from agentd.engine.llamacpp.sampling import Sampler
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.protocol import Generate, ModelInfo, Weights
-from agentd.engine.serving import CHUNK
 
 _BACKGROUND_CONTEXT = 2048  # tokens: the shared prefix and one micro-batch, whatever the serving context is
 
@@ -32,7 +32,9 @@ class LlamaCppEngine(LanguageEngine[Adapters, Background]):
         self._threads = threads
         self.vocabulary = Vocabulary(self._model)
         mappings = anonymous_mappings()
-        own = Context(self._model, n_ctx=per_slot * slots, n_seq=slots, width=CHUNK, threads=threads, streams=True)
+        own = Context(
+            self._model, n_ctx=per_slot * slots, n_seq=slots, width=Cuts().longest, threads=threads, streams=True
+        )
         per_slot = min(per_slot, own.n_ctx // slots)
         self.released_bytes = release_zero_pages(mappings)
         super().__init__(own, self.vocabulary, Adapters(), per_slot)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from agentd.engine.cuts import Cuts
 from agentd.engine.probabilities import Floats
 from agentd.engine.transformers import cache as caches
 from agentd.engine.transformers.model import ROWS, Model, Weights
@@ -20,9 +21,20 @@ class Context:
         self._weights = model.base
         self._logits: dict[int, Floats] = {}
         self.reuses = caches.can_be_cut(caches.slot_cache(model.config))
+        # Where a piece is padded to ROWS rows anyway, one of fewer tokens takes as long.
+        self.cuts = Cuts(tuple(ROWS * n for n in (1, 2, 3, 4))) if model.pads else Cuts()
 
     def use(self, weights: Weights) -> None:
         self._weights = weights
+
+    def warm_up(self, limit: int) -> None:
+        """Does what the first request would wait for, and what would count as the memory of a pass before it: weights
+        are read from the disk, oneDNN compiles its code, the heap grows. `limit` is the most tokens of a request."""
+        piece = range(min(self.cuts.after(0), limit - 1))
+        self.decode([0] * len(piece), piece, [(0,)] * len(piece), [len(piece) - 1])
+        self.decode([0], [len(piece)], [(0,)], [0])
+        self.forget(0)
+        self._logits.clear()
 
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]

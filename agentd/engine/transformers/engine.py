@@ -23,7 +23,7 @@ from agentd.engine.transformers.lineage import Lineage
 from agentd.engine.transformers.loading import Source, load
 from agentd.engine.transformers.model import Model, Weights
 from agentd.engine.transformers.sampling import Sampler
-from agentd.errors import RevisionCorrupt
+from agentd.errors import ModelUnusable, RevisionCorrupt
 
 
 class TransformersEngine(LanguageEngine[Weights, Background]):
@@ -57,7 +57,12 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         per_slot = min(context, trained) if trained else context
         self.vocabulary = loaded.vocabulary
         self.lineage = Lineage(self.model, revisions, folder)
-        super().__init__(Context(self.model, slots), self.vocabulary, self.model.base, per_slot)
+        serving = Context(self.model, slots)
+        try:
+            serving.warm_up(per_slot)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+            raise ModelUnusable(path, f"it does not run: {error}") from error
+        super().__init__(serving, self.vocabulary, self.model.base, per_slot)
         self.info = ModelInfo(
             name=path.stem,
             architecture=str(self.model.config.model_type),

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agentd.engine.transformers.background import Background
 from agentd.engine.transformers.engine import TransformersEngine
 from agentd.engine.transformers.forward import Forward, pack
 from agentd.engine.transformers.image import digest
+from agentd.engine.transformers.model import Model
 from agentd.engine.transformers.sampling import Choices, Sampler
 from agentd.errors import InvalidRequest, ModelUnusable, NotSupported, RevisionCorrupt
 from agentd.learn import ledger
@@ -54,6 +56,25 @@ def test_serving_sees_the_committed_weights_between_the_steps_of_a_run(
     assert digest(engine.model.base.mapped) == before
     background.use(BASE)
     assert background.digest() == before
+
+
+def test_a_prompt_is_cut_where_padding_would_end(
+    engine: TransformersEngine, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 a piece of fewer tokens takes as long as one of 64, so there are no pieces of 32."""
+    pieces: list[int] = []
+    forward = engine.model.forward
+
+    def counted(tokens: Sequence[int], keep: Sequence[int], **arguments: Any) -> torch.Tensor:
+        pieces.append(len(tokens))
+        return forward(tokens, keep, **arguments)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    answer = ask(engine, raw("cut", "unheard of " * 8, max_tokens=1))[0]
+    n = answer.last.prompt_tokens
+    assert 64 < n < 96
+    assert answer.last.cached_tokens == 0
+    assert pieces == ([64, 64] if dtype == "bfloat16" else [32, 32, n - 64])
 
 
 def test_staging_replays_to_the_weights_that_the_run_had(
@@ -302,3 +323,28 @@ def test_an_image_is_made_once_and_a_damaged_model_is_named(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:50_000])
     with pytest.raises(ModelUnusable, match="cut short"):
         TransformersEngine(path, **{**settings, "key": "other" * 4})
+
+
+def test_it_is_tried_out_before_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request finds code compiled and weights read; a model that does not run is none."""
+    settings: dict[str, Any] = {"folder": tmp_path / "weights", "key": "k" * 20, "context": 32, "dtype": "bfloat16"}
+    path = tiny_model.write(tmp_path / "tiny.gguf")
+    computed: list[int] = []
+    forward = Model.forward
+
+    def counted(model: Model, tokens: Sequence[int], keep: Sequence[int], **arguments: Any) -> torch.Tensor:
+        computed.append(len(tokens))
+        return forward(model, tokens, keep, **arguments)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    engine = TransformersEngine(path, **settings)
+    assert computed == [64, 1]
+    assert not engine.busy
+    engine.close()
+
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Model, "forward", broken)
+    with pytest.raises(ModelUnusable, match="it does not run: shapes cannot be multiplied"):
+        TransformersEngine(path, **settings)

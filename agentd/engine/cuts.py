@@ -1,0 +1,29 @@
+"""Where prompts are cut into pieces that are computed at once, and so how much of one another one may take over.
+
+The places are fixed: rounding depends on how many tokens of a sequence are computed together, and an answer must not
+depend on what was in the cache.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Prompts are cut at the positions `at`, and beyond the last of these at its multiples."""
+
+    at: tuple[int, ...] = (32, 64, 96, 128, 192, 256)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest piece."""
+        return self.at[-1]
+
+    def after(self, position: int) -> int:
+        """The first cut after `position`."""
+        return next((cut for cut in self.at if cut > position), (position // self.longest + 1) * self.longest)
+
+    def reusable(self, n: int) -> int:
+        """How many of `n` equal leading tokens may be taken from the cache: up to the last cut."""
+        if n >= self.longest:
+            return n // self.longest * self.longest
+        return max((cut for cut in self.at if cut <= n), default=0)
