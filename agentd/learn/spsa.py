@@ -127,8 +127,8 @@ def minimise(
 
     Step i uses mini-batch i (the probes use 0 and 1) and `queries` fresh seeds counted up from `first_seed`, whose
     projected gradients are averaged; a function gives their number by the step's (1-based). Each is clipped at 3 median
-    absolute deviations of the recent ones and at epsilon / lr: two losses at +-epsilon say nothing about a step further
-    than epsilon.
+    absolute deviations of the recent ones and at queries epsilon / lr: two losses at +-epsilon say nothing about a step
+    further than epsilon along that direction.
 
     `lr` None takes the calibrated one; a number is kept as asked unless the curvature says that it diverges. It warms
     up over 5 % of the steps and falls along a cosine to 10 %. The curvature is measured again every `recheck` steps
@@ -249,8 +249,9 @@ class Run:
         calibration = self.trajectory.calibration
         if calibration is None:
             return asked or 0.0
-        # The largest median step that epsilon can vouch for; all there is where no curvature shows above the noise.
-        trusted = self.epsilon / (self.typical() or self.epsilon)
+        # The largest median step that epsilon can vouch for along each of the directions, among which `lr` is divided;
+        # all there is where no curvature shows above the noise.
+        trusted = queries * self.epsilon / (self.typical() or self.epsilon)
         wanted = calibration.agreement * min(calibration.stable_lr(queries), trusted) if asked is None else asked
         # The curvature met on the way, where it has grown since the probes.
         grown = max(1.0, (self.curvature() or 0.0) / calibration.curvature) if calibration.curvature > 0 else 1.0

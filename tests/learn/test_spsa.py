@@ -169,6 +169,17 @@ def test_outliers_are_clipped() -> None:
     assert all(abs(step.coefficient) <= step.epsilon * 1.0001 for step in applied)
 
 
+def test_epsilon_bounds_the_step_along_each_direction_not_their_sum() -> None:
+    """Where epsilon allows less than the curvature does, four directions go four times as far as one."""
+    rates = []
+    for queries in (1, 4):
+        oracle = Quadratic(ill_conditioned())
+        results = list(minimise(oracle, steps=20, epsilon=1e-3, queries=queries, recheck=0))
+        assert all(abs(step.coefficient) <= 1.0001e-3 for result in results for step in result.applied)
+        rates.append(results[9].lr)
+    assert rates[1] == pytest.approx(4 * rates[0], rel=0.5)
+
+
 def test_the_ledger_replays_to_the_same_point() -> None:
     oracle, trajectory = Quadratic(ill_conditioned()), Trajectory()
     results = list(minimise(oracle, steps=30, epsilon=1.0, queries=2, first_seed=2**64 - 5, trajectory=trajectory))
