@@ -184,8 +184,9 @@ def calibrated(oracle: Oracle, first: int, queries: int = 1) -> float:
     for _ in minimise(oracle, steps=1, epsilon=oracle.epsilon, probes=PROBES, first_seed=first, trajectory=trajectory):
         pass
     assert trajectory.calibration is not None
-    rate = trajectory.calibration.best_lr(queries)
-    return min(rate, oracle.epsilon / max(trajectory.calibration.gradient, 1e-9) * trajectory.calibration.agreement)
+    found = trajectory.calibration
+    trusted = queries * oracle.epsilon / max(found.gradient, 1e-9)
+    return found.agreement * min(found.stable_lr(queries), trusted)
 
 
 def adam_on_lora(model: Any, data: Any, seed: int, lr: float, used: dict[str, float], total: int) -> Iterator[None]:
