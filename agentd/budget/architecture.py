@@ -87,8 +87,10 @@ class Architecture:
     def from_checkpoint(cls, header: CheckpointHeader) -> "Architecture":
         """From a directory of transformers; bytes are those of float32 until `served` says otherwise."""
         number = header.number
-        n_layer, n_embd = number("num_hidden_layers", "n_layer") or 1, number("hidden_size", "n_embd") or 1
-        n_head = number("num_attention_heads", "n_head") or 1
+        numbered = [int(place[1]) for name in header.shapes if (place := _BLOCK.search(name)) is not None]
+        n_layer = number("num_hidden_layers", "n_layer", "n_layers", "num_layers") or max(numbered, default=0) + 1
+        n_embd = number("hidden_size", "n_embd", "d_model") or 1
+        n_head = number("num_attention_heads", "n_head", "n_heads", "num_heads") or 1
         blocks = [0] * n_layer
         widths = [0] * n_layer
         for name, shape in header.shapes.items():

@@ -13,6 +13,7 @@ from agentd.learn.weights.adamw import AdamW
 from agentd.learn.weights.bp import Backpropagation
 from agentd.learn.weights.cached_trunk import CachedTrunk, InMemory
 from agentd.learn.weights.elasticzo import ElasticZO
+from agentd.learn.weights.layers import layer_of
 from agentd.learn.weights.loho import Hybrid
 from agentd.learn.weights.lora import Beside
 from agentd.learn.weights.mezo import InPlace
@@ -197,12 +198,13 @@ def test_a_cached_trunk_gives_the_same_losses_and_gradients(kind: str) -> None:
         CachedTrunk(model, BLOCKS, states)
 
 
-def test_lora_starts_as_the_model_and_comes_off() -> None:
-    model = tiny()
+@pytest.mark.parametrize(("kind", "layers"), [("llama", 7), ("gpt2", 4)])
+def test_lora_starts_as_the_model_and_comes_off(kind: str, layers: int) -> None:
+    model = tiny(kind=kind)
     before, loss = weights(model), language_loss(model)
     start = value(loss)
     changes = lora.beside(model, 4, 8.0, seed=1)
-    assert len(changes.names) == 7 * BLOCKS
+    assert len(changes.names) == layers * BLOCKS
     learn(changes, loss)
     with changes.attached():
         assert value(loss) < start
@@ -210,7 +212,7 @@ def test_lora_starts_as_the_model_and_comes_off() -> None:
     assert same(weights(model), before)
     assert all("forward" not in vars(module) for module in model.modules())
     with pytest.raises(ValueError, match="no linear layer"):
-        Beside(model, lambda base, generator: base, 1, targets=lambda name: False)
+        lora.beside(nn.Embedding(3, 4), 4, 8.0, seed=1)
 
 
 def learn(changes: Beside, loss: Callable[[], Tensor], steps: int = 5, lr: float = 1e-2) -> None:
@@ -244,18 +246,45 @@ def test_lora_with_a_frozen_trains_b_alone() -> None:
     assert all(name.endswith("lora_b") for name in names)
 
 
+class Unusual(nn.Linear):
+    """A layer of a class of its own that multiplies all the same, as some models have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight.T
+
+
+class Router(nn.Linear):
+    def forward(self, input: Tensor) -> Any:
+        return super().forward(input), input
+
+
+def test_what_multiplies_by_a_matrix_is_a_layer_whatever_it_is_called() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    plain, unusual, conv = nn.Linear(3, 5), Unusual(3, 5, bias=False), Conv1D(5, 3)
+    found = [layer_of(module) for module in (plain, unusual, conv)]
+    assert [(each.n_in, each.n_out, each.transposed) for each in found if each] == [
+        (3, 5, False),
+        (3, 5, False),
+        (3, 5, True),
+    ]
+    assert layer_of(Router(3, 5)) is None
+    assert layer_of(nn.Embedding(3, 5)) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # the latter keeps its matrices transposed
 @pytest.mark.parametrize("make", [lambda m: lora.beside(m, 4, 8.0, seed=1), lambda m: adazeta.beside(m, 3, seed=1)])
-def test_merged_changes_are_the_attached_ones(make: Callable[[nn.Module], Beside]) -> None:
-    model = tiny()
+def test_merged_changes_are_the_attached_ones(make: Callable[[nn.Module], Beside], kind: str) -> None:
+    model = tiny(kind=kind)
     loss, changes = language_loss(model), make(model)
     learn(changes, loss)
     with changes.attached():
         wanted, start = value(loss), loss()
     layers = dict(model.named_modules())
     for number, (name, (a, b)) in enumerate(changes.factors().items()):
-        weight = layers[name].weight
-        assert isinstance(weight, Tensor)
-        lora.merge(weight, a, b, number)
+        layer = layer_of(layers[name])
+        assert layer is not None
+        lora.merge(layer.weight, *layer.as_stored(a, b), number)
     assert value(loss) == pytest.approx(wanted, rel=1e-5)
     assert start.requires_grad  # of the model itself, which nothing has frozen
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _STEP = 256  # tokens by which it grows
 
@@ -50,9 +50,14 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no type
 
 
 def slot_cache(config: Any) -> Cache:
-    """An empty cache; layers with windows or states of their own are transformers'."""
+    """An empty cache; layers with states of their own are transformers'.
+
+    Layers with a sliding window keep what has left the window: the model's masks hide it, and a prompt that shares a
+    beginning with the last one can go on from any place in it.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [SlotLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    kept = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [SlotLayer() if type(layer) in kept else layer for layer in cache.layers]
     return cache
 
 

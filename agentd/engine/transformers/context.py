@@ -61,8 +61,9 @@ class Context:
         cache = self._caches[sequence]
         if cache is None:
             cache = self._caches[sequence] = caches.slot_cache(self._model.config)
-        n, before = len(tokens), cache.get_seq_length()
+        n = len(tokens)
         pads = self._model.pads and self.reuses and n > 1
+        before = cache.get_seq_length() if pads else 0
         padded = [*tokens, *([tokens[-1]] * (-n % ROWS))] if pads else tokens
         try:
             logits = self._model.forward(

@@ -217,6 +217,6 @@ def _places(pack: Pack) -> list[Place]:
 
 
 def _windows(config: Any) -> list[int]:
-    """The sizes of sliding windows, in tokens."""
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    return [int(window)] if isinstance(window, int) and window > 0 else []
+    """The sizes of sliding windows, and of chunks that see nothing before them, in tokens."""
+    found = [getattr(config.get_text_config(), name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return [size for size in found if isinstance(size, int) and size > 0]

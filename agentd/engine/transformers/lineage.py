@@ -28,6 +28,7 @@ from agentd.learn import ledger, legs
 from agentd.learn.ledger import Step
 from agentd.learn.legs import Leg
 from agentd.learn.weights import lora
+from agentd.learn.weights.layers import layer_of
 from agentd.learn.weights.mezo import InPlace
 
 MANIFEST = "manifest.json"
@@ -207,13 +208,15 @@ class Lineage:
         numbers = {each: number for number, (each, _) in enumerate(self._model.module.named_parameters())}
         try:
             found = images.read([link.folder / LORA]).open().tensors
-            for layer, changes in paired(found, link.ranks):
-                weight = f"{layer}.weight"
-                if weight not in numbers:
-                    raise ValueError(f"{LORA} has changes of {layer}, which this model has not")
-                for a, b in changes[first:end]:
-                    device = self._model.device
-                    lora.merge(target.tensors[weight], a.to(device), b.to(device), numbers[weight])
+            modules = dict(self._model.module.named_modules())
+            for where, changes in paired(found, link.ranks):
+                weight = f"{where}.weight"
+                layer = layer_of(modules[where]) if where in modules and weight in numbers else None
+                if layer is None:
+                    raise ValueError(f"{LORA} has changes of {where}, which this model has not")
+                for factors in changes[first:end]:
+                    a, b = layer.as_stored(*(factor.to(self._model.device) for factor in factors))
+                    lora.merge(target.tensors[weight], a, b, numbers[weight])
                     yield
         except (AgentdError, ValueError) as error:
             raise RevisionCorrupt(name, str(error)) from None

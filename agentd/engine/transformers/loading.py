@@ -6,6 +6,7 @@ directory: a GGUF is dequantised there, another precision converted.
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import mmap
@@ -73,6 +74,10 @@ def load(source: Source, dtype: str = "auto", device: str = "auto") -> Loaded:
     with _quiet(source.path):
         config = _config(source)
         module = _build(config, kind)
+        if "past_key_values" not in inspect.signature(module.forward).parameters:
+            raise ModelUnusable(
+                source.path, "it keeps no keys and values but a state of its own (its GGUF may run in engine llamacpp)"
+            )
         base = _base(source, module, config, kind)
         vocabulary = _vocabulary(source, config)
     _install_buffers(source, module, place)

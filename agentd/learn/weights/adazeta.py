@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from agentd.learn.weights.layers import Layer
 from agentd.learn.weights.lora import Beside
 
 
@@ -53,8 +54,8 @@ class TTLinear(nn.Module):
 def beside(model: nn.Module, rank: int, seed: int) -> Beside:
     """Tensor trains beside every linear layer but the head."""
 
-    def make(base: nn.Linear, generator: torch.Generator) -> TTLinear:
-        made = TTLinear(base.in_features, base.out_features, rank, generator, zero=True)
+    def make(base: Layer, generator: torch.Generator) -> TTLinear:
+        made = TTLinear(base.n_in, base.n_out, rank, generator, zero=True)
         return made.to(base.weight.device)
 
     return Beside(model, make, seed)

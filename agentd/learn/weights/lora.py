@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from agentd.learn.weights import rounding
+from agentd.learn.weights.layers import Layer, layer_of
 from agentd.learn.weights.replaced import replaced
 
 _PIECE = 8 * rounding.BLOCK
@@ -42,7 +43,7 @@ class LowRank(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: Layer,
         rank: int,
         alpha: float,
         generator: torch.Generator,
@@ -53,12 +54,12 @@ class LowRank(nn.Module):
         super().__init__()
         self.scale, self._exact = alpha / rank, exact
         device = base.weight.device
-        a = (torch.randn(rank, base.in_features, generator=generator) / base.in_features**0.5).to(device)
+        a = (torch.randn(rank, base.n_in, generator=generator) / base.n_in**0.5).to(device)
         if freeze_a:
             self.register_buffer("lora_a", a)
         else:
             self.lora_a = nn.Parameter(a)
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(base.n_out, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         kind = self.lora_b.dtype if self._exact else x.dtype
@@ -71,27 +72,22 @@ class LowRank(nn.Module):
 class Beside(nn.Module):
     """Changes beside the linear layers of a model, which itself is as it was whenever they are not attached.
 
-    `make` gives a layer's change; `targets` chooses layers by name, all but the head by default. The parameters here
-    are the changes' own. Raises ValueError when there is no such layer.
+    `make` gives a layer's change; every layer but the head has one. The parameters here are the changes' own. Raises
+    ValueError when there is no such layer.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        make: Callable[[nn.Linear, torch.Generator], nn.Module],
-        seed: int,
-        targets: Callable[[str], bool] = lambda name: not name.endswith("lm_head"),
-    ) -> None:
+    def __init__(self, model: nn.Module, make: Callable[[Layer, torch.Generator], nn.Module], seed: int) -> None:
         super().__init__()
         self.names: list[str] = []
         self.changes = nn.ModuleList()
-        self._places: list[nn.Linear] = []
+        self._places: list[nn.Module] = []
+        head = _head(model)
         for name, module in model.named_modules():
-            if type(module) is nn.Linear and targets(name):
+            if module is not head and (layer := layer_of(module)) is not None:
                 # From the seed and the layer's name, so that it depends on no other layer.
                 generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                 self.names.append(name)
-                self.changes.append(make(module, generator))
+                self.changes.append(make(layer, generator))
                 self._places.append(module)
         if not self.names:
             raise ValueError("the model has no linear layer to put a low-rank change beside")
@@ -112,15 +108,24 @@ def beside(
 ) -> Beside:
     """LoRA beside every linear layer but the head."""
 
-    def make(base: nn.Linear, generator: torch.Generator) -> LowRank:
+    def make(base: Layer, generator: torch.Generator) -> LowRank:
         return LowRank(base, rank, alpha, generator, freeze_a=freeze_a, exact=exact)
 
     return Beside(model, make, seed)
 
 
-def _with(place: nn.Linear, change: nn.Module) -> Callable[[Tensor], Tensor]:
+def _head(model: nn.Module) -> nn.Module | None:
+    """What makes logits of hidden states. Where it is tied, a change of it would be one of the embeddings."""
+    find = getattr(model, "get_output_embeddings", None)
+    found = None if find is None else find()
+    return found if isinstance(found, nn.Module) else None
+
+
+def _with(place: nn.Module, change: nn.Module) -> Callable[[Tensor], Tensor]:
+    plain = type(place).forward
+
     def forward(x: Tensor) -> Tensor:
-        y: Tensor = nn.Linear.forward(place, x)
+        y: Tensor = plain(place, x)
         more: Tensor = change(x)
         return y + more.to(y.dtype)
 
