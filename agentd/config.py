@@ -138,7 +138,7 @@ class Feedback:
     limit: int = _key(
         600,
         value.number(1, 10**9, int),
-        "labels and demonstrations a minute of one source; what exceeds it is quarantined",
+        "pieces of feedback to learn from, a minute of one source; what exceeds it is quarantined",
     )
     max_quarantined: int = _key(
         10_000, value.number(1, 10**9, int), "pieces kept in quarantine per source; more get 429"

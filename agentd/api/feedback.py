@@ -49,7 +49,7 @@ async def add_feedback(request: Request) -> Response:
 
 async def _flooded(s: Services, who: str | None, body: FeedbackBody) -> str | None:
     """Why this piece is kept apart, if its source says more than anybody could mean. Raises TooMuchFeedback."""
-    if body.kind not in ("label", "demonstration"):
+    if body.kind not in feedback.TEACHES:
         return None
     limits = s.config.feedback
     if not s.flood.exceeded(who, body.source, limits.limit):

@@ -38,7 +38,9 @@ def add(
     demonstration: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What should have been said; `-` reads it from stdin.")
     ] = None,
-    boolean: Annotated[str | None, typer.Option(metavar="yes|no", help="Whether the answer was good.")] = None,
+    boolean: Annotated[
+        str | None, typer.Option(metavar="yes|no", help="Whether it was good; a label where that leaves no doubt.")
+    ] = None,
     score: Annotated[float | None, typer.Option("--float", metavar="X", help="How good the answer was.")] = None,
     chosen: Annotated[str | None, typer.Option(metavar="TEXT", help="An answer that is preferred to this one.")] = None,
     rejected: Annotated[

@@ -1,4 +1,4 @@
-"""Feedback: what people and programs said about an answer. Labels and demonstrations become examples at once."""
+"""Feedback: what people and programs said about an answer. What it teaches (lessons.py) becomes an example at once."""
 
 import hashlib
 import sys
@@ -12,10 +12,12 @@ from agentd import faults, ids
 from agentd.errors import Conflict, InvalidRequest, NotFound
 from agentd.store import examples, inferences, tasks
 from agentd.store.inferences import Inference
+from agentd.store.lessons import Lesson, lesson
 from agentd.store.row import Row, insert, select, to_json, where
 
 _SOURCES = ("human", "program", "implicit")
-_TRAINED_ON = ("label", "demonstration")
+TEACHES = ("label", "demonstration", "boolean", "preference")
+"""Kinds that may; whether a piece does is `lesson`'s to say."""
 CHANGES_OF_MIND = 6  # answers one source may give for the same input before it is taken for noise
 STATES = ("accepted", "duplicate", "outweighed", "quarantined")
 _ALL: Mapping[str, str | None] = {}
@@ -100,16 +102,17 @@ def add(db: Database, new: NewFeedback, weights: Mapping[str, float] | None = No
     task = new.task if new.task is not None else inference.task
     example_id, state, reason = None, "accepted", None
     with db.atomic():
-        if new.kind in _TRAINED_ON:
+        if new.choices is not None and new.kind != "label":
+            raise InvalidRequest(f"choices belong to a label, not to a {new.kind}", param="choices")
+        taught = lesson(new.kind, value, inference.output, None if task is None else tasks.find(db, task))
+        if taught is not None:
             task = "default" if task is None else task
             weight = (weights or {}).get(new.source, 1.0)
-            state, reason = _judged(db, new, task, value, inference, weight)
+            state, reason = _judged(db, new, task, value, taught, inference, weight)
             if state != "quarantined":  # what is kept apart declares no task and adds no choice either
-                tasks.admit(db, task, new.kind, value, new.choices)
+                tasks.admit(db, task, taught.kind, taught.target, new.choices)
             if state == "accepted":
-                example_id = _learn(db, task, new.kind, value, inference, new.author, weight)
-        elif new.choices is not None:
-            raise InvalidRequest(f"choices belong to a label, not to a {new.kind}", param="choices")
+                example_id = _learn(db, task, taught, inference, new.author, weight)
         feedback = Feedback(
             id=ids.uuid7(),
             inference_id=inference.id,
@@ -144,10 +147,13 @@ def release(db: Database, given: list[str], weights: Mapping[str, float] | None 
                 raise Conflict(f"feedback {id!r} is {row.state}, not quarantined")
             assert row.task is not None
             assert row.inference_id is not None
-            tasks.admit(db, row.task, row.kind, row.value)
             weight = (weights or {}).get(row.source, 1.0) or 1.0  # whoever releases it vouches for it
             inference = inferences.get(db, row.inference_id)
-            example_id = _learn(db, row.task, row.kind, row.value, inference, row.author, weight)
+            taught = lesson(row.kind, row.value, inference.output, tasks.find(db, row.task))
+            example_id = None
+            if taught is not None:
+                tasks.admit(db, row.task, taught.kind, taught.target)
+                example_id = _learn(db, row.task, taught, inference, row.author, weight)
             db.execute(
                 "UPDATE feedback SET state = 'accepted', reason = NULL, example_id = ? WHERE id = ?", [example_id, id]
             )
@@ -180,9 +186,9 @@ def quarantined(db: Database, author: str | None, source: str) -> int:
 
 
 def _judged(
-    db: Database, new: NewFeedback, task: str, value: str, inference: Inference, weight: float
+    db: Database, new: NewFeedback, task: str, value: Any, taught: Lesson, inference: Inference, weight: float
 ) -> tuple[str, str | None]:
-    """The state that a label or a demonstration gets, and why."""
+    """The state that feedback gets which teaches something, and why."""
     if new.quarantine is not None:
         return "quarantined", new.quarantine
     if weight <= 0:
@@ -194,25 +200,25 @@ def _judged(
         "WHERE example_id = ? AND author IS ? AND source = ? AND state = 'accepted' ORDER BY rowid DESC",
         [id, new.author, new.source],
     )
-    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _target(db, id) == (new.kind, value):
+    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _target(db, id) == taught:
         return "duplicate", f"the same as feedback {mine[0].id}"
     if len(mine) >= CHANGES_OF_MIND:
         return "quarantined", f"the same source has given {len(mine)} other answers for this input before"
     found = select(db, examples.Example, "WHERE id = ?", [id])
-    if found and (found[0].kind, found[0].target) != (new.kind, value) and found[0].weight > weight:
+    if found and Lesson(found[0].kind, found[0].target) != taught and found[0].weight > weight:
         return "outweighed", f"a source of weight {found[0].weight:g} said otherwise"
     return "accepted", None
 
 
-def _target(db: Database, id: str) -> tuple[str, str] | None:
+def _target(db: Database, id: str) -> Lesson | None:
     row = db.execute("SELECT kind, target FROM examples WHERE id = ?", [id]).fetchone()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else Lesson(*row)
 
 
-def _learn(
-    db: Database, task: str, kind: str, value: str, inference: Inference, author: str | None, weight: float
-) -> str:
-    new = examples.NewExample(task, kind, inference.input, value, inference.id, author=author, weight=weight)
+def _learn(db: Database, task: str, taught: Lesson, inference: Inference, author: str | None, weight: float) -> str:
+    new = examples.NewExample(
+        task, taught.kind, inference.input, taught.target, inference.id, author=author, weight=weight
+    )
     return examples.put(db, new)[0].id
 
 

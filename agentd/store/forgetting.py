@@ -8,9 +8,10 @@ from sqlite_utils import Database
 
 from agentd import faults
 from agentd.errors import NotFound
-from agentd.store import events, examples, revisions
+from agentd.store import events, examples, inferences, revisions, tasks
 from agentd.store.examples import Example
 from agentd.store.feedback import Feedback
+from agentd.store.lessons import lesson
 from agentd.store.row import select, to_json
 
 _HOLDING = ("staged", "trial", "committed", "rolled_back")  # states of revisions whose weights are still there
@@ -90,12 +91,7 @@ def forget(db: Database, selection: Selection) -> Forgotten:
         gone = to_json(found.feedback)
         db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
         for example in select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(found.examples)]):
-            others = select(
-                db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC LIMIT 1", [example.id]
-            )
-            if others and example.id not in selection.examples:
-                _answer_of(db, example, others[0])
-            else:
+            if example.id in selection.examples or not _answered(db, example):
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
         asked = to_json(found.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [asked])
@@ -163,16 +159,21 @@ def _examples(db: Database, selection: Selection, given: set[str], asked: set[st
     return found | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
 
 
-def _answer_of(db: Database, example: Example, other: Feedback) -> None:
-    if (example.kind, example.target) != (other.kind, other.value):
-        examples.put(
-            db,
-            examples.NewExample(
-                example.task, other.kind, example.input, other.value, other.inference_id, author=other.author
-            ),
-        )
-    else:
-        db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
+def _answered(db: Database, example: Example) -> bool:
+    """Gives the example the latest answer that others have vouched for, if there is one."""
+    task = tasks.find(db, example.task)
+    for other in select(db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC", [example.id]):
+        output = "" if other.inference_id is None else inferences.get(db, other.inference_id).output
+        taught = lesson(other.kind, other.value, output, task)
+        if taught is None:
+            continue  # the task's choices are others now
+        if (example.kind, example.target) == (taught.kind, taught.target):
+            db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
+        else:
+            answer = taught.kind, example.input, taught.target, other.inference_id
+            examples.put(db, examples.NewExample(example.task, *answer, author=other.author))
+        return True
+    return False
 
 
 def _told(found: Forgotten) -> str:
