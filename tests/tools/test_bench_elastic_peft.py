@@ -27,4 +27,5 @@ def test_it_learns_and_tells_what_it_took(tmp_path: Path) -> None:
     assert learned["loss"] < 0.9 * idle["loss"]
     assert learned["accuracy"] > 0.5
     assert learned["seconds"] > 0
+    assert learned["start_seconds"] > 0
     assert learned["peak_bytes"] > 100_000_000  # torch and transformers are in it
