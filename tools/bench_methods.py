@@ -128,10 +128,10 @@ def table(rows: list[Row]) -> str:
         right, loss = ([end[key] for end in ends] for key in ("accuracy", "loss"))
         steps, seconds, peak = (mean(row[key] for row in group) for key in ("steps", "seconds", "peak_bytes"))
         sizes = ", ".join(f"{k} {mean(row['used'][k] for row in group):.2g}" for k in group[0]["used"])
+        apart = [f"{max(right) - min(right):.1%}", f"{max(loss) - min(loss):.3f}"] if len(group) > 1 else ["", ""]
         lines.append(
-            f"| {method} | {len(group)} | {steps:.0f} | {seconds:.0f} | {mean(right):.1%} | "
-            f"{max(right) - min(right):.1%} | {best:.1%} | {mean(loss):.3f} | {max(loss) - min(loss):.3f} | "
-            f"{peak / 1e6:.0f} MB | {sizes} |"
+            f"| {method} | {len(group)} | {steps:.0f} | {seconds:.0f} | {mean(right):.1%} | {apart[0]} | "
+            f"{best:.1%} | {mean(loss):.3f} | {apart[1]} | {peak / 1e6:.0f} MB | {sizes} |"
         )
     right, loss = ([row["curve"][0][key] for row in rows] for key in ("accuracy", "loss"))
     lines.append(f"| before | | | | {mean(right):.1%} | | | {mean(loss):.3f} | | | |")
@@ -151,17 +151,18 @@ def plot(panels: list[list[Row]], path: Path) -> None:
             for i, row in enumerate(group):
                 x = [point["seconds"] for point in row["curve"]]
                 label = method if i == 0 else None
-                style = {"color": f"C{color % 10}", "marker": "os^"[color // 10 % 3], "markersize": 3}
+                look = {"color": pyplot.get_cmap("tab20").colors[color % 20], "marker": "os^"[color // 20 % 3]}
+                style = look | {"markersize": 3}
                 line[0].plot(x, [100 * point["accuracy"] for point in row["curve"]], label=label, **style)
                 line[1].plot(x, [point["loss"] for point in row["curve"]], **style)
                 end = 100 * row["curve"][-1]["accuracy"]
-                line[2].plot([row["peak_bytes"] / 1e6], [end], "o", color=f"C{color % 10}")
+                line[2].plot([row["peak_bytes"] / 1e6], [end], linestyle="", **look)
         titles = ("held-out accuracy in %", "held-out loss", "held-out accuracy in % at the end")
         for panel, title, label in zip(line, titles, ("seconds", "seconds", "peak memory in MB"), strict=True):
             panel.set_title(f"{rows[0]['model']}: {title}", fontsize=10)
             panel.set_xlabel(label)
             panel.grid(alpha=0.3)
-        line[0].legend(fontsize=8)
+        line[2].legend(*line[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
