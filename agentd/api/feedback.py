@@ -14,7 +14,7 @@ from agentd.api.schemas import MAX_NAME, ExampleLine, FeedbackBody
 from agentd.api.services import Services, services
 from agentd.errors import InvalidLine, InvalidRequest, TooMuchFeedback
 from agentd.safetensors_header import ClassifierHeader
-from agentd.store import feedback, imports, tasks
+from agentd.store import feedback, imports, lessons, tasks
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
 from agentd.store.tasks import Task
@@ -49,7 +49,7 @@ async def add_feedback(request: Request) -> Response:
 
 async def _flooded(s: Services, who: str | None, body: FeedbackBody) -> str | None:
     """Why this piece is kept apart, if its source says more than anybody could mean. Raises TooMuchFeedback."""
-    if body.kind not in feedback.TEACHES:
+    if body.kind not in lessons.KINDS:
         return None
     limits = s.config.feedback
     if not s.flood.exceeded(who, body.source, limits.limit):

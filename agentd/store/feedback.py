@@ -16,8 +16,6 @@ from agentd.store.lessons import Lesson, lesson
 from agentd.store.row import Row, insert, select, to_json, where
 
 _SOURCES = ("human", "program", "implicit")
-TEACHES = ("label", "demonstration", "boolean", "preference")
-"""Kinds that may; whether a piece does is `lesson`'s to say."""
 CHANGES_OF_MIND = 6  # answers one source may give for the same input before it is taken for noise
 STATES = ("accepted", "duplicate", "outweighed", "quarantined")
 _ALL: Mapping[str, str | None] = {}

@@ -10,6 +10,8 @@ from typing import Any
 
 from agentd.store.tasks import Task
 
+KINDS = ("label", "demonstration", "boolean", "preference")
+"""Kinds of feedback that may teach; whether a piece does is `lesson`'s to say."""
 _AROUND = " \t\r\n.,;:!?\"'`*"  # what models put around the word that was asked for
 
 
@@ -32,16 +34,20 @@ def lesson(kind: str, value: Any, output: str, task: Task | None) -> Lesson | No
         return None
     if kind == "boolean":
         said = _choice(output, task)
-        if said is None or value:
-            return None if said is None else Lesson("label", said)
-        others = [choice for choice in task.choices if choice != said]
-        return Lesson("label", others[0]) if len(others) == 1 and not task.open else None
+        return _label(said if value or said is None else _other(said, task))
     if kind == "preference":
-        if not task.choices:
-            return Lesson("demonstration", value["chosen"])
-        named = _choice(value["chosen"], task)
-        return None if named is None else Lesson("label", named)
+        return _label(_choice(value["chosen"], task)) if task.choices else Lesson("demonstration", value["chosen"])
     return None
+
+
+def _label(choice: str | None) -> Lesson | None:
+    return None if choice is None else Lesson("label", choice)
+
+
+def _other(said: str, task: Task) -> str | None:
+    """The choice that is left; None where there are several, or may be."""
+    others = [choice for choice in task.choices if choice != said]
+    return others[0] if len(others) == 1 and not task.open else None
 
 
 def _choice(text: str, task: Task) -> str | None:

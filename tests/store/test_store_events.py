@@ -1,17 +1,5 @@
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
-
-import pytest
-
 from agentd.store import events
 from agentd.store.database import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 def test_an_event_comes_back_as_it_was(store: Store) -> None:

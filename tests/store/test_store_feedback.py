@@ -1,7 +1,4 @@
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +8,6 @@ from agentd.errors import Conflict, InvalidRequest, LabelNotInChoices, NotFound
 from agentd.store import examples, feedback, inferences, tasks
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 @pytest.fixture

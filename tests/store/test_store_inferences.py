@@ -1,6 +1,3 @@
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +7,6 @@ from agentd.errors import NotFound
 from agentd.store import feedback, inferences
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

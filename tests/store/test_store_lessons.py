@@ -1,8 +1,5 @@
 """What feedback teaches: a thumb is a label where there is no doubt, a preference its chosen text."""
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,12 +48,6 @@ TWO, THREE, OPEN, FREE = task("yes", "no"), task("good", "bad", "so so"), task("
 )
 def test_lessons(kind: str, value: Any, output: str, task: Task | None, taught: Lesson | None) -> None:
     assert lesson(kind, value, output, task) == taught
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
 import json
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 from store_samples import recorded
@@ -12,12 +9,6 @@ from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
 
 WHOLE_WAY = ["planned", "tapped", "trained", "gated", "staged", "trial", "committed"]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 def begun(store: Store, *states: str) -> int:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -8,12 +7,6 @@ from store_samples import revision
 from agentd.errors import NotFound
 from agentd.store import passes, revisions, trials
 from agentd.store.database import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 def test_the_base_is_always_there_and_serves_at_first(store: Store) -> None:

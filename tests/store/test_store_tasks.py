@@ -1,7 +1,4 @@
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +10,6 @@ from agentd.store.examples import NewExample
 from agentd.store.tasks import Task
 
 SENTIMENT = Task("sentiment", ["good", "bad"], False, "accuracy", "{text} It was", "config", ids.now())
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 def test_a_task_comes_back_as_it_was(store: Store) -> None:

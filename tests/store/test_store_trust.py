@@ -1,9 +1,6 @@
 """Whom feedback is believed from, and taking it back."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
@@ -17,12 +14,6 @@ from agentd.store.feedback import Feedback, NewFeedback
 from agentd.store.forgetting import Selection
 
 WEIGHTS = {"human": 1.0, "program": 0.5, "implicit": 0.0}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path / "agentd.db")) as opened:
-        yield opened
 
 
 def say(

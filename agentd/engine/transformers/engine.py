@@ -60,7 +60,7 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         serving = Context(self.model, slots)
         try:
             serving.warm_up(per_slot)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ModelUnusable(path, f"it does not run: {error}") from error
         super().__init__(serving, self.vocabulary, self.model.base, per_slot)
         self.info = ModelInfo(
