@@ -20,6 +20,7 @@ import torch
 
 from agentd.errors import TrainerFailed
 from agentd.learn.objectives import objective
+from agentd.learn.slopes import sloped
 from agentd.trainer.adamw import AdamW
 from agentd.trainer.learner import Learner, Score, finite
 from agentd.trainer.lora import block_of
@@ -123,7 +124,7 @@ class Blockwise(Learner):
                     if len(outputs) == 2 and j == 0 and above_prefix is not None:
                         gradients.append(above_prefix)
                     pairs = [(o, g) for o, g in zip(outputs, gradients, strict=False) if o.requires_grad]
-                    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+                    torch.autograd.backward(sloped(pairs))
                     del outputs, pairs  # and what they keep, before the next micro-batch runs
                 if not is_first:
                     below.append(_grad(inputs))

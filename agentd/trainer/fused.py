@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
+from agentd.learn.slopes import sloped
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 _TOLERANCE = 1e-5  # of the largest value, where float32 adds up in another order
@@ -58,7 +60,7 @@ def _agree(plain: Forward, fused: Forward, width: int) -> bool:
         own = x.clone().requires_grad_()
         try:
             y = forward(own)
-            (gradient,) = torch.autograd.grad(y, own, slope)
+            (gradient,) = torch.autograd.grad(sloped([(y, slope)]), own)
         except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
         found.append((y.detach(), gradient))

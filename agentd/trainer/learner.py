@@ -10,6 +10,7 @@ import torch
 
 from agentd.errors import TrainerFailed
 from agentd.learn.objectives import objective
+from agentd.learn.slopes import sloped
 from agentd.trainer.blocks import Blocks
 from agentd.trainer.gguf_file import GGUFFile
 from agentd.trainer.head import Head
@@ -96,7 +97,7 @@ class Learner(ABC):
             out.append((result.loss, None if result.predicted is None else result.predicted == example.correct))
             slopes += [slope for part in (*result.choices, result.target) for slope in part]
         if weight is not None:
-            torch.autograd.backward(scored, torch.tensor(slopes) * weight)
+            torch.autograd.backward(sloped([(scored, torch.tensor(slopes) * weight)]))
         return out
 
     def write(self, path: Path, *, durable: bool = True) -> None:

@@ -33,6 +33,7 @@ from agentd.engine.transformers.learning import Learner, learner
 from agentd.engine.transformers.model import ROWS, Model, Weights
 from agentd.engine.transformers.trunk import TrunkStates
 from agentd.errors import InvalidRequest, NotSupported
+from agentd.learn.slopes import sloped
 from agentd.learn.weights.bp import checkpointed
 from agentd.learn.weights.cached_trunk import CachedTrunk
 from agentd.learn.weights.mezo import InPlace
@@ -243,7 +244,7 @@ class Background:
                 # Added up when all of a pack's are there: a backward that is given up leaves nothing behind.
                 slope, trained = torch.tensor(slopes, device=values.device) / n, learning.descent().parameters
                 for parameter, gradient in zip(
-                    trained, torch.autograd.grad(values, trained, slope, allow_unused=True), strict=True
+                    trained, torch.autograd.grad(sloped([(values, slope)]), trained, allow_unused=True), strict=True
                 ):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
