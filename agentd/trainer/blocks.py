@@ -104,7 +104,6 @@ class Blocks:
                 self._load(i)
         else:
             self.activate(end - 1)
-        self.file.forget()
         self.fused = fuse(self._own.values(), self.last)
         self._check_ends()
 
@@ -123,7 +122,6 @@ class Blocks:
         if block != self._active:
             self._put(range(block, block + 1))
             self._load(block)
-            self.file.forget()
             self._active = block
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """A GGUF file as torch tensors: only what is asked for is read, and dequantised in pieces."""
 
 import math
-import mmap
+import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +13,30 @@ import torch
 
 from agentd.errors import ModelUnusable
 from agentd.gguf_header import Tensor, read_header
-from agentd.trainer.dequantise import dequantise
+from agentd.trainer.dequantise import Bytes, dequantise
 
-_PIECE = 1 << 19  # weights dequantised at once on the way to another type: 2 MB in float32
+_PIECE = 1 << 19  # weights dequantised at once: 2 MB in float32
 
 
 class GGUFFile:
-    """Raises ModelUnusable for a file that is missing, damaged or cut short."""
+    """Raises ModelUnusable for a file that is missing, damaged or cut short, whenever that is found.
+
+    The file is read piece by piece, not mapped: pages of a mapping would count as this process's memory until they are
+    given back, and take longer to come and go than to be copied.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header = read_header(path)
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in self.header.tensors}
-        self._data = np.memmap(path, mode="r", dtype=np.uint8)
-        if len(self._data) < self.header.total_size:
-            raise ModelUnusable(path, f"it is cut short: {len(self._data)} of {self.header.total_size} bytes")
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelUnusable(path, error.strerror or str(error)) from None
+        weakref.finalize(self, os.close, self._file)
+        self._space = np.empty(0, np.uint8)
+        if (size := os.fstat(self._file).st_size) < self.header.total_size:
+            raise ModelUnusable(path, f"it is cut short: {size} of {self.header.total_size} bytes")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """In torch's order, the contiguous dimension last."""
@@ -43,8 +53,8 @@ class GGUFFile:
         shape = self.shape(name)
         kind = gguf.GGMLQuantizationType[tensor.type]
         n = math.prod(shape[:-1])
+        size = tensor.size // n
         begin, end, _ = rows.indices(n)
-        raw = self._data[tensor.offset : tensor.offset + tensor.size].reshape(n, -1)[begin:end]
         if out is None:
             out = torch.empty(shape if end - begin == n else (end - begin, shape[-1]), dtype=dtype)
         target = out.view(-1, shape[-1])
@@ -52,7 +62,8 @@ class GGUFFile:
         for first in range(0, end - begin, step):
             piece = target[first : first + step]
             whole = piece if piece.dtype == torch.float32 else torch.empty(piece.shape)
-            dequantise(raw[first : first + step], kind, whole.numpy())
+            raw = self._read(tensor.offset + (begin + first) * size, len(piece) * size)
+            dequantise(raw.reshape(len(piece), size), kind, whole.numpy())
             if whole is not piece:
                 piece.copy_(whole)
         return out
@@ -60,15 +71,30 @@ class GGUFFile:
     def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
         """Some rows of the matrix `name`, (indices, columns) in float32."""
         tensor = self.tensors[name]
-        raw = self._data[tensor.offset : tensor.offset + tensor.size].reshape(self.shape(name)[0], -1)
-        out = torch.empty(len(indices), self.shape(name)[1])
-        dequantise(np.ascontiguousarray(raw[indices.numpy()]), gguf.GGMLQuantizationType[tensor.type], out.numpy())
+        n, width = self.shape(name)
+        size = tensor.size // n
+        out = torch.empty(len(indices), width)
+        raw = np.empty((len(indices), size), np.uint8)
+        for i, row in enumerate(indices.tolist()):
+            raw[i] = self._read(tensor.offset + row * size, size)
+        dequantise(raw, gguf.GGMLQuantizationType[tensor.type], out.numpy())
         return out
 
-    def forget(self) -> None:
-        """Gives back the pages that reading brought in; the file stays open."""
-        mapping: Any = self._data._mmap  # type: ignore[attr-defined]
-        mapping.madvise(mmap.MADV_DONTNEED)
+    def _read(self, offset: int, size: int) -> Bytes:
+        """In memory that the next call uses again. Raises ModelUnusable if the file has become shorter."""
+        if len(self._space) < size:
+            self._space = np.empty(size, np.uint8)
+        piece = self._space[:size]
+        done = 0
+        while done < size:
+            try:
+                read = os.preadv(self._file, [piece[done:].data], offset + done)
+            except OSError as error:
+                raise ModelUnusable(self.path, error.strerror or str(error)) from None
+            if not read:
+                raise ModelUnusable(self.path, f"it ends before byte {offset + size}")
+            done += read
+        return piece
 
     def reader(self) -> SimpleNamespace:
         """What transformers' GGUF loader wants to see of a gguf.GGUFReader, without the vocabulary.

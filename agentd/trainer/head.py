@@ -82,15 +82,11 @@ class Matrix:
 
     def part(self, begin: int, end: int) -> torch.Tensor:
         """Rows [begin, end) in float32, at most _SLICE of them, in memory that the next call uses again."""
-        out = self._file.load(self._name, out=self._space[: end - begin], rows=slice(begin, end))
-        self._file.forget()
-        return out
+        return self._file.load(self._name, out=self._space[: end - begin], rows=slice(begin, end))
 
     def pick(self, rows: torch.Tensor) -> torch.Tensor:
         """(len(rows), width) in float32."""
-        out = self._file.rows(self._name, rows)
-        self._file.forget()
-        return out
+        return self._file.rows(self._name, rows)
 
 
 def _cap(logits: torch.Tensor, softcap: float) -> torch.Tensor:

@@ -80,4 +80,3 @@ def _embed(blocks: Blocks, spec: Spec) -> None:
                 out.write((own(torch.arange(len(part))) / blocks.entry).numpy().tobytes())
     except OSError as error:
         raise TrainerFailed(f"{spec.tap}: {error.strerror or error}") from None
-    file.forget()

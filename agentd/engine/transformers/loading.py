@@ -189,7 +189,6 @@ def _dequantise(source: Source, module: nn.Module, config: Any, target: Mapping[
         if name in target:
             target[name].copy_(weights)
             written.add(name)
-    file.forget()
     if missing := sorted(set(target) - written):
         raise ModelUnusable(source.path, f"it has no tensor for {missing[0]} ({len(missing)} missing)")
 
