@@ -8,8 +8,9 @@ from typing import Any
 from agentd.budget.architecture import F32, Architecture
 
 BACKGROUND_CONTEXT = 2048  # tokens of the longest example, unless model.context is less
-MICRO_BUDGET = 128 << 20  # bytes a micro-batch of the trainer may keep for its backward pass, about
-MICRO_LEAST, MICRO_MOST = 128, 400  # tokens of a micro-batch
+MICRO_BUDGET = 144 << 20  # bytes a micro-batch of the trainer may keep for its backward pass, about
+MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
+_MICRO_STEP = 64  # a multiple of it: rows are rounded up to such numbers where they are multiplied
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
@@ -89,7 +90,8 @@ def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bo
     width = max(arch.n_ff, 4 * arch.n_embd)
     whole = 1 if checkpoint else max(1, k - 1)
     most = MICRO_LEAST if small else MICRO_MOST
-    return max(MICRO_LEAST, min(most, MICRO_BUDGET // (F32 * 4 * width * whole)))
+    fitting = MICRO_BUDGET // (F32 * 4 * width * whole) // _MICRO_STEP * _MICRO_STEP
+    return max(MICRO_LEAST, min(most, fitting))
 
 
 def micro_batch(arch: Architecture, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-_ROWS = 64  # of which a product of a narrower type has a multiple, see `_multiply`
+_LEAST_STEP = 32  # rows, see `_rounded`
 
 
 def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -83,12 +83,22 @@ class _Adapted(torch.autograd.Function):
 def _multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """rows @ matrix, multiplied in the matrix's type, in memory of its own and in the rows' type.
 
-    In a narrower type rows of zeros make their number a multiple of `_ROWS`: oneDNN compiles code for every shape that
-    it meets, and hardly two micro-batches have as many rows. That took longer than multiplying, and the code stayed.
+    In a narrower type there are rows of zeros besides, see `_rounded`.
     """
     if matrix.dtype == rows.dtype:
         return rows @ matrix
     n = len(rows)
-    narrow = torch.empty(-(-n // _ROWS) * _ROWS, rows.shape[-1], dtype=matrix.dtype)
+    narrow = torch.empty(_rounded(n), rows.shape[-1], dtype=matrix.dtype)
     narrow[:n], narrow[n:] = rows, 0
     return (narrow @ matrix)[:n].to(rows.dtype)
+
+
+def _rounded(rows: int) -> int:
+    """Up to a multiple of 32, of 64 beyond 256, of 128 beyond 512, and so on: four to eight numbers between n and 2 n.
+
+    oneDNN compiles code for every shape that it meets, hardly two micro-batches have as many rows, and the code stays:
+    3 MB for each number. With multiples of 64 alone a step of small micro-batches takes a tenth more time, with
+    multiples of 16 it takes no less.
+    """
+    step = max(_LEAST_STEP, 1 << max(0, (rows - 1).bit_length() - 3))
+    return -(-rows // step) * step

@@ -70,7 +70,7 @@ class TrainOptions:
     threads: int = 2
     nll_weight: float = 0.1
     checkpoint: bool = False
-    micro_tokens: int = 400
+    micro_tokens: int = 384
     bf16: bool = False
     first_step: int = 0
 

@@ -19,7 +19,7 @@ from agentd.trainer.shortcuts import Suffix
 from agentd.trainer.spec import Spec
 from agentd.trainer.tap import Tap, batches, shares_well
 
-_MICRO_TOKENS = 400  # nothing is kept for a backward pass, so there is no reason for fewer
+_MICRO_TOKENS = 384  # nothing is kept for a backward pass, so there is no reason for fewer
 _EMBEDDINGS = "token_embd.weight"
 _PIECE = 1024  # rows embedded at once
 

@@ -18,29 +18,30 @@ def arch(model_path: Path) -> Architecture:
 @pytest.mark.parametrize(
     ("k", "checkpoint", "expected"),
     [
-        (1, False, 400),
-        (4, False, 400),
-        (8, False, 400),
-        (12, False, 330),
-        (16, False, 242),
+        (1, False, 384),
+        (4, False, 384),
+        (8, False, 384),
+        (12, False, 320),
+        (16, False, 256),
+        (24, False, 128),
         (30, False, 128),
-        (30, True, 400),
+        (30, True, 384),
     ],
 )
 def test_more_blocks_in_memory_get_fewer_tokens_at_a_time(
     arch: Architecture, k: int, checkpoint: bool, expected: int
 ) -> None:
-    """36 kB a token and block kept, 128 MiB for all of them: 15 x 36,864 B x 242 = 128 MiB."""
+    """36 kB a token and block kept, up to 144 MiB for all of them: 15 x 36,864 B x 256 = 135 MiB."""
     assert micro_tokens(arch, k, checkpoint) == expected
     assert micro_tokens(arch, k, checkpoint, small=True) == 128
 
 
 def test_the_largest_micro_batch(arch: Architecture) -> None:
     work = Workload(seq_len=40, tokens=10_000, examples=300, prefix=38)
-    assert micro_batch(arch, work, 1) == (400, 9)  # (400 - 38) / 40
+    assert micro_batch(arch, work, 1) == (384, 8)  # (384 - 38) / 40
     assert micro_batch(arch, replace(work, batch=2), 1) == (118, 2)
     assert micro_batch(arch, replace(work, seq_len=470), 8) == (508, 1)  # longer than allowed: one at a time
-    assert micro_batch(arch, work, 8, one=True) == (400, 9)
+    assert micro_batch(arch, work, 8, one=True) == (384, 8)
     assert micro_batch(arch, replace(work, seq_len=100, sequences=3), 16) == (338, 3)
 
 
