@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from agentd import allocator, logs, models, systemd, upkeep
+from agentd import allocator, code_pages, logs, models, systemd, upkeep
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
 from agentd.adapt.recovery import known_directories, recover
@@ -89,6 +89,7 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
                     stack.callback(asyncio.create_task(work).cancel)
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
+                await asyncio.to_thread(code_pages.forget)
                 await stopping.wait()
         finally:
             notifier.stopping()

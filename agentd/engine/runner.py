@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentd import allocator, logs
+from agentd import allocator, code_pages, logs
 from agentd.engine import wire
 from agentd.engine.protocol import Classifier, Engine, Generate, Piece, Replaying
 from agentd.engine.session import Session
@@ -57,6 +57,7 @@ class Runner:
             self._fail({"id": 0, "op": "load"}, error)
             return 1
         self._send({"id": 0, "result": self._engine.info.as_json()})
+        code_pages.forget()
         while not self._stopping:
             self._wake.clear()
             while self._urgent:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from agentd import allocator
+from agentd import allocator, code_pages
 from agentd.durable import sync_directory
 from agentd.trainer import trunk
 from agentd.trainer.adamw import schedule
@@ -60,6 +60,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             return
     learner = make_learner(spec, ask)
     allocator.while_training()
+    code_pages.forget()
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
     start = kept = time.monotonic()

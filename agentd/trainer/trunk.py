@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from agentd import allocator
+from agentd import allocator, code_pages
 from agentd.errors import TrainerFailed
 from agentd.trainer.blocks import Blocks
 from agentd.trainer.gguf_file import GGUFFile
@@ -44,6 +44,7 @@ def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], b
     tap.check(spec.examples)
     parts = batches(spec.examples, spec.prefix.n, _MICRO_TOKENS, suffix.shares_prefix)
     allocator.while_training()
+    code_pages.forget()
     with torch.no_grad():
         for block in range(first):
             blocks.activate(block)
