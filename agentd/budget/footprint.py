@@ -21,20 +21,20 @@ MICRO_BATCH = 128
 SCORED = 64
 DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for the base
 
-ENGINE_RUNTIME = 10 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
+ENGINE_RUNTIME = 12 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
 ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
-TRAINER_IMPORTS = 258 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
-TRAINER_STEP = 50 * MIB  # measured: what the first step adds: thread pool, autograd, code paged in
-TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16
+TRAINER_IMPORTS = 175 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
+TRAINER_STEP = 56 * MIB  # measured: what the first step adds: thread pool, autograd, the code that it runs
+TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16; half of it without gradients
 
 # Trainer, see trainer/head.py and shortcuts.py.
 _HEAD_SLICE = 2048
 _MASK = 1 + F32  # bytes of an element
-# Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: half of the
+# Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: 35 % of the
 # activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
-_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.5, 64 * MIB, 0.3
+_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.35, 64 * MIB, 0.3
 _BETWEEN_TRIMS = 8 * MIB  # where the heap is not tidied after every step
 
 # Python objects: a token in a list (pointer and int), and what surrounds an example's tokens in each process.
@@ -152,7 +152,8 @@ def trainer_terms(
     keys_values = 2 * attention * sequences * workload.longest
     whole = tokens * (4 * arch.n_embd + 2 * attention + 4 * arch.n_ff) + keys_values
     last = tokens * (2 * arch.n_embd + 2 * attention) + keys_values
-    backward = tokens * (5 * arch.n_embd + 4 * arch.n_ff)
+    wide = 0 if k == 1 else 4 * arch.n_ff  # the last block's feed-forward part runs where it is scored
+    backward = tokens * (5 * arch.n_embd + wide)
     widths = arch.lora_width[-k:]
     rows = min(tokens, workload.scored * sequences)
     if one:
@@ -175,10 +176,11 @@ def trainer_terms(
     activations = F32 * (kept + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
-    first = TRAINER_STEP + (TRAINER_BF16 if workload.bf16 else 0)
+    compiled = 0 if not workload.bf16 else TRAINER_BF16 if wide else TRAINER_BF16 // 2
+    first = TRAINER_STEP + compiled
     return [
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
-        Term("first step", first, "50 MiB, measured; in bfloat16 25 MiB more", "trainer"),
+        Term("first step", first, "56 MiB, measured; in bfloat16 25 MiB more (k = 1: half of that)", "trainer"),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
         Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
         Term(
@@ -212,7 +214,7 @@ def trainer_terms(
         Term(
             "gradients of activations",
             F32 * backward,
-            "rows x (5 D + 4 n_ff) x 4 B",
+            "rows x (5 D + 4 n_ff) x 4 B" if wide else "rows x 5 D x 4 B",
             "trainer",
             "shorten the examples",
         ),
@@ -227,7 +229,7 @@ def trainer_terms(
         Term(
             "allocator",
             holes,
-            "50 % of up to 64 MiB of activations and gradients, 30 % of the rest"
+            "35 % of up to 64 MiB of activations and gradients, 30 % of the rest"
             + ("" if one else ", and 8 MiB that several steps leave behind"),
             "trainer",
         ),

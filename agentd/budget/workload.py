@@ -10,7 +10,7 @@ from agentd.budget.architecture import F32, Architecture
 BACKGROUND_CONTEXT = 2048  # tokens of the longest example, unless model.context is less
 MICRO_BUDGET = 144 << 20  # bytes a micro-batch of the trainer may keep for its backward pass, about
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
-_MICRO_STEP = 64  # a multiple of it: rows are rounded up to such numbers where they are multiplied
+_MICRO_STEP = 32  # a multiple of it: rows are rounded up to such numbers where they are multiplied
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best

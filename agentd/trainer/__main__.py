@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agentd import code_pages
 from agentd.trainer.lean import FULL_IMPORTS, slim
 
 UNSUPPORTED = 3
@@ -122,6 +123,7 @@ def _import_lean() -> None:
         print(f"lean imports failed ({type(error).__name__}: {error}); starting again with full ones", file=sys.stderr)
         os.environ[FULL_IMPORTS] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "agentd.trainer", *sys.argv[1:]])
+    code_pages.forget()
 
 
 if __name__ == "__main__":

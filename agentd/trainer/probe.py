@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from agentd import code_pages
 from agentd.processor import multiplies_bf16
 from agentd.trainer.gguf_file import GGUFFile
 from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
@@ -15,7 +16,7 @@ from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_confi
 
 def probe(path: Path) -> dict[str, Any]:
     """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block, and
-    `runtime_bytes` is what this process took at most: a trainer before its first step.
+    `runtime_bytes` is what this process takes: a trainer before its first step, which has forgotten what its start ran.
 
     Raises ModelUnusable for a file that is no model.
     """
@@ -34,17 +35,15 @@ def probe(path: Path) -> dict[str, Any]:
         "hidden_size": header.embedding_length,
         "trainable_per_block": {"rank_1": parameters},
         "bf16": multiplies_bf16(),
-        "runtime_bytes": _peak(),
+        "runtime_bytes": _resident(),
     }
 
 
-def _peak() -> int | None:
-    """The most this process has had in memory, in bytes; None where the kernel does not tell.
-
-    getrusage(2) would count what the process that started this one had at that moment.
-    """
+def _resident() -> int | None:
+    """What this process has in memory, in bytes; None where the kernel does not tell."""
+    code_pages.forget()
     with contextlib.suppress(OSError):
-        if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+        if found := re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(found[1]) * 1024
     return None
 
