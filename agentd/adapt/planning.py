@@ -94,7 +94,7 @@ def workload_of(trees: Sequence[Mapping[str, Any]], context: int) -> Workload:
 
 def runtime(probed: Mapping[str, Any]) -> dict[str, int]:
     """Fixed costs by process in bytes, as far as they were measured on this machine."""
-    keys = {"trainer": "runtime_bytes", "engine": "engine_runtime_bytes"}
+    keys = {"trainer": "runtime_bytes", "trainer's start": "start_bytes", "engine": "engine_runtime_bytes"}
     return {process: int(probed[key]) for process, key in keys.items() if probed.get(key)}
 
 

@@ -26,6 +26,7 @@ ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
 SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary, one decode's buffers
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_IMPORTS = 175 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
+TRAINER_START = 246 * MIB  # as above, with all the code that importing ran
 TRAINER_STEP = 56 * MIB  # measured: what the first step adds: thread pool, autograd, the code that it runs
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16; half of it without gradients
 
@@ -138,12 +139,19 @@ def engine_terms(
 
 
 def trainer_terms(
-    arch: Architecture, workload: Workload, k: int, *, tapped: bool = False, runtime: int | None = None
+    arch: Architecture,
+    workload: Workload,
+    k: int,
+    *,
+    tapped: bool = False,
+    runtime: int | None = None,
+    start: int | None = None,
 ) -> list[Term]:
     """What the trainer process allocates when it trains the last `k` blocks (1 <= k <= L).
 
     tapped   the engine gives every block's input; else they are computed here, from those of the lowest block
     runtime  bytes of a trainer that has not begun, see trainer/probe.py
+    start    bytes that it took at most until then
     """
     one = workload.checkpoint or tapped
     tokens, sequences = micro_batch(arch, workload, k, one)
@@ -178,7 +186,7 @@ def trainer_terms(
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
     compiled = 0 if not workload.bf16 else TRAINER_BF16 if wide else TRAINER_BF16 // 2
     first = TRAINER_STEP + compiled
-    return [
+    terms = [
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
         Term("first step", first, "56 MiB, measured; in bfloat16 25 MiB more (k = 1: half of that)", "trainer"),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
@@ -234,6 +242,10 @@ def trainer_terms(
             "trainer",
         ),
     ]
+    more = (TRAINER_START if start is None else start) - total(terms)
+    if more > 0:
+        terms.append(Term("start", more, "what importing takes beyond all this, before it is handed back", "trainer"))
+    return terms
 
 
 def _examples(workload: Workload, process: str) -> Term:

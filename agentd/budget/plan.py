@@ -153,7 +153,8 @@ class Dial:
         )
         if method == "mezo":
             return Plan(method, 0, (*terms, *self._correction(terms, method, 0, False)))
-        terms += trainer_terms(self.arch, work, blocks, tapped=tapped, runtime=constants.get("trainer"))
+        fixed = {"runtime": constants.get("trainer"), "start": constants.get("trainer's start")}
+        terms += trainer_terms(self.arch, work, blocks, tapped=tapped, **fixed)
         terms += self._correction(terms, method, blocks, work.checkpoint)
         if not tapped:
             terms.append(_taken_in_turns(terms))

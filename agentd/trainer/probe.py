@@ -16,7 +16,8 @@ from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_confi
 
 def probe(path: Path) -> dict[str, Any]:
     """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block, and
-    `runtime_bytes` is what this process takes: a trainer before its first step, which has forgotten what its start ran.
+    `runtime_bytes` is what this process takes: a trainer before its first step, which has forgotten what its start ran;
+    `start_bytes` what it took at most until then.
 
     Raises ModelUnusable for a file that is no model.
     """
@@ -35,15 +36,23 @@ def probe(path: Path) -> dict[str, Any]:
         "hidden_size": header.embedding_length,
         "trainable_per_block": {"rank_1": parameters},
         "bf16": multiplies_bf16(),
-        "runtime_bytes": _resident(),
+        "start_bytes": _memory("VmHWM"),
+        "runtime_bytes": _settled(),
     }
 
 
-def _resident() -> int | None:
-    """What this process has in memory, in bytes; None where the kernel does not tell."""
+def _settled() -> int | None:
     code_pages.forget()
+    return _memory("VmRSS")
+
+
+def _memory(what: str) -> int | None:
+    """Bytes that this process has in memory (VmRSS) or had at most (VmHWM); None where the kernel does not tell.
+
+    getrusage(2) would count what the process that started this one had at that moment.
+    """
     with contextlib.suppress(OSError):
-        if found := re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+        if found := re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(found[1]) * 1024
     return None
 

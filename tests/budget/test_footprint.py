@@ -106,7 +106,7 @@ def test_the_trainer_stays_within_its_prediction(arch: Architecture, k: int, mod
     )
     assert trained["event"] == "done", trained
     peak, workload = trained["peak_rss"], Workload(max(lengths), sum(lengths), len(lengths), prefix=prefix, scored=1)
-    predicted = total(trainer_terms(arch, workload, k, runtime=probed["runtime_bytes"]))
+    predicted = total(trainer_terms(arch, workload, k, runtime=probed["runtime_bytes"], start=probed["start_bytes"]))
     assert peak <= predicted <= 1.25 * peak, f"measured {peak / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
 
 
