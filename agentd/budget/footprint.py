@@ -27,7 +27,9 @@ SERVING_RUNTIME = 62 * MIB  # measured: Python, numpy, llama.cpp, the vocabulary
 DAEMON_RUNTIME = 52 * MIB  # measured: Python, the web server, SQLite
 TRAINER_IMPORTS = 175 * MIB  # measured, and measured anew on every machine: Python, torch, transformers, the frame
 TRAINER_START = 246 * MIB  # as above, with all the code that importing ran
-TRAINER_STEP = 56 * MIB  # measured: what the first step adds: thread pool, autograd, the code that it runs
+TRAINER_STEP = 10 * MIB  # measured: what the first step adds: thread pool, autograd
+_RUN_AGAIN = 0.65  # measured: of the code that importing ran, what training runs; new files have more of it in memory
+_START_MARGIN = 1.06  # measured: the start of a pass beside that of the probe
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16; half of it without gradients
 
 # Trainer, see trainer/head.py and shortcuts.py.
@@ -185,10 +187,16 @@ def trainer_terms(
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
     compiled = 0 if not workload.bf16 else TRAINER_BF16 if wide else TRAINER_BF16 // 2
-    first = TRAINER_STEP + compiled
+    code = TRAINER_START - TRAINER_IMPORTS if runtime is None or start is None else max(0, start - runtime)
+    first = TRAINER_STEP + int(_RUN_AGAIN * code) + compiled
     terms = [
         Term("runtime", TRAINER_IMPORTS if runtime is None else runtime, "measured before its first step", "trainer"),
-        Term("first step", first, "56 MiB, measured; in bfloat16 25 MiB more (k = 1: half of that)", "trainer"),
+        Term(
+            "first step",
+            first,
+            "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 25 MiB more (k = 1: half of that)",
+            "trainer",
+        ),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
         Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
         Term(
@@ -242,7 +250,7 @@ def trainer_terms(
             "trainer",
         ),
     ]
-    more = (TRAINER_START if start is None else start) - total(terms)
+    more = int(_START_MARGIN * (TRAINER_START if start is None else start)) - total(terms)
     if more > 0:
         terms.append(Term("start", more, "what importing takes beyond all this, before it is handed back", "trainer"))
     return terms
