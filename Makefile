@@ -11,16 +11,19 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model demo demo-drift run test check clean
+.PHONY: help setup model demo demo-home demo-drift run quick test bench check clean
 
 help:
 	@echo 'make setup   make .venv and install the pinned dependencies (compiles llama.cpp: some 5 minutes on 2 cores)'
 	@echo 'make model   fetch the default model (93 MB, once per user)'
-	@echo 'make demo    the whole loop on real input: serve, feedback, adapt, prove, swap, roll back'
+	@echo 'make demo    the whole loop on movie reviews: serve, feedback, learn, prove, swap, roll back'
+	@echo 'make demo-home   the same with an agent in a small home, whose tool calls are corrected'
 	@echo 'make demo-drift   a small int8 classifier, a camera that is turned, and feedback (DATA=folder of Fashion-MNIST)'
 	@echo 'make run     run the daemon in the foreground      (CONFIG=configs/reviews.yaml; default configs/agentd.yaml)'
+	@echo 'make quick   run the quick tests (under a minute; no model is needed)'
 	@echo 'make test    run every test                        (PYTEST_ARGS="-k name -x" is passed on)'
-	@echo 'make check   lint, formatting and types            (ruff, mypy --strict)'
+	@echo 'make bench   list the benchmarks, or run one         (BENCH="engine --requests 30")'
+	@echo 'make check   lint, formatting, types, import layers    (ruff, mypy --strict, import-linter)'
 	@echo 'make clean   remove .venv and caches; models and state stay where they are'
 	@echo
 	@echo 'PYTHON=python3.12 chooses another Python (3.10 to 3.13).'
@@ -41,6 +44,9 @@ model: $(INSTALLED)
 	@$(BIN)/agentd --config $(CONFIG) fetch-model
 
 demo: $(INSTALLED) model
+	@$(BIN)/python -m tools.demo.reviews
+
+demo-home: $(INSTALLED) model
 	@$(BIN)/python -m tools.demo
 
 # DATA=DIR names a folder with Fashion-MNIST's files.
@@ -50,13 +56,21 @@ demo-drift: $(INSTALLED)
 run: $(INSTALLED) model
 	@exec $(BIN)/agentd --config $(CONFIG) run
 
+quick: $(INSTALLED)
+	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/ctl -m 'not slow and not model' -n 2 --dist worksteal -q $(PYTEST_ARGS)
+
+# Trainers run at nice 19: beside tests at a higher priority they would get next to nothing of two cores.
 test: $(INSTALLED) model
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m tools.bench $(or $(BENCH),--help)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 clean:
 	rm -rf $(VENV) *.egg-info build .mypy_cache .pytest_cache .ruff_cache

@@ -4,11 +4,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
+from agentd import __version__, models
+from agentd.errors import AgentdError, BackupUnusable
 
-from agentd import __version__, config, models
-from agentd.errors import AgentdError
+if TYPE_CHECKING:
+    from agentd.config import schema  # whose import takes a fifth of a second, which --help need not
+
+
+_SERVICE_STATE = Path("/var/lib/agentd")  # of the units that install-service writes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,11 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace) -> config.Config:
+def _load(options: argparse.Namespace) -> "schema.Config":
+    from agentd.config import schema
+
     path: Path | None = getattr(options, "config", None)
     if path is None and os.environ.get("AGENTD_CONFIG"):
         path = Path(os.environ["AGENTD_CONFIG"])
-    return config.load(path)
+    return schema.load(path)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -79,11 +86,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    import yaml
+
+    from agentd.config import schema
+
     if options.reference:
-        for name, default, meaning in config.reference():
+        for name, default, meaning in schema.reference():
             print(f"{name:28} {'null' if default is None else default!s:20} {meaning}")
         return 0
-    yaml.safe_dump(config.as_tree(_load(options)), sys.stdout, sort_keys=False, allow_unicode=True)
+    yaml.safe_dump(_load(options).model_dump(mode="json"), sys.stdout, sort_keys=False, allow_unicode=True)
     return 0
 
 
@@ -109,10 +120,15 @@ def _download_bar() -> models.Progress | None:
 
 def _restore(options: argparse.Namespace) -> int:
     settings = _load(options)
+    from agentd.config import paths
     from agentd.daemon import locked
     from agentd.store import backup
 
     os.umask(0o077)
+    own, service = paths.state_dir(), _SERVICE_STATE
+    if os.geteuid() == 0 and settings.state.dir == own != service and service.is_dir():
+        reason = f"{own} is root's own state directory, the service's is {service}"
+        raise BackupUnusable(options.archive, f"{reason}: name the one you mean in STATE_DIRECTORY or in --config")
     with locked(settings.state.dir):
         index = backup.restore(options.archive, settings.state.dir, replace=options.replace)
     print(f"{settings.state.dir}: the state of {index['created_at']}, {len(index['revisions'])} revisions")
@@ -120,12 +136,14 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from agentd import service
+    from agentd.host import service
 
     if options.uninstall:
         service.uninstall(options.root)
     else:
         service.install(options.root, gpu=options.gpu)
+        if advice := models.unreadable_by_others(options.root / service.CONFIG):
+            print(f"note: {advice}")
     return 0
 
 

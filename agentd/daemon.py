@@ -12,41 +12,42 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from agentd import allocator, code_pages, logs, models, systemd, upkeep
+from agentd import ids, logs, maintenance, models
+from agentd.adapt import kinds
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
-from agentd.adapt.recovery import known_directories, recover
-from agentd.adapt.revision_files import RevisionFiles
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, tcp_socket, unix_socket
 from agentd.api.services import Services
-from agentd.budget import probe
-from agentd.clock import WallClock
-from agentd.config import Config
-from agentd.config_tasks import Task
+from agentd.config.reload import compare
+from agentd.config.schema import Config, HoldSettings, TaskSettings
 from agentd.durable import make_directory
-from agentd.engine.activity import Activity
-from agentd.engine.supervisor import Supervisor
+from agentd.engine.process.activity import Activity
+from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import (
     AgentdError,
     CannotListen,
-    CrashLoop,
     InvalidConfig,
     RevisionCorrupt,
     StateDirLocked,
     StorageFailed,
 )
+from agentd.host import allocator, page_cache, systemd
+from agentd.host.clock import WallClock
+from agentd.host.crash_loop import LIMIT, StartCounter
+from agentd.host.pressure import MemoryPressure
+from agentd.host.sensors import SensorReader, Sensors
 from agentd.ids import now
-from agentd.pressure import MemoryPressure
-from agentd.reload import compare
-from agentd.safetensors_header import ClassifierHeader
-from agentd.starts import LIMIT, Starts
-from agentd.store import events, revisions, tasks
+from agentd.int8.header import ClassifierHeader
+from agentd.revision.files import RevisionFiles
+from agentd.store import events, examples, revisions, tasks
 from agentd.store.database import Store
+from agentd.store.recovery import known_directories, recover
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AT_DISK = 5.0  # seconds between looks at how much room there is
 _STARTED_AFTER = 30  # seconds without a request after which a start counts as a success
 
 
@@ -71,6 +72,8 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(systemd.keep_starting(notifier))
+        stack.callback(starting.cancel)
         notifier.status("checking the model and the state")
         services, servers = await build(config, stack, notifier)
         # Until here there is nothing to take down, and fetching a model can take long: a signal just ends the process.
@@ -85,11 +88,12 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
             if ready.done():
                 ready.result()
                 loop.add_signal_handler(signal.SIGHUP, reloader(services, notifier, reload))
-                for work in (feed_watchdog(services.supervisor, notifier), relieve(services, pressure)):
+                for work in (feed_watchdog(services.supervisor, notifier), pressure.watch(services.holds.pressure)):
                     stack.callback(asyncio.create_task(work).cancel)
+                starting.cancel()
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
-                await asyncio.to_thread(code_pages.forget)
+                await asyncio.to_thread(page_cache.forget)
                 await stopping.wait()
         finally:
             notifier.stopping()
@@ -98,47 +102,63 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
             ready.cancel()  # if it still loads the model, it takes the engine down again
             await asyncio.wait({ready})
             await serving
-    Starts(config.state.dir / "starts").succeeded()
+    StartCounter(config.state.dir / "starts").succeeded()
     return 0
 
 
 async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifier) -> tuple[Services, list[Server]]:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
-    model = await asyncio.to_thread(
-        lambda: models.check(models.resolve(config.model.path, engine=config.engine), config.engine)
-    )
+
+    def reading(done: int, total: int) -> None:
+        if done == total or done % (256 << 20) == 0:  # some hundred times for the largest models
+            notifier.status(f"reading the model, {done / max(1, total):.0%}")
+
+    path = await asyncio.to_thread(models.resolve, config.model.path, engine=config.engine)
+    model = await asyncio.to_thread(models.check, path, config.engine, reading)
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
+    await asyncio.to_thread(store.keep_room)
     digests = await store.call(revisions.digests)
     files = RevisionFiles(config.state.dir / "revisions", model.sha256, digests)
     for note in await store.call(recover):
         logger.warning("%s", note)
     for name, task in tasks_of(config, model.classifier).items():
         await store.call(tasks.declare, declared(name, task))
+    await store.call(examples.readmit, config.model.context)
     files.reconcile(await store.call(known_directories))
     for left_over in (*config.state.dir.glob(".backup-*"), config.state.dir / ".restored"):
         await asyncio.to_thread(shutil.rmtree, left_over, ignore_errors=True)
     activity = Activity()
+    kind = kinds.choose(config, model)
 
     async def fall_back(error: RevisionCorrupt, revision: int) -> int:
         return await adaptation.fall_back(error, revision)
 
     supervisor = Supervisor(
-        engine_settings(config, model),
+        kind.settings(config),
         files.weights,
         activity,
         revision=await store.call(revisions.committed),
         queue_limit=config.serve.queue,
         fallback=fall_back,
+        verify=model.verify,
     )
-    adaptation = Adaptation(config, store, supervisor, activity, files, model)
+    adaptation = Adaptation(config, store, supervisor, activity, files, kind)
 
     async def tell(kind: str, message: str) -> None:
         logger.warning("%s: %s", kind, message)
         with contextlib.suppress(AgentdError):
             await store.call(events.add, kind, message)
 
-    holds = Holds(lambda: services.config.adapt.hold, activity, probe.read_sensors, tell)
+    reader = SensorReader()
+
+    def hold_settings() -> HoldSettings:
+        return services.config.adapt.hold
+
+    def sensors() -> Sensors:
+        return reader.read(hold_settings().sensor)
+
+    holds = Holds(hold_settings, activity, sensors, tell, model.verify)
     services = Services(config, store, supervisor, activity, adaptation, model, holds)
     api, admin = listening(config, stack, notifier)
     servers = [
@@ -151,19 +171,22 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
 async def bring_up(services: Services, stack: AsyncExitStack) -> None:
     """Loads the model, puts the committed revision in place and starts looking for things to learn."""
     supervisor = services.supervisor
-    starts = Starts(services.config.state.dir / "starts")
+    starts = StartCounter(services.config.state.dir / "starts")
     count = starts.begin()
-    if count > LIMIT and supervisor.revision:
-        await supervisor.distrust(CrashLoop(supervisor.revision, count - 1, "daemon"))
+    if count > LIMIT:
+        supervisor.suspect(count - 1, "daemon")
     stack.push_async_callback(supervisor.stop)
     await supervisor.start()
     stack.push_async_callback(services.adaptation.shut_down)
+    services.adaptation.paused = await services.store.call(events.paused)
     await services.adaptation.start_up()
-    clock = WallClock()
+    newest = await services.store.call(events.newest)
+    clock = WallClock(known=None if newest is None else ids.epoch(newest))
     for work in (
-        upkeep.run(services, clock),
+        maintenance.run(services, clock),
         clock.watch(lambda seconds: clock_jumped(services, seconds)),
         services.holds.watch(),
+        watch_disk(services.store),
         succeeded(starts, services.activity),
     ):
         stack.callback(asyncio.create_task(work).cancel)
@@ -200,23 +223,7 @@ def listening(
     return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
 
 
-def engine_settings(config: Config, model: models.ModelFile) -> dict[str, object]:
-    settings: dict[str, object] = {
-        "engine": config.engine,
-        "path": str(model.path),
-        "context": config.model.context,
-        "slots": config.serve.slots,
-        "threads": config.model_threads,
-        "gpu_layers": config.model.gpu_layers,
-    }
-    if config.engine == "transformers":
-        state = config.state.dir
-        settings |= {"folder": str(state / "weights"), "revisions": str(state / "revisions")}
-        settings |= {"key": model.sha256, "dtype": config.model.dtype}
-    return settings
-
-
-def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, Task]:
+def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, TaskSettings]:
     """The configured tasks; a classifier has one more, of all its classes. Raises InvalidConfig."""
     if classifier is None:
         return config.tasks
@@ -229,10 +236,10 @@ def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, T
     ]
     if problems:
         raise InvalidConfig("the configuration", problems)
-    return {CLASSIFY_TASK: Task(classifier.classes), **config.tasks}
+    return {CLASSIFY_TASK: TaskSettings(choices=classifier.classes), **config.tasks}
 
 
-def declared(name: str, task: Task) -> tasks.Task:
+def declared(name: str, task: TaskSettings) -> tasks.Task:
     """A task of the configuration as a row."""
     return tasks.Task(
         name=name,
@@ -259,6 +266,9 @@ def locked(state: Path) -> Iterator[None]:
         except OSError:
             file.seek(0)
             raise StateDirLocked(state, file.read().strip() or "unknown") from None
+        if os.geteuid() == 0:  # root restores what a service's user has to open afterwards
+            owner = state.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         # Whose lock it is helps a reader only: a full disk is no reason not to start.
         with contextlib.suppress(OSError):
             os.truncate(file.fileno(), 0)
@@ -282,23 +292,21 @@ def clock_jumped(services: Services, seconds: float) -> None:
         services.store.submit(events.add, "clock jumped", f"by {seconds:+.0f} s")
 
 
-async def succeeded(starts: Starts, activity: Activity) -> None:
+async def watch_disk(store: Store) -> None:
+    """Notices a disk that others fill before it is in the way, and one that has room again."""
+    while True:
+        with contextlib.suppress(AgentdError):
+            await store.look()
+        await asyncio.sleep(_LOOK_AT_DISK)
+
+
+async def succeeded(starts: StartCounter, activity: Activity) -> None:
     """A start counts as a success once a request was answered, or after a while without trouble."""
     for _ in range(_STARTED_AFTER):
         await asyncio.sleep(1)
         if activity.served:
             break
     starts.succeeded()
-
-
-async def relieve(services: Services, pressure: MemoryPressure) -> None:
-    """Makes room when systemd reports memory pressure: a pass waits, and what is only kept for later goes."""
-
-    async def react() -> None:
-        await services.holds.pressure()
-        await asyncio.to_thread(allocator.give_back)
-
-    await pressure.watch(react)
 
 
 def reloader(services: Services, notifier: systemd.Notifier, read: Callable[[], Config]) -> Callable[[], None]:
@@ -313,9 +321,9 @@ def reloader(services: Services, notifier: systemd.Notifier, read: Callable[[], 
             await services.store.call(events.add, "reload failed", str(error))
         else:
             await apply(services, change.config)
-            logger.info("configuration read again; %s", change.told)
+            logger.info("configuration read again; %s", change.summary)
             await services.store.call(
-                events.add, "reloaded", change.told, data={"changed": change.changed, "fixed": change.fixed}
+                events.add, "reloaded", change.summary, data={"changed": change.changed, "fixed": change.fixed}
             )
         notifier.ready(f"serving revision {services.supervisor.revision}")
 

@@ -35,6 +35,13 @@ class NotSupported(InvalidRequest):
     code = "not_supported"
 
 
+class FieldNotSupported(NotSupported):
+    """It would change the answer, so it is not passed over."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
@@ -44,6 +51,15 @@ class ContextLengthExceeded(InvalidRequest):
             f"shorten the prompt or raise model.context",
             param="messages",
         )
+
+
+class ConstraintTooComplex(InvalidRequest):
+    """A schema or grammar that would take more time or memory than one request may."""
+
+    code = "constraint_too_complex"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this schema or grammar is too complex: {reason}", param="response_format")
 
 
 class BodyTooLarge(InvalidRequest):
@@ -168,6 +184,20 @@ class EngineDied(EngineUnavailable):
         super().__init__(f"the engine stopped while it worked on this request{detail and ': ' + detail}; send it again")
 
 
+class EndsTheEngine(AgentdError):
+    """Not worth sending again: clients repeat requests that got a 5xx."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "request_ends_engine"
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(
+            f"the engine died {deaths} times while it served this request, so it is not tried again for some minutes; "
+            "change the request, and please report it"
+        )
+
+
 class StorageFull(AgentdError):
     status = 507
     exit_status = 73
@@ -235,6 +265,17 @@ class StateTooNew(AgentdError):
         )
 
 
+class StateTooOld(AgentdError):
+    exit_status = 65
+
+    def __init__(self, path: object, unknown: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} was written by an agentd from before the first release (it has {', '.join(unknown)}), whose state "
+            f"this version does not read; it was not touched. Move the state directory away to start afresh, point "
+            f"state.dir elsewhere, or install the version that wrote it"
+        )
+
+
 class PassRefused(AgentdError):
     """A pass that did not start, because something it needs is not there. `shortfall` is in bytes, 0 if not memory."""
 
@@ -259,10 +300,12 @@ class RevisionCorrupt(AgentdError):
 
 
 class CrashLoop(RevisionCorrupt):
-    """A revision whose files are intact, and under which nothing stays alive."""
+    """A revision whose files are intact, and under which the engine died on a canary prompt, too."""
 
     def __init__(self, revision: int, times: int, what: str) -> None:
-        super().__init__(revision, f"the {what} died {times} times in a row while it served")
+        super().__init__(
+            revision, f"the {what} died {times} times in a row while it served, and the engine on a canary prompt, too"
+        )
 
 
 class ServiceNotInstalled(AgentdError):

@@ -18,3 +18,13 @@ def uuid7() -> str:
 def now() -> str:
     """The time as ISO 8601 in UTC with milliseconds, e.g. 2026-01-31T12:00:00.000Z."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def epoch(moment: str) -> float:
+    """A `now` in seconds since 1970."""
+    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+
+
+def seconds_since(moment: str | None) -> float:
+    """Seconds from a `now` until now, by the wall clock; 0 for None, and for what lies in the future."""
+    return 0.0 if moment is None else max(0.0, time.time() - epoch(moment))

@@ -23,6 +23,7 @@ OF_ENGINE: dict[str, tuple[str, ...]] = {
 }
 """`auto` leaves the choice among them to the planner."""
 
+BLOCKWISE = "blockwise-bp"
 FORWARD_ONLY = ("mezo", "sparse-mezo", "mezo-lora", "adazeta")
 CHANGES = ("mezo-lora", "adazeta", "lora")
 """Those that move low-rank changes beside the weights of engine transformers instead of these."""

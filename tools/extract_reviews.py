@@ -17,10 +17,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from tools.reviews import FILE
+
 REQUIREMENT = "vaderSentiment==3.3.2"
 ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-OUTPUT = Path(__file__).resolve().parent / "data" / "movie_reviews.jsonl"
 
 TRAIN, HELDOUT = 1100, 400  # rows, half of them positive
 MIN_RATING = 1.0  # mean of 20 raters on a scale from -4 to 4; snippets nearer to 0 are neutral or disputed
@@ -67,7 +68,7 @@ def _download(directory: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sdist", type=Path, metavar="FILE", help=f"the source distribution of {REQUIREMENT}")
-    parser.add_argument("--output", type=Path, metavar="FILE", default=OUTPUT)
+    parser.add_argument("--output", type=Path, metavar="FILE", default=FILE)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = extract(source_text(options.sdist or _download(Path(scratch))))

@@ -2,7 +2,8 @@
 
 Schemathesis makes the requests from the daemon's own /openapi.json: what the schema allows, and what it does not. Every
 answer must come, none may be a 5xx, what the schema forbids must be refused, errors must have their shape; and memory
-and descriptors must stay where they are. Without --socket, a daemon with a tiny model is started for it.
+and descriptors must stay where they are. With --hostile N it sends constraints of answers that are meant to hurt, see
+tools/hostile.py. Without --socket, a daemon with a tiny model is started for it.
 """
 
 import argparse
@@ -24,14 +25,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from tools.processes import TinyDaemon
+from tools.daemon import DaemonProcess
+from tools.hostile import Attack, attack
 
 SECONDS = 30.0  # after which an answer counts as missing
 GROWTH = 48 * 2**20  # bytes by which a process may have grown since every operation was tried
 _EACH = 20  # cases of one operation at a time
 _TOKENS = 3  # of an answer, when the case would have it as long as it likes
+_ANSWERS = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 _LENIENT = {"/v1/examples"}  # a body of lines, which the schema has no word for
 schemathesis.serializer.alias("application/x-ndjson", "application/json")  # one line
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")  # of nonsense
 _MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
 
@@ -119,6 +123,24 @@ def fuzz(path: Path, pids: dict[str, int], cases: int, number: int = 0, limit: f
     return report
 
 
+def hostile(
+    path: Path, pids: dict[str, int], cases: int, number: int = 0, limit: float = 3600.0
+) -> tuple[Attack, list[str]]:
+    """What hostile constraints did to the daemon at `path`, and what must not be."""
+    attack(lambda: Client(path), 24, number + 1)  # so that everything has been loaded
+    before = sizes(pids)
+    report = attack(lambda: Client(path), cases, number, limit)
+    problems = list(report.problems)
+    try:
+        after = sizes(pids)
+    except psutil.NoSuchProcess as error:
+        return report, [*problems, f"a process is gone: {error}"]
+    for name, size in after.items():
+        if size > before[name] + (GROWTH if name.endswith("bytes") else 8):
+            problems.append(f"{name} grew from {before[name]} to {size}")
+    return report, problems
+
+
 def sizes(pids: dict[str, int]) -> dict[str, int]:
     """Resident memory and descriptors of the processes."""
     found: dict[str, int] = {}
@@ -143,8 +165,8 @@ def _cases(client: Client, operation: Any, mode: GenerationMode, n: int, number:
 
 
 def _case(client: Client, operation: Any, mode: GenerationMode, case: Any, report: Report) -> None:
-    if operation.method.upper() == "POST" and isinstance(case.body, dict) and "completions" in operation.path:
-        _shorten(case.body)
+    if operation.method.upper() == "POST" and isinstance(case.body, dict) and operation.path in _ANSWERS:
+        _shorten(operation.path, case.body)
     method, target, body, headers = _request(case)
     report.cases += 1
     what = f"{mode.value}: {method} {target} {(body or b'')[:300]!r}"
@@ -163,11 +185,12 @@ def _case(client: Client, operation: Any, mode: GenerationMode, case: Any, repor
         report.problems.append(f"{status} for what the schema forbids: {what}")
 
 
-def _shorten(body: dict[str, Any]) -> None:
+def _shorten(path: str, body: dict[str, Any]) -> None:
     """Long answers would only cost time."""
-    for name in ("max_tokens", "max_completion_tokens"):
+    limit = "max_output_tokens" if "responses" in path else "max_tokens"
+    for name in (limit, "max_completion_tokens"):
         value = body.get(name)
-        if name == "max_tokens" or isinstance(value, int):
+        if name == limit or isinstance(value, int):
             body[name] = value if isinstance(value, int) and not isinstance(value, bool) and value <= 0 else _TOKENS
 
 
@@ -209,15 +232,23 @@ def _is_error(answer: bytes) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument(
+        "--hostile", type=int, default=0, metavar="N", help="send N hostile schemas and grammars instead"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that nobody needs")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if options.socket is None:
-            daemon = stack.enter_context(TinyDaemon())
-            path, pids = daemon.admin.path, daemon.pids()
+            daemon = stack.enter_context(DaemonProcess())
+            daemon.start()
+            path, pids = daemon.admin, daemon.pids()
         else:
             path, pids = options.socket, {}
+        if options.hostile:
+            attacked, problems = hostile(path, pids, options.hostile, options.seed)
+            print("\n".join([attacked.summary(), f"{len(problems)} problems", *problems]))
+            return 1 if problems else 0
         report = fuzz(path, pids, options.cases, options.seed)
     print(report.told())
     return 1 if report.problems else 0

@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import sys
 import threading
@@ -31,7 +30,8 @@ from typing import Any
 import psutil
 
 from agentd.ctl.errors import ApiError, CtlError
-from tools.processes import ROOT, TinyDaemon
+from tools import reviews
+from tools.daemon import DaemonProcess, UnixConnection
 
 CLIENTS = 8
 QUESTIONS = ["Name a colour.", "What is two plus two?", "Write one sentence about the sea.", "Say something kind."]
@@ -93,7 +93,7 @@ class Findings:
 
 
 class Client(threading.Thread):
-    def __init__(self, daemon: TinyDaemon, findings: Findings, seed: int, stopping: threading.Event) -> None:
+    def __init__(self, daemon: DaemonProcess, findings: Findings, seed: int, stopping: threading.Event) -> None:
         super().__init__(name=f"client {seed}", daemon=True)
         self._daemon, self._findings, self._stopping = daemon, findings, stopping
         self._random = random.Random(seed)
@@ -150,7 +150,7 @@ class Client(threading.Thread):
                 b"{",
                 b"[]",
                 b'{"messages": []}',
-                b'{"messages": [{"role": "user", "content": "x"}], "tools": []}',
+                b'{"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}',
                 b"\xff",
             ]
         )
@@ -186,14 +186,11 @@ class Client(threading.Thread):
             self._findings.problem(f"{status}: {error}")
 
     def _post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        with closing(_connected(self._daemon.api)) as connection:
-            connection.request("POST", path, data)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
+        answer = self._daemon.post(path, body)
+        return answer.status, answer.json
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with closing(_connected(self._daemon.api)) as connection:
+        with closing(UnixConnection(self._daemon.api)) as connection:
             connection.request("POST", "/v1/chat/completions", json.dumps(body).encode())
             response = connection.getresponse()
             if response.status != 200:
@@ -208,7 +205,7 @@ class Client(threading.Thread):
 class Owner(threading.Thread):
     """Starts passes and goes back and forth between revisions."""
 
-    def __init__(self, daemon: TinyDaemon, findings: Findings, seed: int, stopping: threading.Event) -> None:
+    def __init__(self, daemon: DaemonProcess, findings: Findings, seed: int, stopping: threading.Event) -> None:
         super().__init__(name="owner", daemon=True)
         self._daemon, self._findings, self._stopping = daemon, findings, stopping
         self._random = random.Random(seed)
@@ -229,9 +226,9 @@ class Owner(threading.Thread):
             self._stopping.wait(0.5)
 
     def _adapt(self, options: dict[str, Any]) -> None:
-        number = self._daemon.admin.post("/admin/adapt", options)["pass"]
+        number = self._daemon.ctl.post("/admin/adapt", options)["pass"]
         while not self._stopping.wait(0.3):
-            row = self._daemon.admin.get(f"/admin/passes/{number}")["pass"]
+            row = self._daemon.ctl.get(f"/admin/passes/{number}")["pass"]
             if row["finished_at"]:
                 self._findings.count(f"passes {row['state']}")
                 if row["reason"]:
@@ -239,16 +236,18 @@ class Owner(threading.Thread):
                 return
 
     def _go_somewhere(self) -> None:
-        rows = self._daemon.admin.get("/admin/revisions")["revisions"]
+        rows = self._daemon.ctl.get("/admin/revisions")["revisions"]
         there = [row["id"] for row in rows if row["state"] in ("base", "committed") and not row["serving"]]
         if there and not self._stopping.is_set():
-            answer = self._daemon.admin.post("/admin/rollback", {"revision": self._random.choice(there[-3:])})
+            answer = self._daemon.ctl.post("/admin/rollback", {"revision": self._random.choice(there[-3:])})
             self._findings.count("swaps by the owner")
             if answer["swap_ms"] > 1000:
                 self._findings.problem(f"a swap took {answer['swap_ms']:.0f} ms")
 
 
-def kill_at_random(daemon: TinyDaemon, findings: Findings, seed: int, stopping: threading.Event, every: float) -> None:
+def kill_at_random(
+    daemon: DaemonProcess, findings: Findings, seed: int, stopping: threading.Event, every: float
+) -> None:
     """Ends the engine, or the trainer while there is one, every `every` seconds or so."""
     generator = random.Random(seed)
     while not stopping.wait(generator.uniform(0.5, 1.5) * every):
@@ -263,7 +262,7 @@ def kill_at_random(daemon: TinyDaemon, findings: Findings, seed: int, stopping: 
                 findings.count(f"{name} killed")
 
 
-def soak(daemon: TinyDaemon, seconds: float, *, seed: int = 0, every: float = 12.0, passes: int = 0) -> Findings:
+def soak(daemon: DaemonProcess, seconds: float, *, seed: int = 0, every: float = 12.0, passes: int = 0) -> Findings:
     """Runs everything for `seconds`, or longer until so many passes have ended (at the most four times as long), and
     checks what is left."""
     findings, stopping = Findings(), threading.Event()
@@ -293,14 +292,14 @@ def soak(daemon: TinyDaemon, seconds: float, *, seed: int = 0, every: float = 12
     return findings
 
 
-def _check(daemon: TinyDaemon, findings: Findings, process: psutil.Process, descriptors: int) -> None:
+def _check(daemon: DaemonProcess, findings: Findings, process: psutil.Process, descriptors: int) -> None:
     if daemon.process is None or daemon.process.poll() is not None:
-        findings.problem(f"the daemon is gone:\n{daemon.log.read_text(errors='replace')[-2000:]}")
+        findings.problem(f"the daemon is gone:\n{daemon.log[-2000:]}")
         return
     with suppress(CtlError):
-        daemon.admin.post("/admin/cancel")
+        daemon.ctl.post("/admin/cancel")
     stored: set[str] = set()
-    while page := daemon.admin.get("/admin/feedback", limit=1000, offset=len(stored))["feedback"]:
+    while page := daemon.ctl.get("/admin/feedback", limit=1000, offset=len(stored))["feedback"]:
         stored |= {row["id"] for row in page}
     lost = [id for id in findings.acknowledged if id not in stored]
     if lost:
@@ -313,15 +312,15 @@ def _check(daemon: TinyDaemon, findings: Findings, process: psutil.Process, desc
     if process.num_fds() > descriptors + DESCRIPTORS:
         findings.problem(f"the daemon has {process.num_fds()} descriptors, at the beginning it had {descriptors}")
     findings.counts["descriptors"], findings.counts["descriptors at the beginning"] = process.num_fds(), descriptors
-    log = daemon.log.read_text(errors="replace")
+    log = daemon.log
     if "Traceback" in log:
         findings.problem("a traceback in the log: " + log[log.index("Traceback") :][:2000])
 
 
-def prepare(daemon: TinyDaemon, examples: list[dict[str, str]]) -> None:
+def prepare(daemon: DaemonProcess, examples: list[dict[str, str]]) -> None:
     """Gives the daemon something to learn."""
     lines = "\n".join(json.dumps({"task": "reviews", **example}) for example in examples)
-    daemon.admin.upload("/v1/examples", lines.encode())
+    daemon.ctl.upload("/v1/examples", lines.encode())
 
 
 def settings(trial: float) -> dict[str, Any]:
@@ -343,13 +342,6 @@ def made_up(n: int) -> list[dict[str, str]]:
     return [{"text": f"text {i}", "label": "no" if generator.random() < 0.1 else "yes"} for i in range(n)]
 
 
-def reviews(n: int) -> list[dict[str, str]]:
-    file = ROOT / "tools" / "data" / "movie_reviews.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    labels = {"positive": "yes", "negative": "no"}
-    return [{"text": row["text"], "label": labels[row["label"]]} for row in rows if row["split"] == "train"][:n]
-
-
 def told(findings: Findings, seconds: float) -> str:
     pairs = {revision for revision, _ in findings.answers}
     distinct = len(set(findings.answers.values()))
@@ -366,14 +358,6 @@ def _asking(question: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}], "max_tokens": _TOKENS, "temperature": 0}
 
 
-def _connected(path: Path) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection("agentd", timeout=120)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(120)
-    connection.sock.connect(str(path))
-    return connection
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="A long, rough day in a short time.")
     parser.add_argument("--seconds", type=float, default=1200)
@@ -383,8 +367,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    with TinyDaemon(options.model, settings(trial=3)) as daemon:
-        prepare(daemon, reviews(240) if options.model else made_up(120))
+    with DaemonProcess(options.model, settings(trial=3)) as daemon:
+        daemon.start()
+        prepare(daemon, reviews.liked("train")[:240] if options.model else made_up(120))
         every = options.every or (120 if options.model else 12)
         findings = soak(daemon, options.seconds, seed=options.seed, every=every, passes=options.passes)
     print(told(findings, options.seconds))

@@ -18,11 +18,14 @@ _TEMPLATE = (
 )
 
 
-def write(path: Path, seed: int = 0) -> Path:
-    """Writes the model to `path` and returns it. The same seed gives the same file."""
+def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) -> Path:
+    """Writes the model to `path` and returns it. The same seed gives the same file.
+
+    shard  0, or so many tensors a file: the first one, NAME-00001-of-NNNNN.gguf, is returned
+    """
     random = np.random.default_rng(seed)
     tokens = [*_SPECIAL, *_byte_characters(), *("".join(pair) for pair in _MERGES)]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shard)
     writer.add_name("tiny")
     writer.add_block_count(N_BLOCKS)
     writer.add_context_length(CONTEXT)
@@ -46,7 +49,7 @@ def write(path: Path, seed: int = 0) -> Path:
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(_TEMPLATE)
+    writer.add_chat_template(template)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) / shape[-1] ** 0.5
@@ -72,7 +75,7 @@ def write(path: Path, seed: int = 0) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if shard else path
 
 
 def _byte_characters() -> list[str]:

@@ -4,40 +4,35 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from agentd import allocator, cgroup
-from agentd.adapt import dataset as datasets
-from agentd.adapt import portable, transitions
-from agentd.adapt.adaptation_pass import AdaptationPass
-from agentd.adapt.attempt import Attempt, Means, Rejected, describe_failure, prune_folders
-from agentd.adapt.classifier import ClassifierPass, ClassifierSetting, ClassifierTrial
-from agentd.adapt.importing import ImportPass
-from agentd.adapt.in_place import How, InPlacePass
-from agentd.adapt.planning import Setting
-from agentd.adapt.preparation import Preparation
-from agentd.adapt.probation import STOPPED, Probation, RolledBack
-from agentd.adapt.progress import MemoryWatch, Progress
-from agentd.adapt.revision_files import RevisionFiles
-from agentd.adapt.steps_back import StepsBack
-from agentd.adapt.training import Training
-from agentd.adapt.trial import Trial
-from agentd.adapt.triggers import Triggers
-from agentd.config import Config
-from agentd.engine.activity import Activity
-from agentd.engine.supervisor import Supervisor
+from agentd import ids
+from agentd.adapt.kinds.kind import EngineKind
+from agentd.adapt.passes import memory_control
+from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
+from agentd.adapt.passes.progress import MemoryWatch, Progress
+from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning import dataset as datasets
+from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.prepare import Preparation
+from agentd.adapt.planning.setting import PassSetting
+from agentd.adapt.rollback import Rollback
+from agentd.adapt.trial.trial import STOPPED, RolledBack, Trials
+from agentd.adapt.triggers import Ages, Triggers
+from agentd.config.schema import Config
+from agentd.engine.process.activity import Activity
+from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import AgentdError, Conflict, EngineUnavailable, PassRefused, RevisionCorrupt
-from agentd.models import ModelFile
-from agentd.store import events, examples, passes, revisions, trials
+from agentd.host import allocator, cgroup
+from agentd.revision import archive
+from agentd.revision.files import RevisionFiles
+from agentd.store import events, examples, passes, revisions, transitions, trials
 from agentd.store.database import Store
 
 logger = logging.getLogger(__name__)
-
-_LOW_FOR = 20.0  # seconds under memory.floor that a pass outlasts where it cannot take less
 
 
 class Adaptation:
@@ -48,21 +43,20 @@ class Adaptation:
         engine: Supervisor,
         activity: Activity,
         files: RevisionFiles,
-        model: ModelFile,
+        kind: EngineKind[Any],
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
-        self.files, self._model, self._classifier = files, model.path, model.classifier
+        self.files, self.kind = files, kind
         self._folders = config.state.dir / "passes"
         tell = lambda kind, message, revision: self._event(kind, message, revision=revision)  # noqa: E731
-        self._steps_back = StepsBack(store, engine, files, tell)
+        self._rollback = Rollback(store, engine, files, tell)
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
-        kind = ClassifierTrial if model.classifier else Trial
-        self._probation = Probation(store, engine, lambda: self._config, self._event, lambda: self._stop_reason, kind)
+        self._trials = Trials(store, engine, lambda: self._config, self._event, lambda: self._stop_reason)
         self._stop_reason: str | None = None
-        self._prepare = Preparation(store, engine, activity, model, self._folders)
-        self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself)
+        self._prepare = Preparation(kind, store, engine, activity, self._folders)
+        self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself, ages=self._ages)
         self.paused = False
         self.daemon_pid = os.getpid()
         self._group: cgroup.Group | None = None  # of the trainer
@@ -74,7 +68,7 @@ class Adaptation:
         self._group = await asyncio.to_thread(cgroup.make, "agentd-trainer")
         if trial := await self._store.call(trials.running):
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
-            resumed = self._probation.resume(trial.revision, trial.pass_id, self._progress)
+            resumed = self._trials.resume(trial.revision, trial.pass_id, self._progress)
             self._task = asyncio.create_task(resumed)
         if self._config.adapt.enabled:
             self.triggers.run()
@@ -117,7 +111,7 @@ class Adaptation:
 
     # --- what the admin API asks for
 
-    async def start(self, trigger: str, options: dict[str, Any], imported: portable.Adaptation | None = None) -> int:
+    async def start(self, trigger: str, options: dict[str, Any], imported: archive.Archive | None = None) -> int:
         """Starts a pass and returns its number. Raises Conflict while one runs, EngineUnavailable without an engine."""
         if self._task and not self._task.done():
             assert self._progress is not None
@@ -133,13 +127,11 @@ class Adaptation:
         self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
         return row.id
 
-    async def take_in(self, found: portable.Adaptation, base_sha256: str) -> int:
-        """Starts the pass that takes in what another device learned. Raises Conflict where it does not fit this one."""
-        if not self._learns_in_place:
-            raise Conflict(f"engine {self._config.engine} takes no ledgers in; engine transformers does")
+    async def import_revision(self, imported: archive.Archive) -> int:
+        """Starts the pass that imports what another device learned. Raises Conflict where it does not fit this one."""
         self.require_engine()
-        portable.refuse_misfit(found, base_sha256, self._dtype)
-        return await self.start("manual", {"import": found.weights_sha256}, found)
+        self.kind.check_import(imported, self._engine)
+        return await self.start("manual", {"import": imported.identity}, imported)
 
     def require_engine(self) -> None:
         """Raises EngineUnavailable while nothing could be learned."""
@@ -148,14 +140,9 @@ class Adaptation:
 
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
-        setting: Setting | ClassifierSetting
-        if self._classifier:
-            setting, data = await self._prepare.classifier(self._config, options, self._config.adapt.seed)
-        else:
-            seed = self._config.adapt.seed
-            setting, data, _ = await self._prepare.language(self._config, options, seed, engine_is_free=False)
-        counts = {role: len(data.of(role)) for role in ("train", "dev", "holdout")}
-        return {**setting.as_json(), "examples": counts, "left_out": data.left_out}
+        plan = await self._prepare.plan(self._config, options, self._config.adapt.seed, engine_is_free=False)
+        counts = {role: len(plan.data.of(role)) for role in ("train", "dev", "holdout")}
+        return {**plan.setting.as_json(), "examples": counts, "left_out": plan.data.left_out}
 
     async def cancel(self) -> int:
         """Stops the running pass and returns its number. Raises Conflict when none runs."""
@@ -166,14 +153,14 @@ class Adaptation:
 
     async def rollback(self, revision: int | None, reason: str | None) -> dict[str, Any]:
         """Serves another revision: the given one, or the parent of what serves. Running passes are stopped."""
-        serving, target = self._engine.revision, await self._steps_back.target(revision)
+        serving, target = self._engine.revision, await self._rollback.target(revision)
         why = reason or "rolled back by the owner"
         await self.stop(why)
-        milliseconds = await self._steps_back.activate(target, why)
+        milliseconds = await self._rollback.activate(target, why)
         return {"revision": target, "previous": serving, "swap_ms": round(milliseconds, 3)}
 
     async def trial_json(self) -> dict[str, Any] | None:
-        return await self._probation.as_json()
+        return await self._trials.as_json()
 
     def progress_json(self, *, running_only: bool = False) -> dict[str, Any] | None:
         if self._progress is None or (running_only and self._progress.done):
@@ -195,22 +182,23 @@ class Adaptation:
         return dict(rows.fetchall())
 
     async def fall_back(self, error: RevisionCorrupt, revision: int) -> int:
-        """Says what to serve when `revision` turns out unusable, see `StepsBack`."""
-        return await self._steps_back.fall_back(error, revision)
+        """Says what to serve when `revision` turns out unusable, see `Rollback`."""
+        return await self._rollback.fall_back(error, revision)
 
     # --- one pass
 
-    async def _run(self, number: int, options: dict[str, Any], seed: int, imported: portable.Adaptation | None) -> None:
+    async def _run(self, number: int, options: dict[str, Any], seed: int, imported: archive.Archive | None) -> None:
         progress = self._progress
         assert progress is not None
-        async with MemoryWatch(self.pids, mapping=("engine",) if self._learns_in_place else ()) as memory:
-            guard = asyncio.create_task(self._guard_floor(memory, progress))
+        async with MemoryWatch(self.pids, mapping=self.kind.mapped) as memory:
+            guard = asyncio.create_task(self._guard(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:
                 if imported is not None:
-                    await self._attempt_import(progress, imported, seed)
+                    attempt, data = await self._import(progress, imported, seed)
                 else:
-                    await self._attempt(progress, options, seed, memory)
+                    attempt, data = await self._plan(progress, options, seed, memory)
+                await self._trials.begin(await attempt.run(data), progress)
                 outcome, reason = "committed", None
             except Rejected as error:
                 outcome, reason = "rejected", str(error)
@@ -242,86 +230,47 @@ class Adaptation:
                 lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
             )
             await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
-            self.triggers.note(await self._store.call(examples.count_new), outcome == "committed")
-        await asyncio.to_thread(prune_folders, self._folders, self._config.retention.passes)
+            found = await self._store.call(datasets.readiness, self._config.adapt.gate)
+            self.triggers.note(found.new, outcome == "committed")
+        keep = self._config.retention.passes
+        await asyncio.to_thread(prune_folders, self._folders, keep)
+        with contextlib.suppress(AgentdError):
+            await self._store.call(passes.retain_answers, keep)
         await asyncio.to_thread(allocator.give_back)  # a pass reads all examples; the daemon lives for months
 
-    async def _attempt(self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch) -> None:
-        if self._classifier:
-            await self._attempt_classifier(progress, options, seed)
-            return
-        setting, data, replan = await self._prepare.language(
-            self._config, options, seed + progress.id, engine_is_free=True
-        )
-        await self._planned(progress, setting)
+    async def _plan(
+        self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch
+    ) -> tuple[Attempt, Dataset]:
+        plan = await self._prepare.plan(self._config, options, seed + progress.id, engine_is_free=True)
+        await self._planned(progress, plan.setting)
         means = await self._means(progress, seed)
-        attempt: Attempt
-        if self._learns_in_place:
-            attempt = InPlacePass(
-                means, How.of(setting.method, setting.blocks, setting.steps, self._dtype, setting.rank)
-            )
-        else:
-            self._training = Training(self._activity, means.folder / "trainer.log", self._group)
-            attempt = AdaptationPass(means, self._training, setting, memory, replan, self._model)
-        await self._probation.begin(await attempt.run(data), progress)
+        self._training = Training(self._activity, means.folder / "trainer.log", self._group)
+        return self.kind.make_pass(means, plan, self._training, memory), plan.data
 
-    async def _attempt_import(self, progress: Progress, found: portable.Adaptation, seed: int) -> None:
+    async def _import(self, progress: Progress, imported: archive.Archive, seed: int) -> tuple[Attempt, Dataset]:
         gate = self._config.adapt.gate
         data = await self._store.call(lambda db: datasets.judging(db, gate))
         progress.state = "planned"
         await self._store.call(passes.advance, progress.id, "planned")
-        attempt = ImportPass(await self._means(progress, seed), found)
-        await self._probation.begin(await attempt.run(data), progress)
-
-    @property
-    def _learns_in_place(self) -> bool:
-        return self._config.engine == "transformers"
-
-    @property
-    def _dtype(self) -> str:
-        """The type of the weights, from what the engine says that it has loaded."""
-        info = self._engine.info
-        assert info is not None
-        return "bfloat16" if info.size_bytes < 3 * info.n_params else "float32"
+        return self.kind.import_pass(await self._means(progress, seed), imported), data
 
     async def _means(self, progress: Progress, seed: int) -> Means:
         folder = self.folder(progress.id)
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         return Means(self._config, self._store, self._engine, self.files, progress, folder, seed)
 
-    async def _attempt_classifier(self, progress: Progress, options: dict[str, Any], seed: int) -> None:
-        setting, data = await self._prepare.classifier(self._config, options, seed + progress.id)
-        await self._planned(progress, setting)
-        attempt = ClassifierPass(await self._means(progress, seed), setting)
-        await self._probation.begin(await attempt.run(data), progress)
-
-    async def _planned(self, progress: Progress, setting: Setting | ClassifierSetting) -> None:
+    async def _planned(self, progress: Progress, setting: PassSetting) -> None:
         progress.method, progress.blocks = setting.method, setting.blocks
         progress.predicted_bytes, progress.state = setting.needed, "planned"
         columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
         columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
         await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
 
-    async def _guard_floor(self, memory: MemoryWatch, progress: Progress) -> None:
-        """Ends the pass when the rest of the device needs the memory and does not get it by turning the dial down."""
-        low_since: float | None = None
-        while True:
-            progress.memory_bytes = memory.now_added
-            is_low = memory.low is not None and memory.low < self._config.memory.floor
-            # While blocks are trained the dial answers for it, see adapt/dial.py.
-            if not is_low or (progress.phase in ("train", "paused") and self._classifier is None):
-                low_since = None
-            elif low_since is None:
-                low_since = time.monotonic()
-            elif time.monotonic() - low_since > _LOW_FOR:
-                self._stop_reason = (
-                    f"free memory stayed at {memory.low} bytes, under memory.floor ({self._config.memory.floor}), "
-                    f"for {_LOW_FOR:.0f} s while the pass was in its phase {progress.phase}"
-                )
-                if self._task:
-                    self._task.cancel()
-                return
-            await asyncio.sleep(0.25)
+    async def _guard(self, memory: MemoryWatch, progress: Progress) -> None:
+        """Ends the pass when the rest of the device needs the memory and the pass cannot take less."""
+        self._stop_reason = await memory_control.outlast(memory, lambda: self._config.memory.floor, progress)
+        if self._task:
+            self._task.cancel()
 
     # --- what is over, and what comes next
 
@@ -341,7 +290,16 @@ class Adaptation:
     async def _facts(self) -> tuple[int, float]:
         if self.paused or self._activity.held or (self._task and not self._task.done()) or not self._engine.ready:
             return 0, 0.0
-        return await self._store.call(examples.count_new), self._activity.idle_seconds
+        if self._store.problem:  # a pass's files would take what is left
+            return 0, 0.0
+        found = await self._store.call(datasets.readiness, self._config.adapt.gate)
+        return found.new, self._activity.idle_seconds
+
+    async def _ages(self) -> Ages:
+        """How long what a pass would learn has waited, see `Triggers`."""
+        ended = await self._store.call(passes.last_end)
+        first, enough = await self._store.call(examples.new_since, self._config.adapt.trigger.min_examples)
+        return Ages(ids.seconds_since(ended or first), ids.seconds_since(enough))
 
     async def _start_by_itself(self, trigger: str) -> None:
         with contextlib.suppress(Conflict, EngineUnavailable):

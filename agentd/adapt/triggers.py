@@ -2,29 +2,51 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from agentd.config import Trigger
+from agentd.config.schema import TriggerSettings
 
-_COOLDOWN = 600.0  # seconds after a pass that did not commit, unless new examples arrived
+_COOLDOWN = 600.0  # seconds after a pass that did not commit; twice as long after the next one
+_LONGEST_COOLDOWN = 86400.0
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Seconds by the wall clock, from the database: a board that is restarted every day counts on where it was.
+
+    last_pass  since the last pass ended; while there was none, since the first new example
+    enough     since there are as many new examples as start a pass; 0 while there are not
+    """
+
+    last_pass: float = 0.0
+    enough: float = 0.0
+
+
+async def _no_ages() -> Ages:
+    return Ages()
 
 
 class Triggers:
-    """Looks every `check` seconds whether a pass is due. `facts` returns (new examples, idle seconds)."""
+    """Looks every `check` seconds whether a pass is due. `facts` returns (new examples that a pass could learn from and
+    judge, idle seconds)."""
 
     def __init__(
         self,
-        config: Trigger,
+        config: TriggerSettings,
         facts: Callable[[], Awaitable[tuple[int, float]]],
         start: Callable[[str], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
+        ages: Callable[[], Awaitable[Ages]] = _no_ages,
     ) -> None:
         self._config, self._facts, self._start, self._clock = config, facts, start, clock
+        self._ages = ages
+        self.waits_for: str | None = None  # what a pass that is due is held up by
         self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._last_pass = clock()
         self._held: tuple[int, float] | None = None
+        self._fruitless = 0  # passes in a row that did not commit
 
     def run(self) -> None:
         self._add_job()
@@ -34,7 +56,7 @@ class Triggers:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
-    def reconfigure(self, config: Trigger, *, enabled: bool) -> None:
+    def reconfigure(self, config: TriggerSettings, *, enabled: bool) -> None:
         """Takes other settings, and starts or stops looking."""
         self._config = config
         if not enabled:
@@ -62,24 +84,42 @@ class Triggers:
         )
 
     def note(self, new_examples: int, committed: bool) -> None:
-        """Called after every pass: one that did not commit is not tried again at once on the same examples."""
-        self._last_pass = self._clock()
-        self._held = None if committed else (new_examples, self._clock() + _COOLDOWN)
+        """Called after every pass: one that did not commit is tried again after a while, or on as many more examples
+        as start a pass."""
+        self._fruitless = 0 if committed else self._fruitless + 1
+        cooldown = min(_LONGEST_COOLDOWN, _COOLDOWN * 2.0 ** (self._fruitless - 1))
+        self._held = None if committed else (new_examples, self._clock() + cooldown)
 
     async def consider(self) -> None:
         new_examples, idle = await self._facts()
-        if reason := self.due(new_examples, idle, datetime.now()):
+        ages = await self._ages() if new_examples else Ages()
+        time.tzset()  # the time zone may have been changed since the daemon started
+        if reason := self.due(new_examples, idle, datetime.now(), ages):
             await self._start(reason)
 
-    def due(self, new_examples: int, idle: float, local_time: datetime) -> str | None:
-        """The name of the trigger that fires now, or None."""
-        if new_examples == 0 or idle < self._config.idle or self._quiet(local_time):
+    def due(self, new_examples: int, idle: float, local_time: datetime, ages: Ages = Ages()) -> str | None:
+        """The name of the trigger that fires now, or None; then `waits_for` says why a pass that is due has to wait."""
+        self.waits_for = None
+        if (reason := self._reason(new_examples, ages)) is None:
             return None
-        if self._held and new_examples <= self._held[0] and self._clock() < self._held[1]:
+        waited = ages.enough if reason == "examples" else ages.last_pass - self._config.every
+        if self._quiet(local_time):
+            self.waits_for = f"the end of the quiet hours (adapt.trigger.quiet_hours: {self._config.quiet_hours})"
+        elif idle < self._config.idle and waited < self._config.latest:
+            self.waits_for = (
+                f"{self._config.idle:g} s without a request (adapt.trigger.idle); in "
+                f"{(self._config.latest - waited) / 3600:.1f} h it starts all the same (adapt.trigger.latest)"
+            )
+        return None if self.waits_for else reason
+
+    def _reason(self, new_examples: int, ages: Ages) -> str | None:
+        if new_examples == 0:
+            return None
+        if self._held and self._clock() < self._held[1] and new_examples < self._held[0] + self._config.min_examples:
             return None
         if new_examples >= self._config.min_examples:
             return "examples"
-        if self._config.every and self._clock() - self._last_pass >= self._config.every:
+        if self._config.every and ages.last_pass >= self._config.every:
             return "interval"
         return None
 

@@ -6,30 +6,33 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from sqlite_utils import Database
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd import __version__
-from agentd.api.requests import identifier, number, only, parse
-from agentd.api.schemas import KINDS, AdaptBody, Body, RollbackBody
+from agentd.adapt.planning.dataset import readiness
+from agentd.api.lenient import Body
+from agentd.api.requests import identifier, number, parse
+from agentd.api.schemas import AdaptBody, RollbackBody, TaskBody
 from agentd.api.services import Services, services
-from agentd.budget import probe
 from agentd.engine.protocol import ModelInfo
-from agentd.errors import InvalidRequest, RevisionCorrupt
+from agentd.errors import RevisionCorrupt
+from agentd.host import memory
 from agentd.store import events, examples, feedback, inferences, passes, revisions, tasks
+from agentd.store.passes import Pass
 
-_FEEDBACK_FILTERS = ("kind", "task", "state", "author")
+FEEDBACK_FILTERS = ("kind", "task", "state", "author")
 
 
-def _page(request: Request, *also: str) -> dict[str, int]:
-    only(request, "limit", "offset", *also)
-    return {"limit": number(request, "limit", 50, 1, 1000), "offset": number(request, "offset", 0, 0, 1 << 62)}
+def _page(request: Request) -> dict[str, int]:
+    return {"limit": number(request, "limit", 50), "offset": number(request, "offset", 0)}
 
 
 async def status(request: Request) -> Response:
     s = services(request)
-    only(request)
     counts = await s.store.call(examples.count)
+    ready = await s.store.call(readiness, s.config.adapt.gate)
     apart = await s.store.call(feedback.count, {"state": "quarantined"})
     return JSONResponse(
         {
@@ -38,30 +41,51 @@ async def status(request: Request) -> Response:
             "uptime_seconds": round(time.monotonic() - s.started, 1),
             "model": _model(s),
             "state": _state(s),
-            "problem": s.supervisor.problem or s.supervisor.degraded or s.damage or None,
+            "problem": s.supervisor.problem
+            or s.supervisor.stalled
+            or s.supervisor.degraded
+            or s.damage
+            or s.store.problem,
             "held": s.holds.reasons,
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),
+            "last_pass": _ended(await s.store.call(passes.latest, 2)),
+            "backpropagation": _backpropagation(s),
             "pass": s.adaptation.progress_json(running_only=True),
             "requests": {"served": s.activity.served, "failed": s.activity.failed, **_load(s)},
             "engine_restarts": s.supervisor.restarts,
             "feedback": {"total": await s.store.call(feedback.count), "quarantined": apart},
             "examples": counts,
+            "unusable_examples": await s.store.call(examples.excluded),
             "memory": {
-                "available_bytes": probe.read().available,
+                "available_bytes": memory.read().available,
                 "reserve_bytes": s.config.memory.reserve,
                 "processes": await asyncio.to_thread(s.adaptation.processes),
             },
             "next_trigger": {
-                "new_examples": await s.store.call(examples.count_new),
+                "new_examples": ready.new,
+                "waiting": ready.waiting,
                 "min_examples": s.config.adapt.trigger.min_examples,
                 "enabled": s.config.adapt.enabled,
                 "paused": s.adaptation.paused,
+                "waits_for": s.adaptation.triggers.waits_for,
             },
             "state_dir": str(s.config.state.dir),
             "socket": str(s.config.api_socket),
         }
     )
+
+
+def _ended(latest: Sequence[Pass]) -> dict[str, Any] | None:
+    """How the last pass that is over ended."""
+    over = [row for row in latest if row.finished_at is not None]
+    return {"id": over[0].id, "state": over[0].state, "reason": over[0].reason} if over else None
+
+
+def _backpropagation(s: Services) -> dict[str, Any] | None:
+    """What the trainer said of this model; None until the first pass is planned."""
+    probed = s.adaptation.probed
+    return probed and {"supported": bool(probed["supported"]), "reason": probed.get("reason")}
 
 
 def _state(s: Services) -> str:
@@ -88,21 +112,18 @@ def _load(s: Services) -> dict[str, int]:
 
 
 async def history(request: Request) -> Response:
-    only(request, "limit")
-    rows = await services(request).store.call(revisions.history, number(request, "limit", 50, 1, 1000))
+    rows = await services(request).store.call(revisions.history, number(request, "limit", 50))
     return JSONResponse({"activations": [row.as_json() for row in rows]})
 
 
 async def list_revisions(request: Request) -> Response:
     s = services(request)
-    only(request)
     rows = await s.store.call(revisions.all)
     return JSONResponse({"revisions": [_revision(s, row) for row in rows]})
 
 
 async def show_revision(request: Request) -> Response:
     s = services(request)
-    only(request)
     row = await s.store.call(revisions.get, identifier(request, "revision"))
     lineage = await s.store.call(revisions.lineage, row.id)
     manifest, problem = None, None
@@ -124,7 +145,6 @@ async def list_passes(request: Request) -> Response:
 
 async def show_pass(request: Request) -> Response:
     s = services(request)
-    only(request)
     row = await s.store.call(passes.get, identifier(request, "pass"))
     happened = await s.store.call(events.latest, 1000, pass_id=row.id)
     steps = await s.store.call(passes.steps, row.id)
@@ -132,7 +152,6 @@ async def show_pass(request: Request) -> Response:
 
 
 async def progress(request: Request) -> Response:
-    only(request)
     return JSONResponse({"pass": services(request).adaptation.progress_json()})
 
 
@@ -158,16 +177,18 @@ async def rollback(request: Request) -> Response:
 
 async def pause(request: Request) -> Response:
     await parse(request, Body, 1024)
-    services(request).adaptation.paused = request.url.path.endswith("/pause")
-    return JSONResponse({"paused": services(request).adaptation.paused})
+    s, paused = services(request), request.url.path.endswith("/pause")
+    if paused != s.adaptation.paused:
+        s.adaptation.paused = paused  # at once; what keeps it over a restart may fail on a full disk
+        message = "no pass starts by itself" if paused else "passes start by themselves again"
+        await s.store.call(events.add, events.PAUSED if paused else events.RESUMED, message)
+    return JSONResponse({"paused": paused})
 
 
 async def list_feedback(request: Request) -> Response:
     s, query = services(request), request.query_params
-    page = _page(request, *_FEEDBACK_FILTERS)
-    _one_of(request, "kind", KINDS)
-    _one_of(request, "state", feedback.STATES)
-    chosen = {name: query.get(name) for name in _FEEDBACK_FILTERS}
+    page = _page(request)
+    chosen = {name: query.get(name) for name in FEEDBACK_FILTERS}
     rows = await s.store.call(feedback.list_, **page, only=chosen)
     total = await s.store.call(feedback.count, chosen)
     return JSONResponse({"feedback": [row.as_json() for row in rows], "total": total})
@@ -175,9 +196,7 @@ async def list_feedback(request: Request) -> Response:
 
 async def list_examples(request: Request) -> Response:
     s, query = services(request), request.query_params
-    page = _page(request, "task", "split", "state")
-    _one_of(request, "split", ("train", "holdout"))
-    _one_of(request, "state", ("new", "used", "stale", "excluded"))
+    page = _page(request)
     rows = await s.store.call(
         examples.list_, **page, task=query.get("task"), split=query.get("split"), state=query.get("state")
     )
@@ -186,32 +205,35 @@ async def list_examples(request: Request) -> Response:
 
 async def list_tasks(request: Request) -> Response:
     s = services(request)
-    only(request)
     rows, counts = await s.store.call(tasks.all), await s.store.call(examples.count)
     none = {"train": {"new": 0, "used": 0}, "holdout": 0}
     return JSONResponse({"tasks": [{**row.as_json(), "examples": counts.get(row.name, none)} for row in rows]})
 
 
+async def edit_task(request: Request) -> Response:
+    s, name = services(request), request.path_params["task"]
+    body = await parse(request, TaskBody, s.config.serve.max_body)
+
+    def edit(db: Database) -> dict[str, Any]:
+        task, counts = tasks.edit(db, name, body.merge, body.remove)
+        events.add(db, "task edited", f"task {name}: {len(body.merge)} choices merged, {len(body.remove)} removed")
+        return {"task": task.as_json(), **counts}
+
+    return JSONResponse(await s.store.call(edit))
+
+
 async def list_inferences(request: Request) -> Response:
-    rows = await services(request).store.call(inferences.latest, **_page(request))
+    episode = request.query_params.get("episode")
+    rows = await services(request).store.call(inferences.latest, **_page(request), episode=episode)
     return JSONResponse({"inferences": [row.as_json() for row in rows]})
 
 
 async def show_inference(request: Request) -> Response:
-    only(request)
     row = await services(request).store.call(inferences.get, request.path_params["inference"])
     return JSONResponse(row.as_json())
 
 
 async def list_events(request: Request) -> Response:
-    only(request, "after", "limit")
-    after = number(request, "after", 0, 0, 1 << 62) if "after" in request.query_params else None
-    rows = await services(request).store.call(events.latest, number(request, "limit", 100, 1, 1000), after_id=after)
+    after = number(request, "after", 0) if "after" in request.query_params else None
+    rows = await services(request).store.call(events.latest, number(request, "limit", 100), after_id=after)
     return JSONResponse({"events": [row.as_json() for row in rows]})
-
-
-def _one_of(request: Request, name: str, known: Sequence[str]) -> None:
-    """Refuses a filter that would never match anything."""
-    value = request.query_params.get(name)
-    if value is not None and value not in known:
-        raise InvalidRequest(f"{name} is one of {', '.join(known)}, not {value!r}", param=name)

@@ -1,23 +1,30 @@
 """One answer of a language model, from the request's body to its record and its forms in the OpenAI API."""
 
+import codecs
 import contextlib
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
 
+from agentd.api.lenient import MAX_INTEGER
 from agentd.api.schemas import Completion
 from agentd.api.services import Services
 from agentd.engine.protocol import Generate, Piece, Sampling
-from agentd.errors import AgentdError, InvalidRequest, NotALanguageModel, UnknownModel
+from agentd.engine.reply import Reply, delta
+from agentd.engine.response_format import FormatConstraint
+from agentd.errors import AgentdError, InvalidRequest, NotALanguageModel
 from agentd.ids import now, uuid7
-from agentd.store import inferences, tasks
+from agentd.store import implicit, inferences, tasks
 from agentd.store.inferences import Inference
 
 logger = logging.getLogger(__name__)
+
+_PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
+_NOTHING: Mapping[str, Any] = {}
+_INPUT = ("messages", "prompt", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
 
 
 class Answer:
@@ -33,37 +40,49 @@ class Answer:
         max_tokens: int | None,
         kind: str,
         author: str | None,
+        episode: str | None = None,
+        about: Mapping[str, Any] = _NOTHING,
     ) -> None:
+        """`about` is stored with the parameters of the request. Raises UnknownModel, NotALanguageModel."""
         if s.model.classifier:
             raise NotALanguageModel(s.model_name)
-        if body.model not in (None, "default", s.model_name):
-            raise UnknownModel(body.model, s.model_name)
+        self.model = s.resolve(body.model)
         self._services, self.body, self._input, self._kind = s, body, input, kind
-        self._author = author
-        self._logprobs, self._max_tokens = logprobs, max_tokens or s.config.serve.max_tokens
-        self.id = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid7()
-        self._created, self._created_at, self._start = int(time.time()), now(), time.perf_counter()
+        self._author, self._episode, self._about = author, episode, about
+        limit = max_tokens or s.config.serve.max_tokens
+        self._logprobs, self._max_tokens = logprobs, limit if limit > 0 else MAX_INTEGER
+        self.id = _PREFIXES[kind] + uuid7()
+        self.created, self._created_at, self._start = int(time.time()), now(), time.perf_counter()
         self._task = (body.metadata or {}).get("task")
-        self.text, self.last = "", Piece("")
+        self.reply, self.last = Reply(), Piece("")
+        self.reasoning_tokens = 0
         self.finish: str | None = None
         self._ttft: float | None = None
         self._logprob_list: list[dict[str, Any]] = []
-        self._offset = 0
+        self._offset, self._decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
         self._recorded: bool | None = None
+        self._begun = False  # whether the beginning of a stream is recorded
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The engine's pieces; the last one is given on only when the inference is recorded."""
+        self._observe()
         stream = self._services.supervisor.generate(await self._request())
         try:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     if self._ttft is None:
                         self._ttft = 1e3 * (time.perf_counter() - self._start)
-                    self.text, self.last = self.text + piece.text, piece
+                    self.reply.add(piece)
+                    self.last = piece
+                    if piece.reasoning:
+                        self.reasoning_tokens = piece.completion_tokens
                     self._logprob_list += piece.logprobs
                     if piece.finish:
                         self.finish = piece.finish
                         await self.record()
+                    elif self.body.stream and not self._begun and self.body.store is not False:
+                        self._begun = True
+                        self._submit(inferences.STREAMING)  # whoever has the id may say something about it
                     yield piece
         except AgentdError:
             self._record_part("error")
@@ -71,8 +90,18 @@ class Answer:
         finally:
             self._record_part("cancelled")
 
+    def _observe(self) -> None:
+        """What this request says about the answers before it, where that is wanted."""
+        wanted = self._services.config.feedback
+        if wanted.implicit and "messages" in self._input:
+            with contextlib.suppress(AgentdError):
+                self._services.store.submit(implicit.observe, self._input, self._author, wanted.weights)
+
     async def record(self) -> None:
         """Stores the inference. A full disk must not keep the device from answering, so the answer says so instead."""
+        if self.body.store is False:
+            self._recorded = False
+            return
         try:
             self._recorded = True
             await self._services.store.call(inferences.record, self._inference(self.finish or "cancelled"))
@@ -82,9 +111,13 @@ class Answer:
 
     def _record_part(self, finish: str) -> None:
         """Stores an answer that broke off: what the client saw of it may still get feedback."""
-        if self._ttft is None or self._recorded is not None:
+        if self._ttft is None or self._recorded is not None or self.body.store is False:
             return
         self._recorded = True
+        self._submit(finish)
+
+    def _submit(self, finish: str) -> None:
+        """Stores the inference as it is now, without waiting: what is done in the store later finds it there."""
 
         def look(future: "Future[None]") -> None:
             if error := future.exception():
@@ -100,11 +133,11 @@ class Answer:
             "logprobs": self._logprob_json(self._logprob_list),
         }
         if self._kind == "chat":
-            choice["message"] = {"role": "assistant", "content": self.text, "refusal": None}
+            choice["message"] = self.reply.message()
         else:
-            choice["text"] = self.text
+            choice["text"] = self.reply.text
         kind = "chat.completion" if self._kind == "chat" else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": self._usage(), "agentd": self._agentd()}
+        return {**self._head(kind), "choices": [choice], "usage": self._usage(), "agentd": self.agentd()}
 
     def chunk(self, piece: Piece, first: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {
@@ -113,27 +146,26 @@ class Answer:
             "logprobs": self._logprob_json(piece.logprobs) if piece.logprobs else None,
         }
         if self._kind == "chat":
-            delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
-            choice["delta"] = delta if piece.text or first else {}
+            choice["delta"] = delta(piece, first)
         else:
             choice["text"] = piece.text
         kind = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
-        chunk = {**self._head(kind), "choices": [choice], "agentd": self._agentd()}
+        chunk = {**self._head(kind), "choices": [choice], "agentd": self.agentd()}
         if self.body.stream_options and self.body.stream_options.include_usage:
             chunk["usage"] = None
         return chunk
 
     def usage_chunk(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
-        return {**self._head(kind), "choices": [], "usage": self._usage(), "agentd": self._agentd()}
+        return {**self._head(kind), "choices": [], "usage": self._usage(), "agentd": self.agentd()}
 
     async def _request(self) -> Generate:
         body = self.body
         choices = tuple(body.choices or ())
         form = body.response_format
-        grammar = "json" if form and form.type == "json_object" else body.grammar
-        schema = json.dumps(form.json_schema.schema_) if form and form.json_schema else None
-        if self._task and not (choices or grammar or schema):
+        asked = FormatConstraint.of(form.model_dump(by_alias=True) if form else None, body.grammar)
+        grammar, schema = asked.grammar, asked.json_schema
+        if self._task and not (choices or grammar or schema or "tools" in self._input):
             task = await self._services.store.call(tasks.find, self._task)
             if task and not task.open:
                 choices = tuple(task.choices)
@@ -154,6 +186,8 @@ class Answer:
             "frequency_penalty": body.frequency_penalty,
             "presence_penalty": body.presence_penalty,
         }
+        if choices and body.temperature is None:
+            given["temperature"] = 0.0  # the best one: the same that the gate takes for the answer
         sampling = Sampling(
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # checked above
             logit_bias=bias,
@@ -171,7 +205,12 @@ class Answer:
         )
 
     def _inference(self, finish: str) -> Inference:
-        params = self.body.model_dump(exclude_none=True, exclude_defaults=True, exclude={"messages", "prompt", "model"})
+        params = self.body.model_dump(
+            by_alias=True,
+            exclude_none=True,
+            exclude_defaults=True,
+            exclude={"model", *_INPUT, *(self.body.model_extra or ())},
+        )
         return Inference(
             id=self.id,
             created_at=self._created_at,
@@ -179,27 +218,40 @@ class Answer:
             kind=self._kind,
             task=self._task,
             input=self._input,
-            output=self.text,
-            params=params,
+            output=self.reply.text,
+            reasoning=self.reply.reasoning,
+            tool_calls=self.reply.calls,
+            params={**params, **self._about, **self._counts()},
             finish_reason=finish,
             prompt_tokens=self.last.prompt_tokens,
             completion_tokens=self.last.completion_tokens,
             ttft_ms=self._ttft,
             latency_ms=1e3 * (time.perf_counter() - self._start),
             author=self._author,
+            episode=self._episode,
         )
 
+    def _counts(self) -> dict[str, int]:
+        """What a stored response still says of its tokens."""
+        if self._kind != "response":
+            return {}
+        return {"cached_tokens": self.last.cached_tokens, "reasoning_tokens": self.reasoning_tokens}
+
     def _head(self, kind: str) -> dict[str, Any]:
-        name = self._services.model_name
         return {
             "id": self.id,
             "object": kind,
-            "created": self._created,
-            "model": name,
+            "created": self.created,
+            "model": self.model,
             "system_fingerprint": f"r{self.last.revision}",
         }
 
-    def _agentd(self) -> dict[str, Any]:
+    @property
+    def logprobs(self) -> list[dict[str, Any]]:
+        """Of the tokens of the text, where they were asked for."""
+        return self._logprob_list
+
+    def agentd(self) -> dict[str, Any]:
         about: dict[str, Any] = {"revision": self.last.revision}
         return about if self._recorded is not False else {**about, "recorded": False}
 
@@ -210,6 +262,7 @@ class Answer:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": self.last.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
     def _logprob_json(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -220,7 +273,7 @@ class Answer:
         offsets = []
         for entry in entries:
             offsets.append(self._offset)
-            self._offset += len(entry["token"])
+            self._offset += len(self._decoder.decode(bytes(entry["bytes"])))
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],

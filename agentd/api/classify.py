@@ -15,11 +15,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from agentd.api.requests import only, read, validate
-from agentd.api.schemas import MAX_NAME, ClassifyBody
+from agentd.api.lenient import MAX_NAME
+from agentd.api.requests import read, validate
+from agentd.api.schemas import ClassifyBody
 from agentd.api.services import Services, services
 from agentd.engine.protocol import Classification
-from agentd.errors import AgentdError, InvalidRequest, NotAClassifier, UnknownModel
+from agentd.errors import AgentdError, InvalidRequest, NotAClassifier
 from agentd.ids import now, uuid7
 from agentd.store import inferences
 from agentd.store.inferences import Inference
@@ -38,7 +39,6 @@ async def classify(request: Request) -> Response:
     header = s.model.classifier
     if header is None:
         raise NotAClassifier(s.model_name)
-    only(request, "model", "task", "shape", "dtype")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     data = await read(request, s.config.serve.max_body)
     query: dict[str, str | None] = {name: request.query_params.get(name) for name in ("model", "task")}
@@ -55,18 +55,17 @@ async def classify(request: Request) -> Response:
             f"the content type is application/json, application/octet-stream or image/png, not {kind!r}",
             param="Content-Type",
         )
-    if query["model"] not in (None, "default", s.model_name):
-        raise UnknownModel(str(query["model"]), s.model_name)
+    name = s.resolve(query["model"])
     task = query["task"] or CLASSIFY_TASK
     if len(task) > MAX_NAME:
         raise InvalidRequest(f"the name of a task has at the most {MAX_NAME} characters", param="task")
     created, start = now(), time.perf_counter()
     answer = await s.supervisor.classify(input)
-    return JSONResponse(await _record(s, input, task, answer, created, start))
+    return JSONResponse(await _record(s, name, input, task, answer, created, start))
 
 
 async def _record(
-    s: Services, input: dict[str, Any], task: str, answer: Classification, created: str, start: float
+    s: Services, model: str, input: dict[str, Any], task: str, answer: Classification, created: str, start: float
 ) -> dict[str, Any]:
     """Stores the inference and returns the response; a full disk must not keep the device from answering."""
     assert s.model.classifier is not None
@@ -98,7 +97,7 @@ async def _record(
         "id": row.id,
         "object": "classification",
         "created": int(time.time()),
-        "model": s.model_name,
+        "model": model,
         "label": label,
         "probabilities": probabilities,
         "agentd": about,

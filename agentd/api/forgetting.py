@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.adapt import rebuild as rebuilding
-from agentd.api.requests import only, parse
+from agentd.api.requests import parse
 from agentd.api.schemas import ForgetBody, RebuildBody, ReleaseBody, Selected
 from agentd.api.services import services
 from agentd.store import events, feedback
@@ -13,7 +13,6 @@ from agentd.store.forgetting import Selection
 
 async def forget(request: Request) -> Response:
     s = services(request)
-    only(request)
     body = await parse(request, ForgetBody, s.config.serve.max_body)
     found = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run)
     return JSONResponse(found)
@@ -21,7 +20,6 @@ async def forget(request: Request) -> Response:
 
 async def rebuild(request: Request) -> Response:
     s = services(request)
-    only(request)
     body = await parse(request, RebuildBody, s.config.serve.max_body)
     options = body.model_dump(exclude_none=True, exclude={"without"})
     selection = None if body.without is None else _selection(body.without)
@@ -30,7 +28,6 @@ async def rebuild(request: Request) -> Response:
 
 async def release(request: Request) -> Response:
     s = services(request)
-    only(request)
     body = await parse(request, ReleaseBody, s.config.serve.max_body)
     rows = await s.store.call(feedback.release, body.feedback, s.config.feedback.weights)
     await s.store.call(events.add, "released", f"{len(rows)} feedback left quarantine")

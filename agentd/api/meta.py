@@ -1,31 +1,43 @@
-"""What the server is: models, health, metrics. None of these wakes or waits for the engine."""
+"""What the server is: models, health, metrics. None of these wakes the engine or waits for it; health says whether its
+serving loop turns."""
 
+import asyncio
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agentd import __version__
-from agentd.api.requests import only
 from agentd.api.services import Services, services
-from agentd.errors import UnknownModel
 from agentd.store import revisions
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 
 async def models(request: Request) -> Response:
-    only(request)
-    return JSONResponse({"object": "list", "data": [await _model(services(request))]})
+    s = services(request)
+    about = await _model(s)
+    aliases = [{**about, "id": name, "agentd": {**about["agentd"], "alias_of": s.model_name}} for name in _aliases(s)]
+    return JSONResponse({"object": "list", "data": [about, *aliases]})
 
 
 async def model(request: Request) -> Response:
     s = services(request)
-    only(request)
-    if request.path_params["model"] != s.model_name:
-        raise UnknownModel(request.path_params["model"], s.model_name)
-    return JSONResponse(await _model(s))
+    name = s.resolve(request.path_params["model"])
+    about = await _model(s)
+    if name != s.model_name:
+        about["agentd"]["alias_of"] = s.model_name
+    return JSONResponse({**about, "id": name})
 
 
-async def _model(s: Services) -> dict[str, object]:
+def _aliases(s: Services) -> list[str]:
+    return [name for name in s.config.serve.aliases if name != s.model_name]
+
+
+async def _model(s: Services) -> dict[str, Any]:
     serving = s.supervisor.revision
     row = await s.store.call(revisions.get, serving)
     return {
@@ -39,12 +51,13 @@ async def _model(s: Services) -> dict[str, object]:
 
 async def health(request: Request) -> Response:
     s = services(request)
+    status = "stalled" if s.supervisor.stalled else "ok" if s.supervisor.ready else "loading"
     body = {
-        "status": "ok" if s.supervisor.ready else "loading",
+        "status": status,
         "revision": s.supervisor.revision,
         "model": s.model_name,
     }
-    return JSONResponse(body, 200 if s.supervisor.ready else 503)
+    return JSONResponse(body, 200 if status == "ok" else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -53,21 +66,39 @@ async def metrics(request: Request) -> Response:
     serving = s.supervisor.revision
     row = await s.store.call(revisions.get, serving)
     outcomes = await s.store.call(s.adaptation.outcomes)
-    lines = [
-        "# TYPE agentd_build_info gauge",
-        f'agentd_build_info{{version="{__version__}"}} 1',
-        "# TYPE agentd_uptime_seconds gauge",
-        f"agentd_uptime_seconds {time.monotonic() - s.started:.1f}",
-        "# TYPE agentd_revision_info gauge",
-        f'agentd_revision_info{{revision="{serving}",parent="{row.parent or 0}",base_sha256="{s.model.sha256}"}} 1',
-        "# TYPE agentd_requests_total counter",
-        f'agentd_requests_total{{outcome="served"}} {s.activity.served}',
-        f'agentd_requests_total{{outcome="failed"}} {s.activity.failed}',
-        "# TYPE agentd_requests_processing gauge",
-        f"agentd_requests_processing {s.activity.active}",
-        "# TYPE agentd_engine_restarts_total counter",
-        f"agentd_engine_restarts_total {s.supervisor.restarts}",
-        "# TYPE agentd_adaptation_passes_total counter",
-        *(f'agentd_adaptation_passes_total{{outcome="{name}"}} {n}' for name, n in sorted(outcomes.items())),
-    ]
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+    text = await asyncio.to_thread(_exposed, s, {"revision": str(serving), "parent": str(row.parent or 0)}, outcomes)
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def _exposed(s: Services, revision: dict[str, str], outcomes: dict[str, int]) -> bytes:
+    """What is counted elsewhere, as it is now."""
+    from prometheus_client import CollectorRegistry, generate_latest  # 30 ms that the daemon's start need not take
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+
+    gauge, counter = GaugeMetricFamily, CounterMetricFamily
+
+    class Now(Collector):
+        def collect(self) -> "Iterator[Metric]":
+            build = gauge("agentd_build_info", "The version that runs.", labels=("version",))
+            build.add_metric((__version__,), 1)
+            yield build
+            yield gauge("agentd_uptime_seconds", "Since the daemon started.", value=time.monotonic() - s.started)
+            base = {**revision, "base_sha256": s.model.sha256}
+            info = gauge("agentd_revision_info", "The revision that serves.", labels=tuple(base))
+            info.add_metric(tuple(base.values()), 1)
+            yield info
+            answered = counter("agentd_requests", "Requests that have ended.", labels=("outcome",))
+            answered.add_metric(("served",), s.activity.served)
+            answered.add_metric(("failed",), s.activity.failed)
+            yield answered
+            yield gauge("agentd_requests_processing", "Requests that are being answered.", value=s.activity.active)
+            yield counter("agentd_engine_restarts", "Restarts of the engine's process.", value=s.supervisor.restarts)
+            passes = counter("agentd_adaptation_passes", "Passes that have ended.", labels=("outcome",))
+            for name, n in sorted(outcomes.items()):
+                passes.add_metric((name,), n)
+            yield passes
+
+    registry = CollectorRegistry()
+    registry.register(Now())
+    return generate_latest(registry)

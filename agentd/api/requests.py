@@ -3,21 +3,24 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from agentd.api.schemas import Body, explain
+from agentd.api.lenient import MAX_NAME, Body, Lenient
+from agentd.api.schemas import explain
 from agentd.errors import AgentdError, BodyTooLarge, BodyTooSlow, FromWebPage, InvalidRequest, NotFound
 
 logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=Body)
 
 SILENCE = 30.0  # seconds without a byte after which an unfinished body is given up
+_NAME, _NAMES = 64, 32  # characters and number of the fields that a header names
 _DEPTH = 64  # of nested objects and lists; deeper ones would exhaust the stack of whoever walks through them
 
 
@@ -48,7 +51,11 @@ async def read(request: Request, limit: int, key: str = "serve.max_body") -> byt
 
 
 async def parse(request: Request, schema: type[B], limit: int) -> B:
-    """The body as `schema`. Raises InvalidRequest saying every field that is wrong."""
+    """The body as `schema`, which is the one that the route declares. Raises InvalidRequest saying every field that is
+    wrong."""
+    declared = getattr(request.state, "body_model", schema)
+    if declared is not schema:
+        raise TypeError(f"{request.url.path} declares {declared} and parses {schema}")
     return validate(await read(request, limit) or b"{}", schema)
 
 
@@ -116,6 +123,29 @@ def error_body(error: AgentdError) -> dict[str, Any]:
     return {"error": body}
 
 
+def refuse_unknown(body: Lenient, strict: bool) -> None:
+    """Raises InvalidRequest for a field that is not known, with serve.strict."""
+    if strict and (unknown := body.unknown()):
+        raise InvalidRequest(f"unknown field {unknown[0]} (serve.strict)", param=unknown[0])
+
+
+def ignored_fields(body: Lenient) -> dict[str, str]:
+    """The header that names what had no effect; a client's names may hold anything, a header may not."""
+    names = [quote(name[:_NAME], safe="") for name in body.ignored()[:_NAMES]]
+    return {"x-agentd-ignored": ", ".join(names)} if names else {}
+
+
+def episode(request: Request, metadata: Mapping[str, str] | None) -> str | None:
+    """What a request says it is a step of. Raises InvalidRequest where it says two things, or too much."""
+    named, header = (metadata or {}).get("episode"), request.headers.get("x-agentd-episode")
+    if named is not None and header is not None and named != header:
+        raise InvalidRequest("metadata.episode and the header x-agentd-episode differ", param="metadata")
+    name = named if named is not None else header
+    if name is not None and not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise InvalidRequest(f"an episode's name has 1 to {MAX_NAME} characters that can be seen", param="metadata")
+    return name
+
+
 async def on_error(request: Request, error: Exception) -> Response:
     """The one place where exceptions become answers."""
     if isinstance(error, ClientDisconnect):
@@ -139,18 +169,9 @@ async def on_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error_body(error), error.status, headers=headers)
 
 
-def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """An integer query parameter within bounds."""
-    raw = request.query_params.get(name)
-    if raw is None:
-        return default
-    try:
-        value = int(raw)
-    except ValueError:
-        raise InvalidRequest(f"{name} must be a whole number, not {raw!r}", param=name) from None
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}", param=name)
-    return value
+def number(request: Request, name: str, default: int) -> int:
+    """An integer query parameter, whose bounds the route has checked."""
+    return int(request.query_params.get(name, default))
 
 
 def identifier(request: Request, noun: str) -> int:

@@ -1,58 +1,44 @@
-"""What may be sent, field by field. Unknown fields are refused, never ignored."""
+"""What may be sent, field by field. Unknown fields are refused; those of the OpenAI API's own requests are named in the
+answer's header where they have no effect."""
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, Strict, ValidationError, field_validator, model_validator
 
-from agentd.errors import InvalidRequest, NotSupported
+from agentd.api.conversations import normal_form
+from agentd.api.lenient import MAX_INTEGER, MAX_NAME, Body, Lenient, Name, Text
+from agentd.api.messages import Message, plain
+from agentd.api.tools import Tool, ToolChoice, tools_input
+from agentd.errors import FieldNotSupported, InvalidRequest
 from agentd.methods import Method
 
-_UNSUPPORTED = frozenset(
-    (
-        *("audio", "best_of", "echo", "function_call", "functions", "modalities", "moderation", "parallel_tool_calls"),
-        *("prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "safety_identifier"),
-        *("service_tier", "suffix", "tool_choice", "tools", "verbosity", "web_search_options"),
-    )
-)
-Text = Annotated[str, Field(max_length=1 << 24)]
-MAX_NAME = 200  # characters
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-MAX_INTEGER = (1 << 63) - 1  # what SQLite holds
+
+def _no_zero(tokens: int) -> int:
+    """-1 is llama.cpp's word for as many as there is room for."""
+    if tokens == 0:
+        raise ValueError("Input should be greater than or equal to 1, or -1: as many as there is room for")
+    return tokens
+
+
+MaxTokens = Annotated[int, Field(ge=-1, le=MAX_INTEGER), AfterValidator(_no_zero)]
 
 Kind = Literal["label", "demonstration", "boolean", "float", "preference", "comment"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-
-class Body(BaseModel):
-    """A request body. Types are not guessed: "1" is no number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: Text
+TEMPLATE_VARIABLES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "raise_exception")
+)
+"""What chat templates get from other fields than `chat_template_kwargs`."""
 
 
-class Message(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
-    name: str | None = None
-
-    def plain(self) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
-
-
-class JsonSchema(Body):
+class JsonSchema(Lenient):
     name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -63,12 +49,12 @@ class ResponseFormat(Body):
         return self
 
 
-class StreamOptions(Body):
+class StreamOptions(Lenient):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class Completion(Body):
+class Completion(Lenient):
     """What chat completions and completions have in common. top_k, min_p, repeat_penalty, grammar and choices are
     agentd's own; in `metadata`, the key `task` names the task that feedback on the answer belongs to."""
 
@@ -82,7 +68,7 @@ class Completion(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
+    max_tokens: MaxTokens | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repeat_penalty: float | None = Field(None, gt=0, le=10)
@@ -115,16 +101,64 @@ class ChatCompletion(Completion):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+
+    def input(self) -> dict[str, Any]:
+        """What the engine is asked, and an example has as its input: the messages, and all else that makes up the
+        prompt or says which calls may follow. Raises InvalidRequest saying which field is wrong."""
+        input = {"messages": plain(self.messages)}
+        input |= tools_input(self.tools or [], self.tool_choice, self.parallel_tool_calls)
+        if input.get("tools") and self.tool_choice != "none" and (self.grammar is not None or self.choices is not None):
+            raise InvalidRequest(
+                "grammar and choices leave no room for calls: leave out tools or say tool_choice: none", param="tools"
+            )
+        kwargs = dict(self.chat_template_kwargs or {})
+        if reserved := sorted(kwargs.keys() & TEMPLATE_VARIABLES):
+            raise InvalidRequest(
+                f"chat_template_kwargs sets {reserved[0]!r}, which the request says elsewhere",
+                param="chat_template_kwargs",
+            )
+        if self.reasoning_effort is not None:
+            kwargs.setdefault("reasoning_effort", self.reasoning_effort)
+            if self.reasoning_effort == "none":
+                kwargs.setdefault("enable_thinking", False)
+        return {**input, "chat_template_kwargs": kwargs} if kwargs else input
 
 
 class TextCompletion(Completion):
-    """POST /v1/completions."""
+    """POST /v1/completions. With `special` a prompt's text may hold control tokens, as of a chat by hand."""
 
-    prompt: Text
+    prompt: Text | Annotated[list[Text] | list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    special: bool = False
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompt: Any) -> Any:
+        kinds = {type(part) for part in prompt} if isinstance(prompt, list) else {type(prompt)}
+        if kinds not in ({str}, {int}) or kinds == {type(prompt)} == {int} or prompt == []:
+            raise ValueError("a prompt is a text, a list of one text, or a list of token numbers")
+        return prompt
+
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    def input(self) -> dict[str, Any]:
+        """What the engine is asked. Raises InvalidRequest for several prompts."""
+        prompt = self.prompt
+        if isinstance(prompt, list) and isinstance(prompt[0], str):
+            if len(prompt) > 1:
+                raise InvalidRequest(
+                    f"prompt holds {len(prompt)} texts, and a request is answered for one: send a request for each",
+                    param="prompt",
+                )
+            prompt = prompt[0]
+        return {"prompt": prompt, "special": True} if self.special and isinstance(prompt, str) else {"prompt": prompt}
 
 
 class ClassifyBody(Body):
@@ -136,9 +170,11 @@ class ClassifyBody(Body):
 
 
 class FeedbackBody(Body):
-    """POST /v1/feedback. `metric` and `task` are two names for the same thing."""
+    """POST /v1/feedback, on an answer or on an episode as a whole. `metric` and `task` are two names for the same
+    thing."""
 
-    inference_id: Name
+    inference_id: Name | None = None
+    episode: Name | None = None
     kind: Kind
     value: Any
     task: Name | None = None
@@ -152,32 +188,79 @@ class FeedbackBody(Body):
     def _one_name(self) -> "FeedbackBody":
         if self.task is not None and self.metric is not None and self.task != self.metric:
             raise ValueError("task and metric name the same thing; send one of them")
+        if (self.inference_id is None) == (self.episode is None):
+            raise ValueError("give inference_id, or episode")
         return self
 
 
+class TrainingMessage(Message):
+    """A message of a conversation to learn from; an assistant's of weight 0 is not learned."""
+
+    weight: Annotated[int, Field(ge=0, le=1)] | None = None
+
+
+ExampleAnswer = Text | Annotated[list[Message], Field(min_length=1, max_length=1)]
+"""An answer to learn: a text, or an assistant message."""
+
+
 class ExampleLine(Body):
-    """A line of POST /v1/examples: one input and its right answer. A classifier's input is nested lists of numbers, or
-    a PNG image in base64."""
+    """A line of POST /v1/examples: an input and its right answer, or a conversation, of which every assistant's message
+    is the answer to those before it (but for those of weight 0). A classifier's input is nested lists of numbers, or a
+    PNG image in base64."""
 
     task: Name | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    prompt: Text | None = None
+    messages: Annotated[list[TrainingMessage], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
+    response_format: ResponseFormat | None = None
+    prompt: Text | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    special: bool = False
     text: Text | None = None
     input: list[Any] | None = None
     png: Text | None = None
-    label: Text | None = None
-    completion: Text | None = None
+    label: Text | Annotated[bool, Strict()] | None = None
+    score: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
+    completion: ExampleAnswer | None = None
+    chosen: ExampleAnswer | None = None
+    rejected: ExampleAnswer | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_others(cls, line: Any) -> Any:
+        return normal_form(line) if isinstance(line, dict) else line
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "ExampleLine":
         inputs = (self.messages, self.prompt, self.text, self.input, self.png)
         if sum(given is not None for given in inputs) != 1:
             raise ValueError("give one of messages, prompt, text; for a classifier one of input, png")
-        if sum(given is not None for given in (self.label, self.completion)) != 1:
-            raise ValueError("give one of label, completion")
-        if not (self.label if self.label is not None else self.completion):
+        if self.tools and self.messages is None and self.text is None:
+            raise ValueError("tools go with messages or text")
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError("chosen and rejected go together")
+        if (isinstance(self.label, bool) or self.score is not None) and self.completion is None:
+            raise ValueError("a label that is true or false and a score go with a completion")
+        label = None if isinstance(self.label, bool) else self.label
+        if self.score is not None and self.label is not None:
+            raise ValueError("give a label or a score, not both")
+        answers = sum(given is not None for given in (label, self.completion, self.chosen))
+        if self.is_conversation:
+            return self
+        if answers != 1:
+            raise ValueError(
+                "give one of label, completion, chosen with rejected, or messages that end with the assistant's"
+            )
+        if "" in (self.label, self.completion, self.chosen, self.rejected):
             raise ValueError("the answer is empty")
         return self
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether the answers stand among the messages."""
+        answered = any(given is not None for given in (self.label, self.completion, self.chosen, self.rejected))
+        return not answered and self.messages is not None and self.messages[-1].role == "assistant"
 
 
 class AdaptBody(Body):
@@ -194,6 +277,18 @@ class RollbackBody(Body):
 
     revision: int | None = Field(None, ge=0, le=MAX_INTEGER)
     reason: str | None = Field(None, max_length=1000)
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+
+
+class TaskBody(Body):
+    """POST /admin/tasks/{name}: choices to take away, merged into others or removed."""
+
+    merge: dict[
+        Annotated[str, Field(max_length=MAX_NAME)], Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    ] = Field(default_factory=dict)
+    remove: list[Annotated[str, Field(max_length=MAX_NAME)]] = Field(default_factory=list, max_length=1000)
 
 
 class Selected(Body):
@@ -235,11 +330,10 @@ class ReleaseBody(Body):
 
 
 def explain(error: ValidationError) -> InvalidRequest:
-    """A validation error in one line per problem; a field that OpenAI has and agentd does not is called that."""
+    """A validation error in one line per problem; a field that others have and agentd does not is called that."""
     for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden" and name in _UNSUPPORTED:
-            return NotSupported(f"{name} is not supported by this server", param=name)
+        if problem["type"] == "unsupported":
+            return FieldNotSupported(problem["msg"], param=str(problem["ctx"]["name"]))
     lines = []
     for problem in error.errors()[:5]:
         where = ".".join(str(part) for part in problem["loc"])

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agentd.api.peers import credentials
+from agentd.api.peers import credentials, loopback_credentials
 from agentd.errors import CannotListen
 
 HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that nobody reads
@@ -24,12 +24,16 @@ def unix_socket(path: Path, mode: int) -> socket.socket:
     socket, is not. Raises CannotListen.
     """
     listener = socket.socket(socket.AF_UNIX)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.sock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_occupied(path)
         temporary.unlink(missing_ok=True)
-        listener.bind(str(temporary))
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:  # through the descriptor: a path that fits may be too long with the temporary name
+            listener.bind(f"/proc/self/fd/{directory}/{temporary.name}")
+        finally:
+            os.close(directory)
         temporary.chmod(mode)
         listener.listen(128)
         temporary.rename(path)
@@ -80,7 +84,12 @@ class Protocol(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         # asyncio's wrapper of the socket has the same getsockopt
-        self.client = credentials(transport.get_extra_info("socket")) or self.client
+        peer = credentials(transport.get_extra_info("socket"))
+        if peer is None and self.client and self.server and self.server[1]:
+            # the port goes with it, so that two connections of one user can be told apart in the log
+            user = loopback_credentials(self.client, self.server)
+            peer = (user, self.client[1]) if user else None
+        self.client = peer or self.client
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -7,10 +7,11 @@ from starlette.requests import Request
 
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
-from agentd.api.peers import Flood
-from agentd.config import Config
-from agentd.engine.activity import Activity
-from agentd.engine.supervisor import Supervisor
+from agentd.api.peers import RateLimiter
+from agentd.config.schema import Config
+from agentd.engine.process.activity import Activity
+from agentd.engine.process.supervisor import Supervisor
+from agentd.errors import UnknownModel
 from agentd.models import ModelFile
 from agentd.store.database import Store
 
@@ -26,7 +27,7 @@ class Services:
     holds: Holds
     started: float = field(default_factory=time.monotonic)
     model_created: int = 0
-    flood: Flood = field(default_factory=Flood)
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     damage: str = ""  # what the last look at the whole state found
 
     def __post_init__(self) -> None:
@@ -36,6 +37,14 @@ class Services:
     def model_name(self) -> str:
         """The stable name that clients see; revisions change beneath it."""
         return self.model.path.stem
+
+    def resolve(self, model: str | None) -> str:
+        """The name under which a request is answered that asks for this one. Raises UnknownModel."""
+        if model in self.config.serve.aliases:
+            return str(model)
+        if model not in (None, "default", self.model_name):
+            raise UnknownModel(str(model), self.model_name)
+        return self.model_name
 
 
 def services(request: Request) -> Services:

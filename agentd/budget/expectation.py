@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agentd.budget.recipe import recipe
-from agentd.budget.workload import Workload
+from agentd.budget.workload import Workload, computed_tokens
 
 ZO_STEPS: Mapping[str, int] = {
     "mezo": 200,
@@ -59,6 +59,7 @@ class Speed:
     trunk       tokens per second through one block in the trainer, forward alone, in bfloat16
     head        tokens per second through what a step does besides: reading the tap, the head, the optimiser
     start       seconds until the trainer's first step
+    answer      tokens per second of answers at the gate
     fixed       seconds of everything that is the same for all plans: tokenising, the trial
     """
 
@@ -67,11 +68,12 @@ class Speed:
     trunk: float = 32000.0
     head: float = 4000.0
     start: float = 6.0
+    answer: float = 40.0
     fixed: float = 65.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PastPass:
     """What an earlier pass gained, and its seconds from the plan to the end of its trial."""
 
     method: str
@@ -143,7 +145,7 @@ def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_la
     else:
         forwards += backward
     step = (forwards + 2 * _ZO_EVALUATION) * min(_ZO_BATCH, workload.examples) * each
-    return speed.fixed + (2.0 * holdout + steps * step) / speed.forward
+    return speed.fixed + _answering(workload, speed) + (2.0 * holdout + steps * step) / speed.forward
 
 
 def seconds_for(
@@ -156,23 +158,29 @@ def seconds_for(
     each = workload.tokens / max(1, workload.examples)
     holdout = workload.holdout_tokens or workload.tokens // 5
     forward = 2.0 * holdout  # the gate scores what serves and the candidate
-    seconds = speed.fixed
+    seconds = speed.fixed + _answering(workload, speed)
     if setting.blocks:
         is_tapped = setting.method == "blockwise-bp"
-        epochs = recipe(setting.method, setting.blocks).usual
+        epochs = recipe(setting.method, setting.blocks, workload.texts).usual
+        tokens = computed_tokens(workload, setting.micro_tokens)
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.
         if setting.computes_trunk:
             seconds += workload.tokens * max(0, n_layer - setting.blocks) / speed.trunk
         else:
             trunk = 1 - setting.blocks / n_layer if n_layer else 1.0
-            forward += workload.tokens * (epochs if is_tapped else trunk)
+            forward += tokens * epochs if is_tapped else workload.tokens * trunk
         depth = setting.blocks - 1 + _LAST_BLOCK
         if setting.checkpoint and not is_tapped:
             depth *= _RECOMPUTE
         depth *= 1 + _OVERHEAD_TOKENS / setting.micro_tokens if setting.micro_tokens else 1.0
-        seconds += speed.start + epochs * workload.tokens * (depth / speed.backward + 1 / speed.head)
+        seconds += speed.start + epochs * tokens * (depth / speed.backward + 1 / speed.head)
     forward += (1 + _ZO_EVALUATION) * 2 * zo_steps.get(setting.method, 0) * min(_ZO_BATCH, workload.examples) * each
     return seconds + forward / speed.forward
+
+
+def _answering(workload: Workload, speed: Speed) -> float:
+    """Seconds in which what serves and the candidate answer holdout, within what the gate has for it."""
+    return min(workload.answer_seconds, 2 * workload.answer_tokens / speed.answer)
 
 
 def expect(
@@ -181,7 +189,7 @@ def expect(
     *,
     n_layer: int = 0,
     speed: Speed | None = None,
-    history: Sequence[Outcome] = (),
+    history: Sequence[PastPass] = (),
     zo_steps: Mapping[str, int] | None = None,
     horizon: float = HORIZON,
     in_place: bool = False,
@@ -218,7 +226,7 @@ def expect(
     return found
 
 
-def _similarity(setting: Expectable, past: Outcome) -> float:
+def _similarity(setting: Expectable, past: PastPass) -> float:
     """1 for the same setting; each doubling of k halves it, and so does another method."""
     distance = abs(math.log2(1 + setting.blocks) - math.log2(1 + past.blocks)) + (setting.method != past.method)
     return float(0.5**distance)

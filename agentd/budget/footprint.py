@@ -3,23 +3,21 @@
 Beyond what serving takes already; all sizes in bytes. The engine opens a background context over the same mapped
 weights; the trainer is a process of its own; the daemon keeps the examples. Constants marked "measured" are those of
 SmolLM2-135M on x86-64 with llama-cpp-python 0.3.36 and torch 2.13; `runtime` and `budget.calibration` replace them by
-this machine's own. docs/memory.md derives the formulas and has the measurements, tools/bench_memory.py repeats them.
+this machine's own. docs/memory.md derives the formulas and has the measurements, tools/bench/memory.py repeats them.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentd.budget.architecture import F16, F32, Architecture
-from agentd.budget.workload import BACKGROUND_CONTEXT, Workload, micro_batch
+from agentd.budget.model_shapes import F16, F32, ModelShapes
+from agentd.budget.workload import Workload, micro_batch
+from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, SCORED_ROWS
 
 MIB = 1 << 20
 
-# Engine, see engine/llamacpp/background.py: sequences and tokens of one micro-batch, scored rows of a decode.
-BACKGROUND_SEQUENCES = 64
-MICRO_BATCH = 128
-SCORED = 64
-DRIFT_ROWS = 40  # tokens of a neutral text (adapt/neutral.txt), all of whose distributions are kept for the base
+# Tokens of a neutral text (adapt/gate/drift_corpus.txt), all of whose distributions are kept for the base.
+DRIFT_ROWS = 40
 
 ENGINE_RUNTIME = 12 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
 ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
@@ -32,9 +30,7 @@ _RUN_AGAIN = 0.65  # measured: of the code that importing ran, what training run
 _START_MARGIN = 1.06  # measured: the start of a pass beside that of the probe
 TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16; half of it without gradients
 
-# Trainer, see trainer/head.py and shortcuts.py.
-_HEAD_SLICE = 2048
-_MASK = 1 + F32  # bytes of an element
+_MASK = 1 + F32  # bytes of an element of the attention mask
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: 35 % of the
 # activations and gradients up to 64 MiB, and 30 % of the rest, because larger pieces have mappings of their own.
 _HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.35, 64 * MIB, 0.3
@@ -43,7 +39,7 @@ _BETWEEN_TRIMS = 8 * MIB  # where the heap is not tidied after every step
 # Python objects: a token in a list (pointer and int), and what surrounds an example's tokens in each process.
 _TOKEN = 40
 _EXAMPLE = {"daemon": 9000, "engine": 2500, "trainer": 6000}
-_SCORED_TERM = 400
+_TERM = 150  # a scored term: a list of three numbers
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def total(terms: Iterable[Term]) -> int:
     return sum(term.bytes for term in terms)
 
 
-def serving_terms(arch: Architecture, *, kv_tokens: int) -> list[Term]:
+def serving_terms(arch: ModelShapes, *, kv_tokens: int) -> list[Term]:
     """What the daemon and the engine take while they serve and nothing is learned. `kv_tokens` are those in use: the
     KV cache of a slot takes memory as it fills."""
     return [
@@ -81,7 +77,7 @@ def daemon_terms(workload: Workload) -> list[Term]:
 
 
 def engine_terms(
-    arch: Architecture,
+    arch: ModelShapes,
     workload: Workload,
     k: int = 0,
     *,
@@ -96,8 +92,7 @@ def engine_terms(
     """
     context = min(workload.context, BACKGROUND_CONTEXT)
     tokens = max(MICRO_BATCH, min(workload.longest, context))
-    sequences = max(workload.sequences, min(BACKGROUND_SEQUENCES - 1, MICRO_BATCH // max(1, workload.seq_len)))
-    rows = min(SCORED, sequences * workload.scored)
+    rows = min(SCORED_ROWS, max(1, int(MICRO_BATCH / workload.mean)) * workload.scored)
     in_graph = max(rows, DRIFT_ROWS)
     # A token's tensors in llama.cpp's graph: residual, norm, q, attention output, the feed-forward's three.
     per_token = F32 * (6 * arch.n_embd + 2 * arch.n_head * arch.head_dim + 3 * arch.n_ff)
@@ -141,7 +136,7 @@ def engine_terms(
 
 
 def trainer_terms(
-    arch: Architecture,
+    arch: ModelShapes,
     workload: Workload,
     k: int,
     *,
@@ -156,20 +151,19 @@ def trainer_terms(
     start    bytes that it took at most until then
     """
     one = workload.checkpoint or tapped
-    tokens, sequences = micro_batch(arch, workload, k, one)
-    attention = arch.n_head * arch.head_dim
-    # Keys and values are there for every head and, the shared prefix included, for every sequence.
-    keys_values = 2 * attention * sequences * workload.longest
-    whole = tokens * (4 * arch.n_embd + 2 * attention + 4 * arch.n_ff) + keys_values
-    last = tokens * (2 * arch.n_embd + 2 * attention) + keys_values
+    tokens, examples = micro_batch(arch, workload, k, one)
+    attention = arch.n_head * arch.head_dim  # keys and values are there for every head
+    whole = tokens * (4 * arch.n_embd + 4 * attention + 4 * arch.n_ff)
+    last = tokens * (2 * arch.n_embd + 4 * attention)
     wide = 0 if k == 1 else 4 * arch.n_ff  # the last block's feed-forward part runs where it is scored
     backward = tokens * (5 * arch.n_embd + wide)
     widths = arch.lora_width[-k:]
-    rows = min(tokens, workload.scored * sequences)
+    rows = min(tokens, workload.scored * examples)
     if one:
         # The gradient at a block's input, and that at its output, for all of a step's micro-batches.
-        step = workload.prefix + min(workload.tokens, workload.batch * workload.sequences * workload.seq_len)
-        kept, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 2 H d + 4 n_ff) + kv; 2 x step x D"
+        batches = -(-workload.batch // examples)
+        step = batches * workload.prefix + min(workload.tokens, workload.batch * workload.seq_len)
+        kept, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 4 H d + 4 n_ff); 2 x step x D"
         if not tapped:
             kept, formula = kept + k * step * arch.n_embd, f"{formula}; k x step x D"
         formula += " (step: tokens of a batch)"
@@ -179,7 +173,7 @@ def trainer_terms(
         written = ", as written in every step" if tapped else ""
         state_formula = f"({copies} (weight, mean, square{written}) x all + 3 (gradient, temporaries) x one block)"
     else:
-        kept, formula = (k - 1) * whole, "(k - 1) x (rows x (4 D + 2 H d + 4 n_ff) + kv)"
+        kept, formula = (k - 1) * whole, "(k - 1) x rows x (4 D + 4 H d + 4 n_ff)"
         parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
         state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
     size = F16 if workload.bf16 else F32
@@ -198,10 +192,10 @@ def trainer_terms(
             "trainer",
         ),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
-        Term("head, dequantised slice", F32 * _HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
+        Term("head, dequantised slice", F32 * HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
         Term(
             "logits slice",
-            3 * F32 * _HEAD_SLICE * rows,
+            3 * F32 * HEAD_SLICE * rows,
             "3 x scored positions of a micro-batch x 2048 x 4 B",
             "trainer",
             "shorter answers (scored positions) take less",
@@ -216,14 +210,14 @@ def trainer_terms(
         Term(
             "activations",
             F32 * kept,
-            f"{formula} x 4 B; rows = tokens of a micro-batch, kv = 2 H d x sequences x longest",
+            f"{formula} x 4 B; rows = tokens of a micro-batch, at least one example with all its answers",
             "trainer",
             "lower adapt.blocks, or shorten the examples",
         ),
         Term(
             "activations of the last block",
             F32 * last,
-            "(rows x (2 D + 2 H d) + kv) x 4 B",
+            "rows x (2 D + 4 H d) x 4 B",
             "trainer",
             "shorten the examples",
         ),
@@ -237,8 +231,8 @@ def trainer_terms(
         _examples(workload, "trainer"),
         Term(
             "attention mask",
-            _MASK * sequences * workload.seq_len * workload.longest,
-            "5 B (truth values, and the same as numbers) x sequences x longest x longest with the prefix",
+            _MASK * tokens * tokens,
+            "5 B (truth values, and the same as numbers) x rows x rows",
             "trainer",
             "shorten the examples",
         ),
@@ -259,11 +253,7 @@ def trainer_terms(
 def _examples(workload: Workload, process: str) -> Term:
     each = _EXAMPLE[process]
     tokens = workload.tokens + workload.examples * workload.prefix
-    if process == "trainer":  # it has the tokens' hidden states, not the tokens
-        size, formula = (
-            workload.examples * (each + _SCORED_TERM * workload.scored),
-            f"{each} B + {_SCORED_TERM} B a term",
-        )
-    else:
-        size, formula = workload.examples * each + _TOKEN * tokens, f"{each} B + {_TOKEN} B a token"
+    terms = workload.examples * max(workload.scored, workload.terms)
+    size = workload.examples * each + _TOKEN * tokens + _TERM * terms
+    formula = f"{each} B + {_TOKEN} B a token + {_TERM} B a term"
     return Term("examples", size, f"{formula}, as Python objects", process, "lower adapt.max_examples")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentd.budget.calibration import Factor, Measured, factors, measured
-from agentd.budget.expectation import Outcome
+from agentd.budget.expectation import PastPass
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def _added(peaks: Mapping[str, int]) -> dict[str, int]:
     return added
 
 
-def outcomes(rows: Iterable[Row]) -> list[Outcome]:
+def outcomes(rows: Iterable[Row]) -> list[PastPass]:
     """What the rows' passes gained; a rejected or rolled back one gained nothing."""
     found = []
     for row in rows:
@@ -42,7 +42,7 @@ def outcomes(rows: Iterable[Row]) -> list[Outcome]:
             plan = row["plan"]
             how = {"checkpoint": bool(plan.get("checkpoint")), "computes_trunk": bool(plan.get("computes_trunk"))}
             micro = int(plan.get("micro_tokens") or 0)
-            found.append(Outcome(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
+            found.append(PastPass(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
     return found
 
 

@@ -8,27 +8,24 @@ size grows by it only while requests are answered in the middle of the pass (doc
 measurements). Low-rank changes leave the weights as they are, and need no candidate: a file is written in the end.
 """
 
-from agentd.budget.architecture import F16, F32, Architecture
 from agentd.budget.footprint import MIB, Term
+from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload
-from agentd.checkpoint_header import CheckpointHeader
-from agentd.gguf_header import Header
+from agentd.formats.checkpoint_header import CheckpointHeader
+from agentd.formats.gguf_header import Header
+from agentd.host.cpu import multiplies_bf16
+from agentd.limits import GRADIENT_ROWS, LOSS_TOKENS, PERTURBED_PIECE, PRODUCT_ROWS
 from agentd.methods import CHANGES, FORWARD_ONLY
-from agentd.processor import multiplies_bf16
 
-LOSS_TOKENS = 1024  # of a forward, see engine/transformers/background.py
-_ROWS = 64  # scored rows come in multiples of it
 _RUNTIME = 48 * MIB  # measured: code paged in, kernels compiled for new shapes, allocator
 _BACKWARD = {F16: 64 * MIB, F32: 16 * MIB}  # measured: autograd's code; oneDNN's for every number of tokens it meets
-_BACKWARD_ROWS = 256  # tokens of a forward with a backward are a multiple of, in bfloat16
-_SCRATCH = 1 << 20  # perturbed weights made at a time, see learn/weights/perturbation.py
 
 
-def architecture(header: Header | CheckpointHeader, dtype: str) -> Architecture:
+def served_shapes(header: Header | CheckpointHeader, dtype: str) -> ModelShapes:
     """The model's shapes as the engine transformers serves them."""
     if isinstance(header, Header):
-        return Architecture.from_header(header).served(itemsize(dtype))
-    return Architecture.from_checkpoint(header).served(itemsize(dtype))
+        return ModelShapes.from_header(header).served(itemsize(dtype))
+    return ModelShapes.from_checkpoint(header).served(itemsize(dtype))
 
 
 def itemsize(dtype: str) -> int:
@@ -39,16 +36,16 @@ def itemsize(dtype: str) -> int:
 
 
 def engine_terms(
-    arch: Architecture, workload: Workload, method: str, blocks: int = 0, *, runtime: int | None = None
+    arch: ModelShapes, workload: Workload, method: str, blocks: int = 0, *, runtime: int | None = None
 ) -> list[Term]:
     """What the engine takes for steps on its own weights, or on low-rank changes beside them, scoring included:
     backpropagation in the last `blocks`, zeroth-order steps in the rest or in everything."""
     zeroth_order, changes = method not in ("bp", "lora"), method in CHANGES
     size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
-    step = workload.prefix + workload.batch * workload.sequences * workload.seq_len
+    step = workload.prefix + workload.batch * workload.seq_len
     tokens = max(min(LOSS_TOKENS, step), workload.longest)
-    tokens += -tokens % (_BACKWARD_ROWS if blocks and size == F16 else _ROWS)
-    rows = -(-workload.batch * workload.scored * workload.sequences // _ROWS) * _ROWS
+    tokens += -tokens % (GRADIENT_ROWS if blocks and size == F16 else PRODUCT_ROWS)
+    rows = -(-workload.batch * workload.scored // PRODUCT_ROWS) * PRODUCT_ROWS
     attention = arch.n_head * arch.head_dim
     trained = _trained_bytes(arch, blocks)
     table = size * arch.n_vocab * arch.n_embd
@@ -79,7 +76,7 @@ def engine_terms(
     ]
     if zeroth_order and not changes:
         formula = "3 x 2^20 x 4 B: a piece of one matrix, its signs, their sum"
-        terms.append(Term("perturbed weights", 3 * F32 * _SCRATCH, formula))
+        terms.append(Term("perturbed weights", 3 * F32 * PERTURBED_PIECE, formula))
     if method in FORWARD_ONLY:
         return terms
     kept = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
@@ -110,7 +107,7 @@ def engine_terms(
     return terms
 
 
-def _trained_bytes(arch: Architecture, blocks: int) -> int:
+def _trained_bytes(arch: ModelShapes, blocks: int) -> int:
     """Of the weights that backpropagation moves: the last blocks', the final norm's, and those of a head of its own; in
     all blocks everything."""
     if not blocks:

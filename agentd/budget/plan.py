@@ -6,13 +6,12 @@ from typing import Any
 
 from agentd.budget import calibration as calibrations
 from agentd.budget import in_place
-from agentd.budget.architecture import Architecture
 from agentd.budget.calibration import Factor
 from agentd.budget.footprint import Term, daemon_terms, engine_terms, total, trainer_terms
+from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.workload import Workload, micro_tokens
-from agentd.methods import FORWARD_ONLY
+from agentd.methods import BLOCKWISE, FORWARD_ONLY
 
-BLOCKWISE = "blockwise-bp"
 Calibration = Mapping[tuple[str, str], Factor]
 """Per (process, family) what earlier passes on this machine tell, see `calibration.factors`."""
 
@@ -48,6 +47,16 @@ class Plan:
         return total([term for term in self.terms if term.process == process])
 
     @property
+    def by_formula(self) -> int:
+        """As `needed`, without what earlier passes have taught about the formulas."""
+        return total(term for term in self.terms if term.name != calibrations.TERM)
+
+    @property
+    def family(self) -> str:
+        """The plans whose predictions err together with this one's."""
+        return calibrations.family(self.method, self.blocks, self.checkpoint)
+
+    @property
     def predicted(self) -> dict[str, int]:
         """Bytes by "process: term", as a pass records them."""
         return {f"{term.process}: {term.name}": term.bytes for term in self.terms}
@@ -81,11 +90,45 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Dial:
+class Overrun:
+    """A plan that a running pass found to be wrong: its trainer took more than it was allowed.
+
+    size    bytes that the formulas gave the plan, all processes together
+    factor  what the trainer took, in units of what the formulas gave it, at least 1
+    """
+
+    family: str
+    size: int
+    factor: float
+
+    @classmethod
+    def of(cls, plan: Plan, taken: int) -> "Overrun":
+        """`taken` are the bytes that the trainer had when it was stopped."""
+        trainer = total(t for t in plan.terms if t.process == "trainer" and t.name != calibrations.TERM)
+        return cls(plan.family, plan.by_formula, max(1.0, taken / max(1, trainer)))
+
+    def excludes(self, plan: Plan) -> bool:
+        """Whether this is the plan, or one that is as large: what has no trainer is never meant."""
+        return plan.blocks > 0 and plan.by_formula >= self.size
+
+
+def corrected(calibration: Calibration | None, overruns: Sequence[Overrun]) -> Calibration:
+    """What earlier passes tell, and what this one has found out; the latter without the former's bounds."""
+    factors = dict(calibration or {})
+    for overrun in overruns:
+        key = ("trainer", overrun.family)
+        known = factors.get(key)
+        if known is None or known.factor < overrun.factor:
+            factors[key] = Factor(*key, overrun.factor, 1 if known is None else known.passes + 1)
+    return factors
+
+
+@dataclass(frozen=True)
+class PlanSpace:
     """Makes plans. `runtime` overrides the fixed costs by process (measured on this machine); `bf16` says that its
     processor multiplies matrices of bfloat16, `in_place` that the engine's own weights learn."""
 
-    arch: Architecture
+    arch: ModelShapes
     workload: Workload
     runtime: Mapping[str, int] | None = None
     calibration: Calibration | None = None
@@ -124,7 +167,8 @@ class Dial:
         yield self.plan(method, blocks)
         if method == BLOCKWISE:
             return
-        if micro_tokens(self.arch, blocks, small=True) < micro_tokens(self.arch, blocks):
+        usual = micro_tokens(self.arch, blocks, prefix=self.workload.prefix)
+        if micro_tokens(self.arch, blocks, small=True) < usual:
             yield self.plan(method, blocks, small=True)
         if blocks >= _ONE_AT_A_TIME_FROM:
             yield self.plan(method, blocks, checkpoint=True)
@@ -138,7 +182,7 @@ class Dial:
         if checkpoint is None:
             checkpoint = self.workload.checkpoint
         work = replace(self.workload, checkpoint=checkpoint or tapped, bf16=self.bf16)
-        tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint, small)
+        tokens = work.micro_tokens or micro_tokens(self.arch, blocks, work.checkpoint, small, work.prefix)
         work = replace(work, micro_tokens=tokens)
         constants = self.runtime or {}
         terms = daemon_terms(work)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentd.budget.architecture import Architecture
-from agentd.budget.expectation import HORIZON, Expected, Outcome, Speed, expect
-from agentd.budget.plan import BLOCKWISE, Calibration, Dial, Plan
+from agentd.budget.expectation import HORIZON, Expected, PastPass, Speed, expect
+from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.plan import Calibration, Overrun, Plan, PlanSpace, corrected
 from agentd.budget.workload import Workload
 from agentd.errors import PassRefused
-from agentd.methods import FORWARD_ONLY, OF_ENGINE
+from agentd.methods import BLOCKWISE, FORWARD_ONLY, OF_ENGINE
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Choice:
 
 
 def consider(
-    arch: Architecture,
+    arch: ModelShapes,
     workload: Workload,
     *,
     budget: int,
@@ -83,14 +83,22 @@ def consider(
     bf16: bool = False,
     calibration: Calibration | None = None,
     speed: Speed | None = None,
-    history: Sequence[Outcome] = (),
+    history: Sequence[PastPass] = (),
     zo_steps: Mapping[str, int] | None = None,
     horizon: float = HORIZON,
     in_place: bool = False,
+    overruns: Sequence[Overrun] = (),
 ) -> tuple[Considered, ...]:
-    """Every plan that the wish allows, the best first. Raises PassRefused where the wish cannot be met at all."""
-    dial = Dial(arch, workload, runtime, calibration, bf16, in_place)
-    wished = _wished(dial, method, blocks, bp, no_bp_reason)
+    """Every plan that the wish allows, the best first, without those that turned out wrong in the same pass
+    (`overruns`). Raises PassRefused where the wish cannot be met at all."""
+    dial = PlanSpace(arch, workload, runtime, corrected(calibration, overruns), bf16, in_place)
+    wished = [
+        plan
+        for plan in _wished(dial, method, blocks, bp, no_bp_reason)
+        if not any(overrun.excludes(plan) for overrun in overruns)
+    ]
+    if not wished:
+        raise PassRefused("what was asked for needs more memory than its plan said, as this pass has found out")
     expected = expect(
         workload,
         wished,
@@ -106,7 +114,7 @@ def consider(
 
 
 def choose(
-    arch: Architecture,
+    arch: ModelShapes,
     workload: Workload,
     *,
     available: int,
@@ -135,7 +143,7 @@ def budget_of(available: int, reserve: int, limit: int | None = None) -> int:
     return budget if limit is None else min(budget, limit)
 
 
-def _wished(dial: Dial, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
+def _wished(dial: PlanSpace, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
     known = OF_ENGINE["transformers" if dial.in_place else "llamacpp"]
     if method not in ("auto", *known):
         raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")

@@ -1,7 +1,8 @@
 """How a pass with k blocks by backpropagation trains: what its accuracy and its time both depend on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+_TEXT_EPOCHS = 5
 _LARGER_STEPS = 20  # blocks up to which the larger steps were tried
 
 
@@ -16,8 +17,12 @@ class Recipe:
     usual: float
 
 
-def recipe(method: str, blocks: int) -> Recipe:
+def recipe(method: str, blocks: int, texts: bool = False) -> Recipe:
     """The more blocks there are, the smaller are the steps and the fewer are needed.
+
+    `texts`: answers are texts or calls of tools, of which every token has to be right, and not choices. One epoch of
+    640 home commands in 16 blocks got 21 % of the calls right, PEFT's LoRA in three epochs 62 %; so they get up to
+    five, and dev says when it is enough.
 
     From SmolLM2-135M. On 480 training reviews, judged on 420 others: at k = 2, 8 epochs at 2e-3 reached 88 %, 6 epochs
     86 %, 6 at 1e-3 84 %, 6 at 3e-3 86 %; 5e-3 drifted by more than a nat per token on neutral text. On 448, judged on
@@ -29,6 +34,8 @@ def recipe(method: str, blocks: int) -> Recipe:
     k = 12 at 2e-3, 8 examples in a step, reviews (one seed) and headlines (two): one epoch 91.7 and 54.2 %, two epochs
     90.7 and 76.2 %.
     """
+    if texts:
+        return replace(recipe(method, blocks), batch=8, epochs=_TEXT_EPOCHS, usual=_TEXT_EPOCHS - 1.0)
     if method == "blockwise-bp":
         return Recipe(1e-3, 16, 1, 1.0)
     if blocks <= 2:

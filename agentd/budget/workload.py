@@ -1,16 +1,14 @@
 """What a pass works on: the sizes that its memory and its time depend on, and the pieces the trainer takes it in."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
-from agentd.budget.architecture import F32, Architecture
+from agentd.budget.model_shapes import F32, ModelShapes
+from agentd.limits import BACKGROUND_CONTEXT, MICRO_LEAST, MICRO_MOST, ROW_STEP
 
-BACKGROUND_CONTEXT = 2048  # tokens of the longest example, unless model.context is less
 MICRO_BUDGET = 144 << 20  # bytes a micro-batch of the trainer may keep for its backward pass, about
-MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
-_MICRO_STEP = 32  # a multiple of it: rows are rounded up to such numbers where they are multiplied
 
 _TEMPLATE = 24  # tokens that a chat template adds to a message
 _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at worst, in English, at best
@@ -18,17 +16,19 @@ _MANY_TOKENS, _TOKENS, _FEW_TOKENS = 3.0, 4.2, 6.0  # characters per token: at w
 
 @dataclass(frozen=True)
 class Workload:
-    """What a pass works on. Tokens are counted without the prefix that all sequences share.
+    """What a pass works on. Tokens are counted without the prefix that all examples share.
 
-    seq_len         tokens of the longest sequence
-    tokens          tokens of all sequences together, those of the holdout included
+    seq_len         tokens of the largest example, all its answers included; what these share counts once
+    tokens          tokens of all examples together, counted likewise, those of the holdout included
     examples        number of examples, holdout included
-    scored          scored positions per sequence: those of the choices' terms and of the target
-    sequences       sequences per example: 1, or one per choice where choices have several tokens
+    scored          positions that are scored in an example at most: those of the choices' terms and of the target
+    terms           log-likelihoods of an example at most, several of which may be at one position; 0: as many
     holdout_tokens  those of `tokens` that only the gate sees; 0: about a fifth
     micro_tokens    tokens in one forward pass of the trainer, padding and prefix included; 0: what `micro_tokens` says
     checkpoint      the trainer keeps one block in memory at a time
     bf16            the trainer multiplies matrices in bfloat16
+    answer_tokens   those of the answers that the gate has generated, by one model, and the `answer_seconds` that it has
+    texts           most answers are texts or calls of tools, not choices
     """
 
     seq_len: int
@@ -41,34 +41,50 @@ class Workload:
     context: int = BACKGROUND_CONTEXT
     micro_tokens: int = 0
     checkpoint: bool = False
-    sequences: int = 1
+    terms: int = 0
     holdout_tokens: int = 0
     bf16: bool = False
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+    texts: bool = False
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence with the shared prefix."""
+        """Tokens of the largest example with the shared prefix."""
         return self.prefix + self.seq_len
+
+    @property
+    def mean(self) -> float:
+        """Tokens of an example."""
+        return max(1.0, self.tokens / max(1, self.examples))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def estimated(
-        cls, inputs: Sequence[str], answers: Sequence[str] = (), *, rank: int = 8, context: int = BACKGROUND_CONTEXT
+        cls,
+        inputs: Sequence[str],
+        answers: Sequence[Collection[str]] = (),
+        *,
+        rank: int = 8,
+        context: int = BACKGROUND_CONTEXT,
     ) -> "Workload":
-        """From the texts of the inputs and of the answers trained on, before anything is tokenised.
+        """From the texts of the inputs and, per input, of all answers told apart or trained on, before anything is
+        tokenised.
 
         What sizes depend on (the longest sequence and answer) is taken high, so that the footprint is not too small;
         `tokens`, which seconds depend on, as it is for English.
         """
         ends = (min(inputs), max(inputs)) if inputs else ("", "")
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
-        answer = max((int(len(text) / _MANY_TOKENS) + 1 for text in answers), default=1)
+        counts = {each: [int(len(text) / _MANY_TOKENS) for text in each] for each in map(frozenset, answers)}
+        # An answer's first token is scored where the text ends, and its last one is never fed; the end of turn is both.
+        answer = max((sum(n) + 1 for n in counts.values()), default=1)
         longest = int(max(map(len, inputs), default=0) / _MANY_TOKENS) + _TEMPLATE + answer
         longest = min(longest, context, BACKGROUND_CONTEXT)  # what is longer is left out
         prefix = min(longest - 1, int(shared / _FEW_TOKENS))
-        own = sum(len(text) - shared for text in inputs) + sum(map(len, answers))
+        own = sum(len(text) - shared for text in inputs) + sum(len(text) for each in answers for text in set(each))
         return cls(
             seq_len=longest - prefix,
             tokens=int(own / _TOKENS) + len(inputs),
@@ -76,12 +92,14 @@ class Workload:
             rank=rank,
             prefix=prefix,
             scored=answer + 1,
+            terms=max((sum(n) + len(n) for n in counts.values()), default=0) + answer + 1,
             context=context,
+            texts=2 * sum(len(each) == 1 for each in answers) > len(answers),
         )
 
 
-def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bool = False) -> int:
-    """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and prefix included.
+def micro_tokens(arch: ModelShapes, k: int, checkpoint: bool = False, small: bool = False, prefix: int = 0) -> int:
+    """Tokens in one forward pass of the trainer when it trains the last `k` blocks, padding and `prefix` included.
 
     Small enough that the activations kept for the backward pass stay near `MICRO_BUDGET`, large enough to keep matrix
     kernels busy and to go through the vocabulary seldom. The last block keeps next to nothing, because it runs where it
@@ -90,19 +108,31 @@ def micro_tokens(arch: Architecture, k: int, checkpoint: bool = False, small: bo
     width = max(arch.n_ff, 4 * arch.n_embd)
     whole = 1 if checkpoint else max(1, k - 1)
     most = MICRO_LEAST if small else MICRO_MOST
-    fitting = MICRO_BUDGET // (F32 * 4 * width * whole) // _MICRO_STEP * _MICRO_STEP
-    return max(MICRO_LEAST, min(most, fitting))
+    fitting = MICRO_BUDGET // (F32 * 4 * width * whole) // ROW_STEP * ROW_STEP
+    usual = max(MICRO_LEAST, min(most, fitting))
+    if small or 2 * prefix <= usual:
+        return usual
+    # Every forward pass computes the prefix again (an agent's tools, say): it is to do so for as much as it is itself.
+    return -(-2 * prefix // ROW_STEP) * ROW_STEP
 
 
-def micro_batch(arch: Architecture, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:
-    """(rows, sequences) of the trainer's largest forward pass: what it allows itself, or all there is in a batch.
+def computed_tokens(workload: Workload, micro: int) -> float:
+    """Tokens of one epoch with those of the prefix, in forward passes of at most `micro` tokens; 0: not known."""
+    if not micro:
+        return float(workload.tokens)
+    together = max(1, min(workload.batch, int((micro - workload.prefix) / workload.mean)))
+    steps, left = divmod(workload.examples, workload.batch)
+    passes = steps * -(-workload.batch // together) + -(-left // together)
+    return workload.tokens + passes * workload.prefix
 
-    The shared prefix is computed once for all sequences. `one`: one block is in memory at a time.
+
+def micro_batch(arch: ModelShapes, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:
+    """(rows, examples) of the trainer's largest forward pass: what it allows itself, or all there is in a batch, but at
+    least one example with all its answers.
+
+    The shared prefix is computed once. `one`: one block is in memory at a time.
     """
-    allowed = workload.micro_tokens or micro_tokens(arch, k, one)
+    allowed = workload.micro_tokens or micro_tokens(arch, k, one, prefix=workload.prefix)
     n = max(1, workload.seq_len)
-    rows = max(
-        workload.prefix + workload.sequences * n,
-        min(allowed, workload.prefix + workload.batch * workload.sequences * n),
-    )
-    return rows, max(1, (rows - workload.prefix) // n)
+    rows = max(workload.prefix + n, min(allowed, workload.prefix + workload.batch * n))
+    return rows, max(1, min(workload.batch, int((rows - workload.prefix) / workload.mean)))

@@ -18,10 +18,10 @@ from agentd.ctl import (
     feedback,
     forgetting,
     inferences,
-    moving,
     passes,
     revisions,
     status,
+    transfer,
 )
 from agentd.ctl.errors import MEANINGS, CtlError, ExitCode
 from agentd.ctl.options import SOCKET_VARIABLE, Socket
@@ -42,15 +42,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+tasks = typer.Typer()
+tasks.callback(invoke_without_command=True)(examples.tasks)
+tasks.command()(examples.edit)
 app.command()(status.status)
 app.command()(revisions.history)
 app.command()(revisions.revisions)
 app.command()(revisions.show)
 app.command()(revisions.diff)
 app.command()(revisions.rollback)
-app.command()(moving.replay)
-app.command()(moving.export)
-app.command("import")(moving.import_)
+app.command()(transfer.replay)
+app.command()(transfer.export)
+app.command("import")(transfer.import_)
 app.command()(passes.passes)
 app.command("pass")(passes.pass_)
 app.command()(adapt.adapt)
@@ -63,7 +66,7 @@ feedback.app.command()(forgetting.forget)
 feedback.app.command()(forgetting.release)
 app.add_typer(feedback.app, name="feedback")
 app.command()(examples.examples)
-app.command()(examples.tasks)
+app.add_typer(tasks, name="tasks")
 app.command()(inferences.ask)
 app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)

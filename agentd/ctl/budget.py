@@ -56,6 +56,9 @@ def budget(
     blocks: Annotated[
         int | None, typer.Option("--blocks", min=0, metavar="K", help="Only this number of blocks trained by BP.")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every plan, not only the best with each number of blocks.")
+    ] = False,
     paper: Annotated[
         bool, typer.Option("--paper", help="The analysis of BP and MeZO instead (equations 1 to 3); needs no daemon.")
     ] = False,
@@ -83,11 +86,13 @@ def budget(
         elif terms:
             _terms(answer)
         else:
-            _plans(answer)
+            _plans(answer, every)
 
 
-def _plans(answer: JSON) -> None:
-    rows = [{**plan, "mark": "▶" if _is_chosen(plan, answer["chosen"]) else ""} for plan in answer["plans"]]
+def _plans(answer: JSON, every: bool) -> None:
+    chosen = _chosen(answer)
+    shown = answer["plans"] if every else _best(answer["plans"], chosen)
+    rows = [{**plan, "mark": "▶" if plan is chosen else ""} for plan in shown]
     if not output.on_terminal():
         output.listing([{**row, "mark": bool(row["mark"])} for row in rows], _PLANS)
         return
@@ -101,6 +106,8 @@ def _plans(answer: JSON) -> None:
     columns = [column for column in _PLANS if column.key != "checkpoint" or any(row["checkpoint"] for row in rows)]
     output.listing(rows, columns)
     print()
+    if hidden := len(answer["plans"]) - len(rows):
+        print(f"the best plan of each number of blocks; --all shows {hidden} more")
     print(output.clean(answer["why"]))
     if answer["workload"]["note"]:
         print(output.clean(answer["workload"]["note"]))
@@ -111,14 +118,28 @@ def _plans(answer: JSON) -> None:
         )
 
 
-def _is_chosen(plan: JSON, chosen: JSON | None) -> bool:
-    return chosen is not None and all(plan[name] == value for name, value in chosen.items())
+def _chosen(answer: JSON) -> JSON | None:
+    """The plan that would be taken: the most preferred one that fits. Others may share its setting."""
+    setting = answer["chosen"]
+    if setting is None:
+        return None
+    same = [plan for plan in answer["plans"] if all(plan[name] == value for name, value in setting.items())]
+    return next((plan for plan in same if plan["fits"]), None)
+
+
+def _best(plans: Sequence[JSON], chosen: JSON | None) -> list[JSON]:
+    """Of each number of blocks the most preferred plan that fits, or the most preferred one where none does."""
+    best = {plan["blocks"]: plan for plan in reversed(plans)}
+    best |= {plan["blocks"]: plan for plan in reversed(plans) if plan["fits"]}
+    if chosen is not None:
+        best[chosen["blocks"]] = chosen
+    return [plan for plan in plans if any(plan is each for each in best.values())]
 
 
 def _terms(answer: JSON) -> None:
     """Of the plan that would be taken; where none fits, of the smallest."""
     smallest = min(answer["plans"], key=lambda plan: int(plan["needed_bytes"]))
-    plan = next((plan for plan in answer["plans"] if _is_chosen(plan, answer["chosen"])), smallest)
+    plan = _chosen(answer) or smallest
     output.listing(plan["terms"], _TERMS)
     if output.on_terminal():
         fits = "fits" if plan["fits"] else f"{output.size(plan['shortfall_bytes'])} short"
@@ -141,15 +162,15 @@ def _model(name: str | None, socket: Path | None) -> tuple[str, "Transformer"]:
     path = Path(name)
     if not path.exists():
         raise UsageError(f"there is no file {name!r} and no model of that name; named ones: {', '.join(NAMED)}")
-    from agentd.budget.architecture import Architecture
+    from agentd.budget.model_shapes import ModelShapes
     from agentd.errors import AgentdError
-    from agentd.gguf_header import read_header
+    from agentd.formats.gguf_header import read_header
 
     try:
         header = read_header(path)
     except AgentdError as error:
         raise CtlError(str(error)) from None
-    return path.stem, Architecture.from_header(header).in_symbols(header.context_length or 2048)
+    return path.stem, ModelShapes.from_header(header).in_symbols(header.context_length or 2048)
 
 
 def _paper(name: str, m: "Transformer", as_json: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from agentd import paths
+from agentd.config import paths
 from agentd.ctl.errors import ApiError, CtlError, NotReachable, UsageError
 
 JSON = dict[str, Any]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import typer
 
-from agentd import __version__, paths
+from agentd import __version__
+from agentd.config import paths
 from agentd.ctl import output
 from agentd.ctl.client import JSON, Daemon
 from agentd.ctl.errors import CtlError, ExitCode, NotReachable
@@ -21,6 +22,12 @@ SQLITE_FIXED = (3, 51, 3)  # the WAL-reset corruption bug (sqlite.org/releaselog
 _MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 _COLUMNS = [Column("", "mark"), Column("check", "check"), Column("finding", "finding", wide=True, fold=True)]
 _COLUMNS += [Column("what to do", "advice", wide=True, fold=True)]
+_HELD = {
+    "temperature": "cool the device; or raise adapt.hold.temperature, or name the right sensor in adapt.hold.sensor",
+    "battery": "charge it, or lower adapt.hold.battery",
+    "memory": "end other programs",
+    "model": "put the file back, or restart agentd",
+}
 
 
 @dataclass(frozen=True)
@@ -104,13 +111,32 @@ def _model(status: JSON) -> Iterator[Check]:
 
 
 def _learning(status: JSON) -> Iterator[Check]:
+    """Whether passes can start, and how the last one ended: "ok" only where nothing is in the way of learning."""
+    obstacles = list(_obstacles(status))
+    yield from obstacles
     trigger = status["next_trigger"]
     if trigger["paused"]:
         yield Check("learning", "warning", "passes are paused", "agentctl resume")
+    elif obstacles:
+        return
     elif not trigger["enabled"]:
         yield Check("learning", "ok", "passes start by `agentctl adapt` only (adapt.enabled is false)")
+    elif trigger.get("waits_for"):
+        yield Check("learning", "ok", f"a pass is due; it waits for {trigger['waits_for']}")
     else:
         yield Check("learning", "ok", f"{trigger['new_examples']} of {trigger['min_examples']} new examples")
+
+
+def _obstacles(status: JSON) -> Iterator[Check]:
+    for name, reason in status.get("held", {}).items():
+        yield Check("learning", "warning", f"passes wait: {reason}", _HELD.get(name))
+    last, backpropagation = status.get("last_pass"), status.get("backpropagation")
+    if last and last["state"] in ("refused", "failed"):
+        finding = f"pass {last['id']}, the last one, was {last['state']}: {last['reason']}"
+        yield Check("learning", "warning", finding, f"agentctl passes {last['id']}; agentctl adapt --dry-run")
+    if backpropagation and not backpropagation["supported"]:
+        finding = f"passes cannot use backpropagation: {backpropagation['reason']}"
+        yield Check("learning", "warning", finding, "they use forward passes alone; see agentctl budget")
 
 
 def _disk(state_dir: Path) -> Iterator[Check]:

@@ -1,11 +1,13 @@
 """Examples: what feedback became, and how much of it each task has."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from agentd.ctl import output
 from agentd.ctl.client import JSON, Daemon
+from agentd.ctl.errors import UsageError
 from agentd.ctl.options import Json, Limit, Offset, Socket, TaskFilter
 from agentd.ctl.output import Column
 
@@ -47,13 +49,41 @@ def examples(
         output.listing(answer["examples"], _EXAMPLES)
 
 
-def tasks(as_json: Json = False, socket: Socket = None) -> None:
+def tasks(context: typer.Context, as_json: Json = False, socket: Socket = None) -> None:
     """What there is to learn: each task's choices, and how many examples it has."""
+    if context.invoked_subcommand is not None:
+        return
     answer = Daemon(socket).get("/admin/tasks")
     if as_json:
         output.document(answer)
     else:
         output.listing([_choices(row) for row in answer["tasks"]], _TASKS, empty="no tasks yet")
+
+
+def edit(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")],
+    merge: Annotated[
+        list[str] | None,
+        typer.Option("--merge", metavar="OLD=NEW", help="Examples of OLD become NEW; repeatable."),
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="LABEL", help="Set aside its examples; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Take choices away that feedback has declared: merged into others, or removed with their examples."""
+    if not merge and not remove:
+        raise UsageError("name what to change: --merge OLD=NEW or --remove LABEL")
+    pairs = [pair.partition("=") for pair in merge or []]
+    if wrong := [old + new for old, sign, new in pairs if not (old and sign and new)]:
+        raise UsageError(f"--merge takes OLD=NEW, not {wrong[0]!r}")
+    body = {"merge": {old: new for old, _, new in pairs}, "remove": remove or []}
+    answer = Daemon(socket).post(f"/admin/tasks/{quote(task, safe='')}", body)
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts(answer)
 
 
 def _choices(row: JSON) -> JSON:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,7 +33,12 @@ _FEEDBACK = [
 
 @app.command()
 def add(
-    inference: Annotated[str, typer.Argument(metavar="INFERENCE", help="Id of the answer, or `last`.")],
+    inference: Annotated[
+        str | None, typer.Argument(metavar="INFERENCE", help="Id of the answer, or `last`.", show_default=False)
+    ] = None,
+    episode: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The episode that it is about as a whole, instead of an answer.")
+    ] = None,
     label: Annotated[str | None, typer.Option(metavar="TEXT", help="The right choice of the task.")] = None,
     demonstration: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What should have been said; `-` reads it from stdin.")
@@ -61,7 +66,9 @@ def add(
     as_json: Json = False,
     socket: Socket = None,
 ) -> None:
-    """Say what was right or wrong about one answer."""
+    """Say what was right or wrong about one answer, or how an episode came out."""
+    if (inference is None) == (episode is None):
+        raise UsageError("give the id of an answer, `last`, or --episode")
     if rejected is not None and chosen is None:
         raise UsageError("--rejected needs --chosen")
     preference = None if chosen is None else {"chosen": chosen} | ({} if rejected is None else {"rejected": rejected})
@@ -79,7 +86,8 @@ def add(
     kind, value = given.popitem()
     optional: JSON = {"task": task, "choices": choice or None, "tags": _tags(tag or []) or None, "idempotency_key": key}
     daemon = Daemon(socket)
-    body: JSON = {"inference_id": _inference(daemon, inference), "kind": kind, "value": value, "source": source}
+    about = {"episode": episode} if inference is None else {"inference_id": _inference(daemon, inference)}
+    body: JSON = {**about, "kind": kind, "value": value, "source": source}
     answer = daemon.post("/v1/feedback", body | {name: value for name, value in optional.items() if value is not None})
     if as_json:
         output.document(answer)
@@ -95,7 +103,8 @@ def import_(
 ) -> None:
     """Import examples, all lines or none.
 
-    A line is a JSON object with "task"; "messages", "prompt" or "text"; and "label" or "completion".
+    A line is a JSON object with "task"; "messages", "prompt" or "text"; and "label" or "completion"; or a conversation
+    of "messages" and "tools", as OpenAI's and TRL's files have it, in which the assistant's messages are the answers.
     """
     try:
         lines = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -163,9 +172,21 @@ def _every(daemon: Daemon, noun: str, task: str | None) -> Iterator[JSON]:
 
 
 def _line(example: JSON) -> JSON:
-    answer = "label" if example["kind"] == "label" else "completion"
-    line: dict[str, Any] = {"task": example["task"], **example["input"], answer: example["target"]}
-    return line
+    """An example as `import` takes it, OpenAI's fine-tuning and TRL's trainers: a conversation whose last message is
+    the answer, the ones before not to be learned."""
+    input, target = example["input"], example["target"]
+    line: JSON = {"task": example["task"], **input}
+    if example["kind"] == "preference":
+        return {**line, **json.loads(target)}
+    if example["kind"] in ("thumb", "score"):
+        judged = json.loads(target)
+        how = {"score": judged["score"]} if "score" in judged else {"label": judged["good"]}
+        return {**line, "completion": judged["answer"], **how}
+    if example["kind"] == "label" or "messages" not in input:
+        return {**line, "label" if example["kind"] == "label" else "completion": target}
+    answer = json.loads(target) if example["kind"] == "message" else {"role": "assistant", "content": target}
+    before = [{**each, "weight": 0} if each["role"] == "assistant" else each for each in input["messages"]]
+    return {**line, "messages": [*before, answer]}
 
 
 def _inference(daemon: Daemon, identifier: str) -> str:

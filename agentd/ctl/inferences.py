@@ -15,6 +15,7 @@ _INFERENCES = [
     Column("created", "created_at"),
     Column("revision", "revision", right=True),
     Column("task", "task"),
+    Column("episode", "episode"),
     Column("tokens", "completion_tokens", right=True),
     Column("first token", "ttft_ms", right=True),
     Column("total", "latency_ms", right=True),
@@ -25,6 +26,7 @@ _INFERENCES = [
 
 def inferences(
     identifier: Annotated[str | None, typer.Argument(metavar="ID", help="Show this one in full.")] = None,
+    episode: Annotated[str | None, typer.Option(metavar="NAME", help="Only the steps of this episode.")] = None,
     limit: Limit = 20,
     as_json: Json = False,
     socket: Socket = None,
@@ -35,7 +37,7 @@ def inferences(
         answer = daemon.get(f"/admin/inferences/{segment(identifier)}")
         output.document(answer) if as_json else output.facts(answer)
         return
-    answer = daemon.get("/admin/inferences", limit=limit)
+    answer = daemon.get("/admin/inferences", limit=limit, episode=episode)
     if as_json:
         output.document(answer)
     else:
@@ -48,7 +50,8 @@ def _readable(row: JSON) -> JSON:
         return row
     messages = row["input"].get("messages")
     text = messages[-1].get("content") if messages else row["input"].get("prompt")
-    return row | {"input": text}
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in row.get("tool_calls") or ()]
+    return row | {"input": text, "output": " ".join([row["output"], *calls]).strip()}
 
 
 def ask(

@@ -67,9 +67,11 @@ def pass_(
     elif steps:
         output.listing(answer["steps"], _STEPS, empty="no training step was taken")
     else:
-        output.facts(answer["pass"])
+        row, answers = _without_answers(answer["pass"])
+        output.facts(row)
         if output.on_terminal():
             _curves(answer["steps"])
+            _answers(answers)
             if answer["events"]:
                 print()
                 output.listing(sorted(answer["events"], key=lambda event: event["id"]), _EVENTS)
@@ -96,6 +98,27 @@ def watch(daemon: Daemon, pass_id: int, as_json: bool) -> None:
     else:
         print(output.clean(f"pass {pass_id} {ended.outcome}: {ended.reason} (`agentctl pass {pass_id}`)", lines=False))
     raise typer.Exit(ended.exit_code)
+
+
+def _without_answers(row: JSON) -> tuple[JSON, dict[str, list[JSON]]]:
+    """The pass, and apart from it what was answered at the gate, by task."""
+    gate = row["gate"]
+    tasks = gate.get("tasks") or {}
+    answers = {name: figures["answers"] for name, figures in tasks.items() if figures.get("answers")}
+    bare = {name: {key: v for key, v in figures.items() if key != "answers"} for name, figures in tasks.items()}
+    return {**row, "gate": {**gate, "tasks": bare} if tasks else gate}, answers
+
+
+def _answers(answers: dict[str, list[JSON]]) -> None:
+    """What was asked, what is right, and what was answered before and after."""
+    for task, entries in answers.items():
+        print(output.clean(f"\nanswers of task {task} at the gate", lines=False))
+        for entry in entries:
+            print()
+            for name in ("input", "right", "before", "after"):
+                mark = {True: " ✓", False: " ✗", None: ""}[entry.get(f"{name}_right")]
+                text = output.clean(entry[name]).replace("\n", "\n" + " " * 10) or "(nothing)"
+                print(f"{name + mark:<9} {text}")
 
 
 def _curves(steps: list[dict[str, Any]]) -> None:

@@ -47,7 +47,9 @@ def summary(answer: JSON) -> JSON:
         summary["feedback"] = f"{feedback['total']}, {apart} in quarantine (agentctl feedback list --state quarantined)"
     for task, counts in answer["examples"].items():
         train = counts["train"]
-        summary[f"examples of {task}"] = f"{train['new']} new, {train['used']} used, {counts['holdout']} holdout"
+        usable = f"{train['new']} new, {train['used']} used, {counts['holdout']} holdout"
+        left_out = answer.get("unusable_examples", {}).get(task)
+        summary[f"examples of {task}"] = usable + (f", {left_out} cannot be used" if left_out else "")
     processes = {name: pss for name, pss in memory["processes"].items() if pss}
     each = ", ".join(f"{name} {output.size(pss)}" for name, pss in processes.items())
     summary["memory"] = f"{output.size(sum(processes.values()))} ({each})"
@@ -58,9 +60,20 @@ def summary(answer: JSON) -> JSON:
         summary["next pass"] = "paused; `agentctl resume` lets passes start again"
     elif not trigger["enabled"]:
         summary["next pass"] = "only by `agentctl adapt` (adapt.enabled is false)"
+    elif trigger.get("waits_for"):
+        summary["next pass"] = f"due; it waits for {trigger['waits_for']}"
     else:
-        summary["next pass"] = f"{trigger['new_examples']} of {trigger['min_examples']} new examples"
+        summary["next pass"] = _next_pass(trigger)
     return summary | {"state directory": answer["state_dir"], "socket": answer["socket"], "pid": answer["pid"]}
+
+
+def _next_pass(trigger: JSON) -> str:
+    """What is missing until a pass starts by itself."""
+    more = trigger["min_examples"] - trigger["new_examples"]
+    waits = [f"{task}: {reason}" for task, reason in trigger.get("waiting", {}).items()]
+    if trigger["new_examples"] or not waits:
+        waits.insert(0, f"{more} more new examples" if more > 0 else "as soon as nothing else is to be done")
+    return "; ".join(waits)
 
 
 def _model(model: JSON) -> str:

@@ -1,20 +1,29 @@
 """From an example's tokens to the sequences and terms that scoring, tapping and training share. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from agentd.engine.prompts import Prompts
-from agentd.engine.protocol import Encoded, Term
+from agentd.engine.protocol import Target
 from agentd.errors import InvalidRequest
+from agentd.learn.encoded import LIKELIHOOD, PREFERENCE, Encoded, Term
 
 
 def encode_example(
-    vocabulary: Prompts, input: dict[str, Any], choices: Sequence[str], target: str, *, limit: int, answers: int
+    vocabulary: Prompts,
+    input: dict[str, Any],
+    choices: Sequence[str],
+    target: Target,
+    *,
+    limit: int,
+    rejected: Target | None = None,
+    objective: str = LIKELIHOOD,
+    weight: float = 1.0,
 ) -> Encoded:
-    """Lays out an example as it was given.
-
-    limit    most tokens that an example may have
-    answers  most different answers that are computed side by side
+    """Lays out an example as it was given; `limit` is the most tokens that it may have, all answers together, and
+    `rejected` the answer to which `target` is preferred; `objective` and `weight` as `Encoded` has them.
 
     Raises InvalidRequest for an example that cannot be learned from.
     """
@@ -23,12 +32,20 @@ def encode_example(
         raise InvalidRequest("the prompt is empty")
     if choices and target not in choices:
         raise InvalidRequest(f"the answer {target!r} is not one of the choices")
-    tokens = {text: vocabulary.answer(input, prompt, text) for text in (*choices, target)}
-    encoded = encode(prompt, [tokens[choice] for choice in choices], tokens[target], vocabulary.end)
-    if (n := n_distinct(encoded.sequences)) > limit:
+
+    def answer(given: Target) -> list[int]:
+        if isinstance(given, str):
+            return vocabulary.answer(input, prompt, given)
+        return vocabulary.target(input, prompt, given)
+
+    if rejected is not None:
+        encoded = encode_pair(prompt, answer(target), answer(rejected), vocabulary.end)
+    else:
+        encoded = encode(prompt, [answer(choice) for choice in choices], answer(target), vocabulary.end)
+        encoded = replace(encoded, objective=objective)
+    encoded = replace(encoded, weight=weight)
+    if (n := encoded.n_distinct) > limit:
         raise InvalidRequest(f"{n} tokens are more than the {limit} that an example may have")
-    if (n := len(encoded.sequences)) > answers:
-        raise InvalidRequest(f"{n} different answers are more than the {answers} of a background batch")
     return encoded
 
 
@@ -40,13 +57,21 @@ def encode(prompt: list[int], choices: Sequence[list[int]], target: list[int], e
     target   the tokens of the right answer, without the end of turn
     end      the end-of-turn token
 
-    A choice that begins another ("no", "no way") could not be told from it by its own tokens, so then every choice
-    is scored with the end of turn.
     """
-    answers = [list(choice) for choice in choices]
-    if any(a is not b and b[: len(a)] == a for a in answers for b in answers):
-        answers = [[*answer, end] for answer in answers]
-    whole = [*target, end]
+    correct = list(map(list, choices)).index(list(target)) if choices else 0
+    return _laid_out(prompt, scored_answers(choices, end), correct, [*target, end])
+
+
+def encode_pair(prompt: list[int], chosen: list[int], rejected: list[int], end: int) -> Encoded:
+    """Lays out two answers, without their end of turn, of which the first is preferred. Raises InvalidRequest."""
+    if chosen == rejected:
+        raise InvalidRequest("the chosen answer and the rejected one are the same")
+    answers = [[*chosen, end], [*rejected, end]]
+    return replace(_laid_out(prompt, answers, 0, answers[0]), objective=PREFERENCE)
+
+
+def _laid_out(prompt: list[int], answers: list[list[int]], correct: int, whole: list[int]) -> Encoded:
+    """`answers` are scored as they are; `whole` is the right one with its end of turn."""
     # The last token of an answer is predicted, never fed.
     needed = [prompt + answer[:-1] for answer in (*answers, whole)]
     sequences: list[list[int]] = []
@@ -59,30 +84,16 @@ def encode(prompt: list[int], choices: Sequence[list[int]], target: list[int], e
         s = next(i for i, sequence in enumerate(sequences) if sequence[: len(fed)] == fed)
         return [(s, len(prompt) - 1 + i, token) for i, token in enumerate(answer)]
 
-    correct = list(map(list, choices)).index(list(target)) if choices else 0
-    return Encoded(sequences, [terms(answer) for answer in answers], correct, terms(whole))
+    return Encoded.of(sequences, [terms(answer) for answer in answers], correct, terms(whole))
 
 
-def n_distinct(sequences: Sequence[Sequence[int]]) -> int:
-    """Tokens that an example costs when what all its sequences begin with is computed once."""
-    shared = common_prefix(sequences) if len(sequences) > 1 else 0
-    return sum(map(len, sequences)) - (len(sequences) - 1) * shared
+def scored_answers(choices: Sequence[Sequence[int]], end: int) -> list[list[int]]:
+    """The tokens by whose likelihood choices are told apart, in serving as in training and at the gate.
 
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common beginning that leaves every sequence at least one token."""
-    if not sequences:
-        return 0
-    low, high = min(map(list, sequences)), max(map(list, sequences))
-    limit = min(map(len, sequences)) - 1
-    n = 0
-    while n < limit and low[n] == high[n]:
-        n += 1
-    return n
-
-
-def shared_prefix(examples: Sequence[Encoded]) -> int:
-    """Length of what all sequences of all examples begin with, up to the first position that is scored."""
-    sequences = [sequence for example in examples for sequence in example.sequences]
-    first_term = min(p for example in examples for terms in (*example.choices, example.target) for _, p, _ in terms)
-    return min(common_prefix(sequences), first_term)
+    A choice that begins another ("no", "no way") could not be told from it by its own tokens, so then every choice
+    is scored with the end of turn.
+    """
+    ordered = sorted(list(choice) for choice in choices)
+    if any(b[: len(a)] == a for a, b in pairwise(ordered)):
+        return [[*choice, end] for choice in choices]
+    return [list(choice) for choice in choices]

@@ -5,10 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from agentd.engine.constraints import Compiler, Constraint
+from agentd.engine.decoder import Decoder, Sampler
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Background, Generate, ModelInfo, Piece, Weights
-from agentd.engine.serving import Decoder, Sampler, Serving
-from agentd.engine.staged import Staged, W
+from agentd.engine.serving import Serving
+from agentd.engine.session import Session
+from agentd.engine.weight_registry import Staged, W
+from agentd.errors import AgentdError
 
 W_contra = TypeVar("W_contra", contravariant=True)
 
@@ -35,16 +39,17 @@ class LanguageEngine(ABC, Generic[W, B]):
     info: ModelInfo
 
     def __init__(self, context: ServingContext[W], vocabulary: Prompts, base: W, per_slot: int) -> None:
-        self._context = context
+        self._context, self._prompts = context, vocabulary
         self._staged: Staged[W] = Staged(base, self._in_use, self._free)
-        self._serving = Serving(context, vocabulary, per_slot, self._staged, self._sampler)
+        self._compiler = Compiler(vocabulary)
+        self._serving = Serving(context, vocabulary, per_slot, self._staged, self._sampler, self._compiler)
         self._backgrounds: list[B] = []
 
     # --- what differs
 
     @abstractmethod
-    def _sampler(self, request: Generate) -> Sampler:
-        """Raises InvalidRequest and NotSupported."""
+    def _sampler(self, request: Generate, constraint: Constraint | None) -> Sampler:
+        """Raises InvalidRequest."""
 
     @abstractmethod
     def _free(self, weights: W) -> None:
@@ -65,6 +70,15 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     def submit(self, request: Generate) -> None:
         self._serving.submit(request)
+
+    def embed(self, key: str, input: dict[str, Any]) -> None:
+        self._serving.embed(key, input)
+
+    def refusal(self, input: dict[str, Any]) -> str | None:
+        try:
+            return None if self._prompts.prompt(input) else "the prompt is empty"
+        except AgentdError as error:
+            return str(error)
 
     def cancel(self, key: str) -> None:
         self._serving.cancel(key)
@@ -91,6 +105,9 @@ class LanguageEngine(ABC, Generic[W, B]):
         self._backgrounds.append(background)
         return background
 
+    def session(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Session:
+        return Session(self.background(interrupted, serve))
+
     def stats(self) -> dict[str, Any]:
         staged = {"staged": self._staged.names, "leaving": self._staged.leaving}
         return {**self._serving.counts(), "weights": self._serving.weights, **staged}
@@ -99,6 +116,7 @@ class LanguageEngine(ABC, Generic[W, B]):
         for background in list(self._backgrounds):
             background.close()
         self._serving.close()
+        self._compiler.close()
         self._context.close()
 
     def _closed(self, background: B) -> None:

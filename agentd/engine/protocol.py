@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-Term = tuple[int, int, int]
-"""(s, p, token): log p(token | sequence s up to and including position p)."""
+from agentd.learn.encoded import Encoded
 
 Weights = str
 """The key under which a set of adapters was staged: a revision's number, or `candidate`."""
 
 BASE: Weights = "0"
+
+Target = str | dict[str, Any]
+"""What an example has for an answer: a text, or an assistant's message, which may call tools."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Sampling:
-    """llama.cpp's sampler settings; the defaults are llama.cpp's own. `temperature` 0 is greedy."""
+    """llama.cpp's sampler settings; the defaults are llama.cpp's own. `grammar` is GBNF, or `json` for any object."""
 
     temperature: float = 0.8
     top_k: int = 40
@@ -58,14 +60,30 @@ class Sampling:
     json_schema: str | None = None
 
     @property
+    def greedy(self) -> bool:
+        """Dividing logits by less than that overflows."""
+        return self.temperature < 1e-6
+
+    @property
+    def constrained(self) -> bool:
+        return self.grammar is not None or self.json_schema is not None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer must be a JSON value."""
+        return self.grammar == "json" or self.json_schema is not None
+
+    @property
     def reproducible(self) -> bool:
         """Whether a caller could tell if the same request were computed in another batch."""
-        return self.temperature == 0 or self.seed is not None
+        return self.greedy or self.seed is not None
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A request to serve. `input` is {"messages": [...]} or {"prompt": text}; `choices` restricts the answer."""
+    """A request to serve. `input` is as `prompts.Prompts` takes it; where it declares tools, the answer may call them.
+    Of `choices` the likeliest is the answer, or at a
+    temperature one drawn by their likelihoods."""
 
     key: str
     input: dict[str, Any]
@@ -75,21 +93,27 @@ class Generate:
     logprobs: int | None = None
     choices: tuple[str, ...] = ()
 
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> "Generate":
-        sampling = dict(tree["sampling"])
-        sampling["logit_bias"] = tuple((int(token), float(bias)) for token, bias in sampling["logit_bias"])
-        return cls(
-            **{**tree, "sampling": Sampling(**sampling), "stop": tuple(tree["stop"]), "choices": tuple(tree["choices"])}
-        )
+
+@dataclass(frozen=True)
+class CallDelta:
+    """A part of the answer's call number `index`: its id and the name of the function, once and together, or a
+    fragment of its arguments, which are a JSON text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Something that happened to a request: text came out, or it ended (`finish` or `error` is set)."""
+    """Something that happened to a request: reasoning, text or calls came out, in this order, or it ended (`finish` or
+    `error` is set). An answer that ends with calls finishes with `tool_calls`."""
 
     key: str
     text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     finish: str | None = None
     revision: int = 0
     prompt_tokens: int = 0
@@ -97,9 +121,7 @@ class Piece:
     completion_tokens: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    embedding: list[float] | None = None  # (n_embd,), of a text that was to be embedded
 
 
 @dataclass(frozen=True)
@@ -111,26 +133,6 @@ class Classification:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A training or holdout example in tokens, the same for scoring, tapping and training.
-
-    sequences  what has to be run through the model; the first tokens are usually shared by all examples
-    choices    per choice the terms of its log-likelihood; empty for free text
-    correct    index of the right choice
-    target     the terms of the whole right answer, the end of turn included
-    """
-
-    sequences: list[list[int]]
-    choices: list[list[Term]]
-    correct: int
-    target: list[Term]
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.sequences))
 
 
 @dataclass(frozen=True)
@@ -146,21 +148,21 @@ class TapIndex:
     """Where a tap file has what: a plane of `rows` rows of `n_embd` float32 for each block, the lowest first.
 
     prefix_rows  the first rows of a plane, which all sequences share
-    sequences    per example and sequence (first row, number of rows) of what follows the prefix, in every plane
+    starts       per example its first row in every plane: the rows of what its sequences share behind the prefix, then
+                 those that each sequence has of its own
     """
 
     n_embd: int
     prefix_rows: int
     rows: int
-    sequences: list[list[tuple[int, int]]]
+    starts: list[int]
 
 
 @dataclass(frozen=True)
-class Change:
-    """Low-rank changes beside the linear layers, made from a seed: of kind `lora` or `tensor-train`.
+class AdapterSpec:
+    """Low-rank adapters beside the linear layers, made from a seed: of kind `lora` or `tensor-train`.
 
     differentiated  they learn by backpropagation (with AdamW)
-    freeze_a        of LoRA, only B learns
     """
 
     kind: str
@@ -168,29 +170,27 @@ class Change:
     alpha: float
     seed: int
     differentiated: bool = False
-    freeze_a: bool = False
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How updates move what learns, where the weights themselves do (agentd.learn.weights).
+class LearningRule:
+    """How updates move what learns, where the weights themselves do (agentd.nn).
 
-    distribution  of z, by which zeroth-order steps move it
-    sparsity      of the smallest entries so many learn, all by default
+    distribution  of z, by which zeroth-order steps move it, and their `sparsity`: see learn.update_rule
     blocks        so many last ones, with the final norm and a head of its own, learn by backpropagation
     everywhere    zeroth-order steps move these too, instead of the trunk alone
-    change        updates move such changes instead, and the weights stay as they are
+    adapters      updates move such adapters instead, and the weights stay as they are
     """
 
     distribution: str = "rademacher"
     sparsity: float | None = None
     blocks: int = 0
     everywhere: bool = False
-    change: Change | None = None
+    adapters: AdapterSpec | None = None
 
     @property
     def differentiates(self) -> bool:
-        return self.blocks > 0 or (self.change is not None and self.change.differentiated)
+        return self.blocks > 0 or (self.adapters is not None and self.adapters.differentiated)
 
 
 class Interrupted(Exception):
@@ -200,8 +200,13 @@ class Interrupted(Exception):
 class Background(Protocol):
     """A session of background work over the same weights, in a context of its own; freed by `close`."""
 
-    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
-        """Raises InvalidRequest for an example that cannot be laid out or does not fit a batch."""
+    @property
+    def vocabulary(self) -> Any:
+        """A `prompts.Prompts`."""
+
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: Target, **more: Any) -> Encoded:
+        """`more` as `encode.encode_example` takes it. Raises InvalidRequest for an example that cannot be laid out or
+        does not fit a batch."""
 
     def use(self, weights: Weights) -> None:
         """Computes with these staged adapters from now on, and forgets updates. Raises RevisionCorrupt."""
@@ -214,6 +219,10 @@ class Background(Protocol):
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it."""
+
+    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
+        """Answers requests with the weights as they are now. Yields their pieces; where it may be interrupted, perhaps
+        none. Closing it gives up the rest."""
 
     def update(self, seed: int, coefficient: float) -> None:
         """Control vector += coefficient · z(seed)."""
@@ -232,7 +241,7 @@ class InPlaceBackground(Protocol):
     """What a session can do besides where the weights themselves learn: loss and update then move all of them, on a
     copy that serving never sees, or low-rank changes beside them."""
 
-    def rule(self, rule: Rule) -> None:
+    def rule(self, rule: LearningRule) -> None:
         """Updates follow it from now on; forgets those before."""
 
     def pair(
@@ -285,6 +294,9 @@ class Engine(Protocol):
         """A new session. Where `interrupted()` is true it gives way: it gives its work up and yields, or it calls
         `serve` in the middle of it, which has requests answered and is false where the work has to be given up."""
 
+    def session(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Any:
+        """An `engine.session.OperationSession` over new background work."""
+
     def stats(self) -> dict[str, Any]:
         """`active` and `waiting` requests, the serving `weights`, names `staged`, and how many are `leaving`."""
 
@@ -308,11 +320,25 @@ class Replaying(Protocol):
 
 
 @runtime_checkable
+class Embedder(Protocol):
+    """What an engine can do besides when its model has hidden states to pool."""
+
+    def embed(self, key: str, input: dict[str, Any]) -> None:
+        """Queues a text or tokens, as `prompts.Prompts` takes them: a step brings one piece, with its embedding. Raises
+        InvalidRequest or ContextLengthExceeded."""
+
+
+@runtime_checkable
+class Prompting(Protocol):
+    """What an engine can do besides when its model reads text."""
+
+    def refusal(self, input: dict[str, Any]) -> str | None:
+        """Why an input cannot be made a prompt, whatever its length; None: it can."""
+
+
+@runtime_checkable
 class Classifier(Protocol):
     """What an engine can do besides when its model is a classifier."""
 
     def classify(self, input: dict[str, Any]) -> Classification:
         """Answers at once. Raises InvalidRequest for an input that the model does not take."""
-
-    def session(self, interrupted: Callable[[], bool]) -> Any:
-        """The background commands of a pass, as `engine.session.Session` has them for language models."""

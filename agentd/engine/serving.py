@@ -5,109 +5,60 @@ Rounding depends on how many tokens of a sequence are computed at once, and llam
 half a logit. So every slot has a KV cache of its own, prompts are cut at fixed boundaries, and requests whose caller
 could tell (greedy or seeded) are decoded by themselves; the others may share batches.
 
+Where an answer must be one of several, it is the likeliest as a whole (choices.py), as the gate judges it.
+
 How tokens are computed and sampled is the engine's matter.
 """
 
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic
 
-from agentd.engine.cuts import Cuts
+import numpy as np
+
+from agentd.engine.calls.piece_reader import PieceReader
+from agentd.engine.calls.reader import Delta
+from agentd.engine.choices import ChoiceSearch
+from agentd.engine.constraints import Compiler, Constraint
+from agentd.engine.decoder import Decoder, Sampler
+from agentd.engine.encode import scored_answers
+from agentd.engine.jobs import Choosing, Job, Slot
+from agentd.engine.pooling import ROWS, MeanPooling
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.prompts import Prompts
-from agentd.engine.protocol import BASE, Generate, Piece, Weights
-from agentd.engine.staged import Staged, W
+from agentd.engine.protocol import BASE, Generate, Interrupted, Piece, Weights
 from agentd.engine.text import Detokenizer
-from agentd.engine.wire import describe
+from agentd.engine.weight_registry import W, WeightsSource
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-W_contra = TypeVar("W_contra", contravariant=True)
-
-
-class Decoder(Protocol[W_contra]):
-    """What computes: `n_seq` sequences, each with a KV cache of its own."""
-
-    @property
-    def n_seq(self) -> int: ...
-
-    @property
-    def reuses(self) -> bool:
-        """Whether a cache can be cut back to a prefix."""
-
-    @property
-    def cuts(self) -> Cuts:
-        """Where it wants prompts to be cut."""
-
-    def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
-    ) -> None:
-        """Computes a token in every row, for the sequences named there; `wanted` are the rows whose logits are
-        needed."""
-
-    def logits(self, row: int) -> Floats:
-        """The logits (n_vocab,) of a wanted row of the last batch."""
-
-    def use(self, staged: W_contra) -> None:
-        """Computes with these weights from the next decode on."""
-
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Drops what the cache holds of a sequence, from position `start` on."""
-
-
-class Sampler(Protocol):
-    """Chooses the tokens of one request; `close` frees what it holds."""
-
-    def sample(self, row: int, logits: Floats) -> int:
-        """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class Job(Generic[W]):
-    """A request on its way; `number` counts requests."""
-
-    number: int
-    request: Generate
-    prompt: list[int]
-    weights: Weights
-    adapters: W
-    sampler: Sampler
-    text: Detokenizer
-    reused: int = 0
-    generated: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Slot(Generic[W]):
-    """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`."""
-
-    sequence: int
-    tokens: list[int] = field(default_factory=list)
-    adapters: W | None = None
-    job: Job[W] | None = None
+_ROWS = 16  # of logits that a choice's tokens take at once: a row is 600 kB where a vocabulary has 150,000 tokens
+_NOTHING = Delta()
+_WAIT = 0.002  # seconds that a step waits for a constraint when there is nothing else to do
 
 
 class Serving(Generic[W]):
     """`per_slot` is the tokens one request may use, `samplers` makes the sampler of a request or raises
-    InvalidRequest."""
+    InvalidRequest; it gets what constrains the answer besides. `slots`: not every sequence of the context has one."""
 
     def __init__(
         self,
         context: Decoder[W],
         vocabulary: Prompts,
         per_slot: int,
-        staged: Staged[W],
-        samplers: Callable[[Generate], Sampler],
+        staged: WeightsSource[W],
+        samplers: Callable[[Generate, Constraint | None], Sampler],
+        compiler: Compiler,
+        slots: int | None = None,
     ) -> None:
         self._context, self._vocabulary, self._limit, self._staged = context, vocabulary, per_slot, staged
-        self._samplers = samplers
-        self._slots: list[Slot[W]] = [Slot(i) for i in range(context.n_seq)]
+        self._samplers, self._compiler = samplers, compiler
+        self._slots: list[Slot[W]] = [Slot(i) for i in range(slots or context.n_seq)]
         self._waiting: deque[Job[W]] = deque()
+        self._compiling: list[Job[W]] = []
         self._submitted = 0
         self.weights: Weights = BASE
 
@@ -133,47 +84,78 @@ class Serving(Generic[W]):
     def close(self) -> None:
         """Frees what the requests that are still there hold."""
         for job in self._jobs():
-            job.sampler.close()
+            job.close()
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting) or any(slot.job for slot in self._slots)
+        return bool(self._waiting or self._compiling) or any(slot.job for slot in self._slots)
 
     def counts(self) -> dict[str, int]:
-        return {"active": sum(slot.job is not None for slot in self._slots), "waiting": len(self._waiting)}
+        waiting = len(self._waiting) + len(self._compiling)
+        return {"active": sum(slot.job is not None for slot in self._slots), "waiting": waiting}
+
+    def embed(self, key: str, input: dict[str, Any]) -> None:
+        job = self._job(Generate(key, input))
+        job.pooling = MeanPooling()
+        self._waiting.append(job)
 
     def submit(self, request: Generate) -> None:
+        job = self._job(request)
+        if request.choices:
+            job.choosing = self._choices(request, job.prompt)
+        else:
+            plan = self._vocabulary.answer_plan(request.input, job.prompt, request.sampling)
+            if plan is not None:
+                job.reader = PieceReader(plan.reader(), self._vocabulary.visible)
+            if request.sampling.constrained or (plan is not None and plan.use.tools):
+                job.compilation = self._compiler.submit(request.sampling, plan)
+                self._compiling.append(job)
+                return
+            job.sampler = self._samplers(request, None)
+        self._waiting.append(job)
+
+    def _job(self, request: Generate) -> Job[W]:
         prompt = self._vocabulary.prompt(request.input)
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if len(prompt) >= self._limit:
             raise ContextLengthExceeded(len(prompt), self._limit)
-        sampler = self._samplers(request)
         self._submitted += 1
         adapters, text = self._staged[self.weights], Detokenizer(request.stop)
-        self._waiting.append(Job(self._submitted, request, prompt, self.weights, adapters, sampler, text))
+        return Job(self._submitted, request, prompt, self.weights, adapters, text)
+
+    def _choices(self, request: Generate, prompt: list[int]) -> Choosing:
+        tokens = [self._vocabulary.answer(request.input, prompt, choice) for choice in request.choices]
+        if (longest := len(prompt) + max(map(len, tokens))) >= self._limit:
+            raise ContextLengthExceeded(longest, self._limit)
+        temperature = 0.0 if request.sampling.greedy else request.sampling.temperature
+        search = ChoiceSearch(scored_answers(tokens, self._vocabulary.end), temperature)
+        return Choosing(search, list(zip(tokens, request.choices, strict=True)))
 
     def cancel(self, key: str) -> None:
+        self._compiling = [job for job in self._compiling if job.request.key != key]
         for job in list(self._waiting):
             if job.request.key == key:
                 self._waiting.remove(job)
-                job.sampler.close()
+                job.close()
         for slot in self._slots:
             if slot.job is not None and slot.job.request.key == key:
                 self._release(slot)
 
     def step(self) -> list[Piece]:
         """One prompt chunk of the oldest unfinished prompt, then one token for everybody who is answering."""
+        pieces = self._compiled()
         self._admit()
-        pieces: list[Piece] = []
         prompting = [slot for slot in self._slots if slot.job and len(slot.tokens) < len(slot.job.prompt)]
         if prompting:
             pieces += self._guard(self._prompt, [min(prompting, key=lambda slot: slot.job.number if slot.job else 0)])
         together: dict[int, list[Slot[W]]] = {}
         for slot in self._slots:
-            if slot.job is None or not slot.job.generated:
+            if slot.job is None or not slot.job.prompted:
                 continue
-            if slot.job.request.sampling.reproducible:
+            if slot.job.choosing is not None:
+                pieces += self._guard(self._choose, [slot])
+            elif self._alone(slot.job):
                 pieces += self._guard(self._generate, [slot])
             else:
                 together.setdefault(id(slot.job.adapters), []).append(slot)
@@ -181,8 +163,33 @@ class Serving(Generic[W]):
             pieces += self._guard(self._generate, slots)
         return pieces
 
+    def _alone(self, job: Job[W]) -> bool:
+        """Whether nobody else's tokens may be in its batches."""
+        return job.request.sampling.reproducible
+
     def _jobs(self) -> list[Job[W]]:
-        return [*self._waiting, *(slot.job for slot in self._slots if slot.job)]
+        return [*self._compiling, *self._waiting, *(slot.job for slot in self._slots if slot.job)]
+
+    def _compiled(self) -> list[Piece]:
+        """Lets requests wait for a slot whose constraints are there; those whose are wrong end."""
+        if not self._compiling:
+            return []
+        self._compiler.watch()
+        pieces: list[Piece] = []
+        for job in list(self._compiling):
+            assert job.compilation is not None
+            if job.compilation.done.wait(0 if self._waiting or self._active else _WAIT):
+                self._compiling.remove(job)
+                try:
+                    job.sampler = self._samplers(job.request, job.compilation.result())
+                    self._waiting.append(job)
+                except AgentdError as error:
+                    pieces.append(job.failed(error))
+        return pieces
+
+    @property
+    def _active(self) -> bool:
+        return any(slot.job for slot in self._slots)
 
     def _admit(self) -> None:
         while self._waiting and any(slot.job is None for slot in self._slots):
@@ -194,25 +201,24 @@ class Serving(Generic[W]):
             slot.tokens, slot.adapters, slot.job = slot.tokens[: job.reused], job.adapters, job
 
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
-        if slot.adapters is not job.adapters or not self._context.reuses:
+        if slot.adapters is not job.adapters or not self._context.reuses or job.pooling is not None:
             return 0
-        limit = min(len(slot.tokens), len(job.prompt) - 1)
-        n = 0
-        while n < limit and slot.tokens[n] == job.prompt[n]:
-            n += 1
-        return self._context.cuts.reusable(n)
+        return self._context.cuts.reusable(common_length(slot.tokens, job.prompt[:-1]))
 
     def _guard(self, compute: Callable[[list[Slot[W]]], list[Piece]], slots: list[Slot[W]]) -> list[Piece]:
-        """A request that cannot be computed ends with an error; the others go on."""
+        """A request that cannot be computed ends with an error; the others go on. What was given up for something
+        more urgent, which leaves the cache as it was, is computed at the next step."""
         try:
             return compute(slots)
+        except Interrupted:
+            return []
         except Exception as error:
             if not isinstance(error, AgentdError):
                 logger.exception("a request failed")
             pieces = []
             for slot in slots:
                 if slot.job:
-                    pieces.append(Piece(slot.job.request.key, revision=int(slot.job.weights), error=describe(error)))
+                    pieces.append(slot.job.failed(error))
                     self._release(slot)
             return pieces
 
@@ -220,6 +226,8 @@ class Serving(Generic[W]):
         (slot,) = slots
         job = slot.job
         assert job is not None
+        if job.pooling is not None:
+            return self._pool(slot, job, job.pooling)
         start = len(slot.tokens)
         stop = min(self._context.cuts.after(start), len(job.prompt))
         chunk = job.prompt[start:stop]
@@ -229,7 +237,13 @@ class Serving(Generic[W]):
             chunk, range(start, stop), [(slot.sequence,)] * len(chunk), [len(chunk) - 1] if complete else []
         )
         slot.tokens = slot.tokens + chunk
-        return [self._sample(slot, len(chunk) - 1)] if complete else []
+        if not complete:
+            return []
+        job.prompted = True
+        if job.choosing is not None:
+            self._observe(job, job.choosing, (), len(chunk) - 1)
+            return []
+        return [self._sample(slot, len(chunk) - 1)]
 
     def _generate(self, slots: list[Slot[W]]) -> list[Piece]:
         jobs = [slot.job for slot in slots if slot.job]
@@ -240,41 +254,171 @@ class Serving(Generic[W]):
         )
         for slot, token in zip(slots, tokens, strict=True):
             slot.tokens.append(token)
-        return [self._sample(slot, row) for row, slot in enumerate(slots)]
+        pieces = []
+        for row, slot in enumerate(slots):  # who cannot go on ends alone
+            pieces += self._guard(partial(self._sampled, row), [slot])
+        return pieces
+
+    def _sampled(self, row: int, slots: list[Slot[W]]) -> list[Piece]:
+        return [self._sample(slot, row) for slot in slots]
 
     def _sample(self, slot: Slot[W], row: int) -> Piece:
         job = slot.job
         assert job is not None
+        assert job.sampler is not None
         logits = self._context.logits(row)
         token = job.sampler.sample(row, logits)
         job.generated.append(token)
         finish, text = None, ""
-        logprobs = []
+        if job.reader is not None:
+            return self._piece(slot, job, *self._read(slot, job, job.reader, token, logits))
         if self._vocabulary.is_end(token):
             finish, text = "stop", job.text.flush()
         else:
             if job.request.logprobs is not None:
-                logprobs = [self._logprob(logits, token, job.request.logprobs)]
+                entry = self._logprob(log_probabilities(logits), token, job.request.logprobs)
+                job.logprobs.append((job.text.decoded, entry))
             text = job.text.feed(self._vocabulary.piece(token))
             if job.text.stopped:
                 finish = "stop"
             elif len(job.generated) >= job.request.max_tokens or len(slot.tokens) + 1 >= self._limit:
                 finish, text = "length", text + job.text.flush()
+        return self._piece(slot, job, text, finish)
+
+    def _read(
+        self, slot: Slot[W], job: Job[W], reader: PieceReader, token: int, logits: Floats
+    ) -> tuple[str, str | None, Delta]:
+        """(text, finish, reasoning and calls) of a token, where there is more than text in answers."""
+        if self._vocabulary.is_end(token):
+            delta = reader.flush()
+            text = job.text.feed(delta.text.encode())
+            return text + job.text.flush(), "tool_calls" if reader.called else "stop", delta
+        if job.request.logprobs is not None and reader.speaking:
+            entry = self._logprob(log_probabilities(logits), token, job.request.logprobs)
+            job.logprobs.append((job.text.decoded, entry))
+        delta = reader.feed(token)
+        text, finish = job.text.feed(delta.text.encode()), None
+        if job.text.stopped:
+            finish = "stop"
+        elif len(job.generated) >= job.request.max_tokens or len(slot.tokens) + 1 >= self._limit:
+            last = reader.flush(cut=True)
+            text += job.text.feed(last.text.encode()) + job.text.flush()
+            delta = Delta("", delta.reasoning + last.reasoning, delta.calls + last.calls)
+            finish = "length"
+        return text, finish, delta
+
+    def _piece(self, slot: Slot[W], job: Job[W], text: str, finish: str | None, delta: Delta = _NOTHING) -> Piece:
+        """What came out, with the log-probabilities of the tokens whose text did: never of a stop string's."""
+        whole = finish is not None and not job.text.stopped and job.reader is None
+        sent = [entry for at, entry in job.logprobs if whole or at < job.text.released]
+        job.logprobs = job.logprobs[len(sent) :]
         if finish is not None:
             self._release(slot)
         return Piece(
             key=job.request.key,
             text=text,
+            reasoning=delta.reasoning,
+            calls=delta.calls,
             finish=finish,
-            revision=int(job.weights),
+            revision=job.revision,
             prompt_tokens=len(job.prompt),
             cached_tokens=job.reused,
             completion_tokens=len(job.generated),
-            logprobs=logprobs,
+            logprobs=sent,
         )
 
-    def _logprob(self, logits: Floats, token: int, top: int) -> dict[str, Any]:
+    def _pool(self, slot: Slot[W], job: Job[W], pooling: MeanPooling) -> list[Piece]:
+        """The next tokens of what is to be embedded; after the last, its piece."""
+        start = len(slot.tokens)
+        chunk = job.prompt[start : start + ROWS]
+        self._context.use(job.adapters)
+        pooling.add(self._context.hidden(chunk, start, slot.sequence))
+        slot.tokens = slot.tokens + chunk
+        if len(slot.tokens) < len(job.prompt):
+            return []
+        vector = pooling.vector()
+        self._context.forget(slot.sequence)  # no conversation begins with it: its slot is the next one to be taken
+        slot.tokens = []
+        self._release(slot)
+        n, revision = len(job.prompt), job.revision
+        return [Piece(job.request.key, finish="stop", embedding=vector, prompt_tokens=n, revision=revision)]
+
+    # --- choices
+
+    def _choose(self, slots: list[Slot[W]]) -> list[Piece]:
+        """Computes the likeliest answer whose likelihood is not known yet, or says which one it is."""
+        (slot,) = slots
+        job = slot.job
+        assert job is not None
+        assert job.choosing is not None
+        answer = job.choosing.search.open()
+        if answer is None:
+            return [self._chosen(slot, job, job.choosing)]
+        self._context.use(job.adapters)
+        fed = answer[:-1]  # the last token is predicted, never fed
+        n = common_length(slot.tokens[len(job.prompt) :], fed)
+        self._rewind(slot, len(job.prompt) + n)
+        for start in range(n, len(fed), _ROWS):
+            chunk = fed[start : start + _ROWS]
+            at = len(slot.tokens)
+            rows = range(len(chunk))
+            self._context.decode(chunk, range(at, at + len(chunk)), [(slot.sequence,)] * len(chunk), rows)
+            slot.tokens = slot.tokens + chunk
+            for row in rows:
+                self._observe(job, job.choosing, tuple(fed[: start + row + 1]), row)
+        return []
+
+    def _observe(self, job: Job[W], choosing: Choosing, prefix: tuple[int, ...], row: int) -> None:
+        logits = self._context.logits(row)
+        if job.request.sampling.logit_bias:
+            logits = np.array(logits)
+            for token, bias in job.request.sampling.logit_bias:
+                logits[token] += np.float32(bias)
         values = log_probabilities(logits)
+        choosing.search.observe(prefix, values)
+        if job.request.logprobs is not None:
+            for token in choosing.search.following(prefix):
+                choosing.entries[(*prefix, token)] = self._logprob(values, token, job.request.logprobs)
+
+    def _rewind(self, slot: Slot[W], n: int) -> None:
+        """Cuts a sequence back to its first `n` tokens, or computes those again where its cache cannot be cut."""
+        if n == len(slot.tokens):
+            return
+        kept = slot.tokens[:n]
+        if self._context.reuses:
+            self._context.forget(slot.sequence, n)
+            slot.tokens = kept
+            return
+        self._context.forget(slot.sequence)
+        slot.tokens = []
+        while len(slot.tokens) < n:
+            start = len(slot.tokens)
+            chunk = kept[start : self._context.cuts.after(start)]
+            self._context.decode(chunk, range(start, start + len(chunk)), [(slot.sequence,)] * len(chunk), [])
+            slot.tokens = slot.tokens + chunk
+
+    def _chosen(self, slot: Slot[W], job: Job[W], choosing: Choosing) -> Piece:
+        try:
+            number = choosing.search.choose(np.random.default_rng(job.request.sampling.seed))
+        except ValueError as error:
+            raise AgentdError(f"no choice can be made: {error}") from None
+        tokens, text = choosing.answers[number]
+        finish = "stop"
+        if len(tokens) > job.request.max_tokens:
+            tokens, finish = tokens[: job.request.max_tokens], "length"
+            text = b"".join(map(self._vocabulary.piece, tokens)).decode("utf-8", "replace")
+        job.generated = tokens
+        if job.request.logprobs is not None:
+            pieces = [self._vocabulary.piece(token) for token in tokens]
+            places = [len(b"".join(pieces[:i]).decode("utf-8", "ignore")) for i in range(len(tokens))]
+            entries = [choosing.entries[tuple(tokens[: i + 1])] for i in range(len(tokens))]
+            job.logprobs = list(zip(places, entries, strict=True))
+        said = job.text.feed(text.encode())
+        return self._piece(slot, job, said + job.text.flush(), finish)
+
+    # --- log-probabilities
+
+    def _logprob(self, values: Floats, token: int, top: int) -> dict[str, Any]:
         best: list[int] = values.argpartition(-top)[-top:].tolist() if top else []
         ranked = sorted(best, key=lambda i: -values[i])
         return {**self._entry(token, values), "top_logprobs": [self._entry(i, values) for i in ranked]}
@@ -285,9 +429,17 @@ class Serving(Generic[W]):
 
     def _release(self, slot: Slot[W]) -> None:
         if slot.job is not None:
-            slot.job.sampler.close()
+            slot.job.close()
         slot.job = None
         if slot.adapters is not self._staged[self.weights]:  # its cache is of no use to anybody
             self._context.forget(slot.sequence)
             slot.tokens, slot.adapters = [], None
         self._staged.sweep()
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

@@ -1,143 +1,192 @@
-"""The background commands of the engine process: a set of examples, and what a pass asks about them.
+"""The background operations of the engine process: a set of examples, and what a pass asks about them.
 
-Every command is a generator: it yields progress (or None) where serving may cut in, and returns its result.
+Every handler is a generator: it yields progress (or None) where serving may cut in, and returns its result.
 """
 
 import json
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from agentd.engine.protocol import Background, Change, Encoded, InPlaceBackground, Rule, TapIndex
+from agentd.engine.answering import requests
+from agentd.engine.operations import (
+    Answer,
+    Answered,
+    Descend,
+    Digest,
+    Drift,
+    Encode,
+    Loss,
+    Operation,
+    P,
+    Pair,
+    R,
+    ScoreExamples,
+    SetRule,
+    Tap,
+    Update,
+    Use,
+    WriteControl,
+    WriteMoved,
+)
+from agentd.engine.protocol import Background, Generate, InPlaceBackground, Scores, TapIndex
+from agentd.engine.reply import Reply
 from agentd.errors import AgentdError, InvalidRequest, NotSupported
+from agentd.learn.encoded import Encoded
 
-Steps = Generator[Any, None, Any]
+Steps = Generator[P | None, None, R]
+"""Steps[type of progress, type of the result]."""
+
+T = TypeVar("T")
+
+_ENCODED = ("input", "choices", "target", "rejected", "objective", "weight")  # of an example, what its tokens depend on
 
 
-class Session:
+class OperationSession:
+    """Begins operations by their type; a subclass names its handlers with `on`."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[type[Operation[Any, Any]], Callable[[Any], Steps[Any, Any]]] = {}
+
+    def on(self, operation: type[Operation[R, P]], handler: Callable[[Any], Steps[P, R]]) -> None:
+        self._handlers[operation] = handler
+
+    def begin(self, operation: Operation[R, P]) -> Steps[P, R]:
+        """Raises NotSupported for what this engine's sessions cannot do."""
+        handler = self._handlers.get(type(operation))
+        if handler is None:
+            raise NotSupported(f"this engine's sessions have no operation {type(operation).__name__}")
+        return handler(operation)
+
+    def close(self) -> None:
+        """Frees what the session holds."""
+
+
+class Session(OperationSession):
+    """Of a language model."""
+
     def __init__(self, background: Background) -> None:
+        super().__init__()
         self._background = background
         self._examples: list[Encoded] = []
+        self.on(Encode, self._encode)
+        self.on(Use, lambda op: _at_once(lambda: background.use(op.weights)))
+        self.on(ScoreExamples, self._score)
+        self.on(Answer, self._answer)
+        self.on(Tap, self._tap)
+        self.on(Loss, lambda op: _last(background.loss(self._chosen(op.examples), op.nll_weight, op.seed, op.scale)))
+        self.on(Update, lambda op: _at_once(lambda: background.update(op.seed, op.coefficient)))
+        self.on(Drift, lambda op: _last(background.drift(op.texts, op.reference, op.candidate)))
+        self.on(WriteControl, lambda op: _at_once(lambda: background.write_control(op.path)))
+        if isinstance(background, InPlaceBackground):
+            self._learns_in_place(background)
 
-    def encode(self, source: str, target: str) -> Steps:
-        """Tokenises the examples of the JSONL file `source` ({"input", "choices", "target"} a line) into `target`.
+    def _learns_in_place(self, background: InPlaceBackground) -> None:
+        self.on(SetRule, lambda op: _at_once(lambda: background.rule(op.rule)))
+        self.on(Pair, lambda op: _both(background.pair(self._chosen(op.examples), op.nll_weight, op.seed, op.epsilon)))
+        self.on(
+            Descend,
+            lambda op: _both(background.descend(self._chosen(op.examples), op.nll_weight, op.seed, op.epsilon, op.lr)),
+        )
+        self.on(WriteMoved, lambda op: _at_once(lambda: background.write_moved(op.path)))
+        self.on(Digest, lambda op: _at_once(background.digest))
 
-        An example that cannot be used is written as {"error": reason}; it keeps its number and is never asked for.
-        """
+    def _encode(self, op: Encode) -> Steps[int, int]:
         self._examples = []
         # Lines end with \n alone: a text may hold any of the other line separators that splitlines() knows.
-        with (
-            Path(source).open(encoding="utf-8", newline="\n") as lines,
-            Path(target).open("w", encoding="utf-8") as out,
-        ):
+        with op.source.open(encoding="utf-8", newline="\n") as lines, op.target.open("w", encoding="utf-8") as out:
             for number, line in enumerate(lines):
                 example = json.loads(line)
                 try:
-                    encoded = self._background.encode(example["input"], example["choices"], example["target"])
+                    encoded = self._background.encode(**{name: example[name] for name in _ENCODED if name in example})
                     out.write(json.dumps(asdict(encoded)) + "\n")
                 except AgentdError as error:
-                    encoded = Encoded([], [], 0, [])
+                    encoded = Encoded.of([], [], 0, [])
                     out.write(json.dumps({"error": str(error)}) + "\n")
                 self._examples.append(encoded)
                 if number % 32 == 31:
                     yield number + 1
         return len(self._examples)
 
-    def use(self, weights: str) -> Steps:
-        self._background.use(weights)
-        yield None
-
-    def score(self, examples: Sequence[int]) -> Steps:
-        """[{"choices": [log-likelihood...], "target": [log-likelihood...]}] in the order asked for."""
-        by_length, back = _sorted(self._chosen(examples))
-        scores: list[dict[str, Any]] = []
+    def _score(self, op: ScoreExamples) -> Steps[int, list[Scores]]:
+        by_length, back = _sorted(self._numbered(op.examples))
+        scores: list[Scores] = []
         for some in self._background.score(by_length):
-            scores += [asdict(score) for score in some]
+            scores += some
             yield len(scores)
         return [scores[i] for i in back]
 
-    def tap(self, examples: Sequence[int], first: int, end: int, path: str) -> Steps:
-        """Writes the inputs of blocks [first, end) and returns the index, sequences in the order asked for."""
-        by_length, back = _sorted(self._chosen(examples))
+    def _answer(self, op: Answer) -> Steps[int, list[Answered | None]]:
+        asked: list[Generate] = []
+        for request in requests(op.source, op.lines, self._background.vocabulary):
+            asked.append(request)
+            yield None
+        replies = {request.key: Reply() for request in asked}
+        ended: dict[str, Answered] = {}
+        work = self._background.answer(asked)
+        spent = 0.0
+        while spent < op.seconds:
+            began, before = time.monotonic(), len(ended)
+            pieces = next(work, None)
+            if pieces is None:
+                break
+            for piece in pieces:
+                reply = replies[piece.key]
+                reply.add(piece)
+                if piece.finish or piece.error:
+                    error = None if piece.error is None else str(piece.error["message"])
+                    ended[piece.key] = Answered(reply.text, reply.calls, error)
+            spent += time.monotonic() - began
+            yield len(ended) if len(ended) > before else None
+        work.close()
+        return [ended.get(request.key) for request in asked]
+
+    def _tap(self, op: Tap) -> Steps[int, TapIndex]:
+        by_length, back = _sorted(self._numbered(op.examples))
         index: TapIndex | None = None
-        for step in self._background.tap(by_length, range(first, end), Path(path)):
+        for step in self._background.tap(by_length, range(op.first, op.end), op.path):
             if isinstance(step, TapIndex):
                 index = step
             else:
                 yield step
         assert index is not None
-        sequences = [index.sequences[i] for i in back]
-        return {**asdict(index), "sequences": sequences}
-
-    def loss(self, examples: Sequence[int], nll_weight: float, seed: int, scale: float) -> Steps:
-        chosen, _ = _sorted(self._chosen(examples))
-        loss = None
-        for value in self._background.loss(chosen, nll_weight, seed, scale):
-            loss = value
-            yield None
-        return loss
-
-    def update(self, seed: int, coefficient: float) -> Steps:
-        self._background.update(seed, coefficient)
-        yield None
-
-    def pair(self, examples: Sequence[int], nll_weight: float, seed: int, epsilon: float) -> Steps:
-        """The losses at both signs of a perturbation, of an engine that learns in place."""
-        chosen, _ = _sorted(self._chosen(examples))
-        both = None
-        for value in self._learning().pair(chosen, nll_weight, seed, epsilon):
-            both = value
-            yield None
-        return both
-
-    def rule(self, change: dict[str, Any] | None = None, **rule: Any) -> Steps:
-        self._learning().rule(Rule(**rule, change=Change(**change) if change else None))
-        yield None
-
-    def descend(self, examples: Sequence[int], nll_weight: float, seed: int, epsilon: float, lr: float) -> Steps:
-        """A step of backpropagation, and the losses at both signs of a perturbation of the trunk."""
-        chosen, _ = _sorted(self._chosen(examples))
-        both = None
-        for value in self._learning().descend(chosen, nll_weight, seed, epsilon, lr):
-            both = value
-            yield None
-        return both
-
-    def write_moved(self, path: str) -> Steps:
-        self._learning().write_moved(Path(path))
-        yield None
-
-    def digest(self) -> Steps:
-        yield None
-        return self._learning().digest()
-
-    def write_control(self, path: str) -> Steps:
-        self._background.write_control(Path(path))
-        yield None
-
-    def drift(self, texts: Sequence[str], reference: str, candidate: str) -> Steps:
-        drift = None
-        for value in self._background.drift(texts, reference, candidate):
-            drift = value
-            yield None
-        return drift
+        return TapIndex(index.n_embd, index.prefix_rows, index.rows, [index.starts[i] for i in back])
 
     def close(self) -> None:
         self._background.close()
 
-    def _learning(self) -> InPlaceBackground:
-        if not isinstance(self._background, InPlaceBackground):
-            raise NotSupported("this engine does not learn in place")
-        return self._background
-
     def _chosen(self, numbers: Sequence[int]) -> list[Encoded]:
+        return _sorted(self._numbered(numbers))[0]
+
+    def _numbered(self, numbers: Sequence[int]) -> list[Encoded]:
         for number in numbers:
             if not 0 <= number < len(self._examples):
                 raise InvalidRequest(f"the session has no example {number}")
-            if not self._examples[number].sequences:
+            if not self._examples[number].own:
                 raise InvalidRequest(f"example {number} could not be encoded")
         return [self._examples[number] for number in numbers]
+
+
+def _at_once(work: Callable[[], R]) -> Steps[None, R]:
+    """The steps of what is not worth interrupting."""
+    yield None
+    return work()
+
+
+def _last(values: Iterator[T | None]) -> Steps[None, T]:
+    """The steps of what yields None where it may be interrupted, and its result at last."""
+    result: T | None = None
+    for value in values:
+        result = value
+        yield None
+    assert result is not None
+    return result
+
+
+def _both(values: Iterator[tuple[float, ...] | None]) -> Steps[None, tuple[float, float]]:
+    plus, minus = yield from _last(values)
+    return plus, minus
 
 
 def _sorted(examples: list[Encoded]) -> tuple[list[Encoded], list[int]]:

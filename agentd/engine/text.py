@@ -5,13 +5,19 @@ from collections.abc import Sequence
 
 
 class Detokenizer:
-    """Turns the bytes of successive tokens into text. `stopped` is set once a stop string was met."""
+    """Turns the bytes of successive tokens into text. `stopped` is set once a stop string was met; `released` is the
+    number of characters that were given out, `decoded` that of all there are."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = [text for text in stop if text]
         self._held = ""
         self.stopped = False
+        self.released = 0
+
+    @property
+    def decoded(self) -> int:
+        return self.released + len(self._held)
 
     def feed(self, data: bytes) -> str:
         """Text that is certain now."""
@@ -22,6 +28,7 @@ class Detokenizer:
         if self.stopped:
             return ""
         text = self._release(self._held + self._decoder.decode(b"", final=True))
+        self.released += len(self._held)
         text, self._held = text + self._held, ""
         return text
 
@@ -29,10 +36,12 @@ class Detokenizer:
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            end = min(found)
+        else:
+            end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+            self._held = text[end:]
+        self.released += end
+        return text[:end]
 
 
 def _overlap(text: str, stop: str) -> int:

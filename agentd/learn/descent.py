@@ -10,13 +10,13 @@ The trunk's step size is calibrated and its projected gradients are clipped as i
 given. Both warm up and fall along the same cosine.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Generator
 from typing import Protocol
 
-from agentd.learn.ledger import Step
-from agentd.learn.spsa import Oracle, Run, StepResult, Trajectory
-from agentd.learn.step_size import schedule
+from agentd.learn.optimise import StepResult, Taken, Trajectory, iterate
+from agentd.learn.spsa import SPSA, Oracle
 
 
 class DescentOracle(Oracle, Protocol):
@@ -41,11 +41,11 @@ def minimise(
     patience: int | None = None,
     trajectory: Trajectory | None = None,
 ) -> Generator[StepResult, None, None]:
-    """Takes `steps` steps, yielding after each; what is not said here is as in `learn.spsa.minimise`.
+    """Takes `steps` steps of the loop in optimise.py; what is not said here is as in `learn.spsa.minimise`.
 
     lr       of the last blocks
     epsilon  of the trunk's steps; None leaves the trunk as it is
-    period   with 2 or more, every so manieth step is backpropagation alone and the others are zeroth-order alone
+    period   with 2 or more, every `period`-th step is backpropagation alone and the others are zeroth-order alone
 
     With an epsilon the first step is the calibration, which is an update of the trunk alone. Raises Diverged.
     """
@@ -55,38 +55,29 @@ def minimise(
         raise ValueError("a period needs zeroth-order steps in between, hence an epsilon")
     if epsilon is not None and not (epsilon > 0 and probes > 0):
         raise ValueError("zeroth-order steps need a positive epsilon and probes to calibrate their size")
-    run = Run(oracle, epsilon or 1.0, first_seed, trajectory if trajectory is not None else Trajectory())
-    if evaluate is not None:
-        run.trajectory.judge(0, evaluate())
-    scale, failures = 1.0, 0
-    for step in range(1, steps + 1):
-        part = scale * schedule(step, steps)
-        applied: tuple[Step, ...] = ()
+    trajectory = trajectory if trajectory is not None else Trajectory()
+    run = SPSA(oracle, epsilon or 1.0, first_seed, trajectory)
+
+    def backpropagate(step: int, rate: float) -> Taken:
+        seed = run.seed()
+        _, loss = oracle.descend(seed, 0.0, rate, step)
+        estimate = run.estimate([(seed, 0.0)] if math.isfinite(loss) else [], [loss], 1)
+        return Taken(estimate.loss, 0.0, rate, (), 1)
+
+    def take(step: int, part: float) -> Taken:
         if epsilon is None or (period > 1 and step % period == 0):
-            seed = run.seed()
-            _, loss = oracle.descend(seed, 0.0, part * lr, step)
-            measured = run.measured([(seed, 0.0)] if math.isfinite(loss) else [], [loss], 1)
-            rate, gradient = part * lr, 0.0
+            return backpropagate(step, part * lr)
+        if step == 1:
+            estimate, rate = run.calibrate(probes), run.rate(None, probes)
+        elif period > 1:
+            estimate, rate = run.measure(step, 1, curvature=False), part * run.rate(None, 1)
         else:
-            if step == 1:
-                measured, rate = run.calibrate(probes), run.rate(None, probes)
-            elif period > 1:
-                measured, rate = run.measure(step, 1, curvature=False), part * run.rate(None, 1)
-            else:
-                seed = run.seed()
-                plus, minus = oracle.descend(seed, epsilon, part * lr, step)
-                g = (plus - minus) / (2 * epsilon)
-                finite = math.isfinite(g)
-                measured = run.measured([(seed, g)] if finite else [], [plus, minus] if finite else [], 2)
-                rate = part * run.rate(None, 1)
-            applied, gradient = run.apply(measured, rate)
-        dev_loss, best = None, False
-        if evaluate is not None and (step % evaluate_every == 0 or step == steps):
-            dev_loss = evaluate()
-            best = run.trajectory.judge(step, dev_loss)
-            failures = 0 if best else failures + 1
-            scale *= 0.5 if failures and failures % 2 == 0 else 1.0
-        yield StepResult(step, steps, measured.loss, gradient, rate, applied, measured.forwards, None, dev_loss, best)
-        if patience is not None and failures >= patience:
-            run.trajectory.stopped = f"{failures} evaluations in a row did not improve"
-            return
+            seed = run.seed()
+            plus, minus = oracle.descend(seed, epsilon, part * lr, step)
+            g = (plus - minus) / (2 * epsilon)
+            finite = math.isfinite(g)
+            estimate = run.estimate([(seed, g)] if finite else [], [plus, minus] if finite else [], 2)
+            rate = part * run.rate(None, 1)
+        return dataclasses.replace(run.apply(estimate, rate), curvature=None)
+
+    return iterate(take, trajectory, steps=steps, evaluate=evaluate, evaluate_every=evaluate_every, patience=patience)

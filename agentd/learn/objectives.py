@@ -5,12 +5,22 @@ choices' cross-entropy is taken over these sums (so multi-token choices are comp
 whole right answer, end of turn included, adds a little of its mean negative log-likelihood: that keeps the model
 saying the answer, not only preferring it. Free text has the mean negative log-likelihood alone.
 
+What people prefer and what they reject is judged by the odds p / (1 - p) of an answer, p being the geometric mean of
+its tokens' likelihoods: so long answers are not the less likely ones, and no reference model is needed beside the one
+that learns, neither its memory nor its forward passes. A model that would hardly say a rejected answer is left alone.
+
 Derivatives are taken by the terms, so whoever computed these can go on from there, whatever computed them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from agentd.learn.encoded import PREFERENCE, UNLIKELIHOOD, Encoded
+
+ODDS_WEIGHT = 1.0
+"""lambda of ORPO: how much the odds weigh beside the likelihood of the chosen answer."""
+_LEAST = 1e-6  # of 1 - p, so that the odds are finite
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class Objective:
     choices: list[list[float]]
     target: list[float]
     predicted: int | None
-    """The most likely choice; None for free text."""
+    """The most likely choice, of a preference by the mean over its tokens; None for free text."""
 
 
 def choice(scores: Sequence[float], correct: int) -> tuple[float, list[float]]:
@@ -36,6 +46,73 @@ def choice(scores: Sequence[float], correct: int) -> tuple[float, list[float]]:
 def completion(terms: Sequence[float]) -> tuple[float, list[float]]:
     """Mean negative log-likelihood of a text's tokens, and its derivative by each of them."""
     return -math.fsum(terms) / len(terms), [-1 / len(terms)] * len(terms)
+
+
+def odds_ratio(chosen: float, rejected: float) -> tuple[float, float, float]:
+    """-log sigmoid(log(odds(chosen) / odds(rejected))), and its derivatives by both: L_OR of Hong, Lee and Thorne,
+    "ORPO: Monolithic Preference Optimization without Reference Model" (2024), equations 4 and 7.
+
+    chosen, rejected  mean log-likelihoods of the answers' tokens
+    """
+    (chosen_odds, by_chosen), (rejected_odds, by_rejected) = _log_odds(chosen), _log_odds(rejected)
+    difference = chosen_odds - rejected_odds
+    loss = max(0.0, -difference) + math.log1p(math.exp(-abs(difference)))
+    wrong = math.exp(-difference - loss) if difference >= 0 else math.exp(-loss)  # sigmoid(-difference)
+    return loss, -wrong * by_chosen, wrong * by_rejected
+
+
+def unlikelihood(mean: float) -> tuple[float, float]:
+    """-log(1 - p) of an answer whose tokens' log-likelihoods have this mean, and its derivative by the mean: the loss
+    of Welleck et al., "Neural Text Generation with Unlikelihood Training" (2020), equation 4, over a whole answer.
+
+    Both vanish as the answer becomes unlikely: nothing is gained by pushing it further down.
+    """
+    rest = _rest(mean)
+    return -math.log(rest), math.exp(mean) / rest
+
+
+def _log_odds(mean: float) -> tuple[float, float]:
+    """log(p / (1 - p)) where log p is `mean`, and its derivative by it."""
+    rest = _rest(mean)
+    return mean - math.log(rest), 1 / rest
+
+
+def _rest(mean: float) -> float:
+    """1 - p."""
+    return max(_LEAST, -math.expm1(mean))
+
+
+def example_objective(
+    example: Encoded, choices: Sequence[float], target: Sequence[float], nll_weight: float
+) -> Objective:
+    """The loss of an example by its own objective and weight, and its derivatives, in the shape of its terms.
+
+    choices     per choice the sum of its tokens' log-likelihoods
+    target      the log-likelihoods of the target's tokens
+    nll_weight  see `objective`; a preference takes the mean negative log-likelihood of its chosen answer whole
+    """
+    lengths = [len(terms) for terms in example.choices] or [1] * len(choices)  # a classifier's classes have no tokens
+    predicted: int | None = None
+    if example.objective == PREFERENCE:
+        chosen, rejected = (total / n for total, n in zip(choices, lengths, strict=True))
+        nll, by_target = completion(target)
+        ratio, *by_mean = odds_ratio(chosen, rejected)
+        by_choice = [[ODDS_WEIGHT * slope / n] * n for slope, n in zip(by_mean, lengths, strict=True)]
+        loss, predicted = nll + ODDS_WEIGHT * ratio, int(not chosen > rejected)
+    elif example.objective == UNLIKELIHOOD:
+        loss, slope = unlikelihood(math.fsum(target) / len(target))
+        by_choice, by_target = [], [slope / len(target)] * len(target)
+    else:
+        found = objective([[total] for total in choices], example.correct, target, nll_weight)
+        loss, predicted, by_target = found.loss, found.predicted, found.target
+        by_choice = [[slope] * n for (slope,), n in zip(found.choices, lengths, strict=True)]
+    weight = example.weight
+    return Objective(
+        weight * loss,
+        [[weight * slope for slope in slopes] for slopes in by_choice],
+        [weight * slope for slope in by_target],
+        predicted,
+    )
 
 
 def objective(
@@ -55,7 +132,7 @@ def objective(
     loss, by_score = choice(scores, correct)
     return Objective(
         loss + nll_weight * nll,
-        [[slope] * len(terms) for slope, terms in zip(by_score, choices, strict=True)],
-        [nll_weight * slope for slope in by_target],
+        [[by_term] * len(terms) for by_term, terms in zip(by_score, choices, strict=True)],
+        [nll_weight * by_term for by_term in by_target],
         max(range(len(scores)), key=scores.__getitem__),
     )

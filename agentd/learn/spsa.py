@@ -18,11 +18,12 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from agentd.learn.ledger import Step
-from agentd.learn.step_size import CLIP, Calibration, schedule
+from agentd.learn.optimise import StepResult, Taken, Trajectory, iterate
+from agentd.learn.step_size import CLIP, Calibration
 
 _RECENT = 32
 _CURVATURES = 8
@@ -62,52 +63,6 @@ def spsa_gradient(oracle: Oracle, seed: int, epsilon: float, batch: int) -> tupl
     return (plus - minus) / (2 * epsilon), plus, minus
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did. `loss` is the mean of its perturbed losses; `applied` goes into the ledger in this order."""
-
-    step: int
-    steps: int
-    loss: float
-    projected_gradient: float
-    lr: float
-    applied: tuple[Step, ...]
-    forwards: int
-    curvature: float | None = None
-    dev_loss: float | None = None
-    best: bool = False
-
-
-@dataclass
-class Trajectory:
-    """What a run has applied so far, and how much of it led to the best point seen on the development loss.
-
-    A point of a run is a prefix of its steps: replay `best_steps` on the parent to stand at the best point.
-    """
-
-    steps: list[Step] = field(default_factory=list)
-    best: int = 0
-    best_step: int = 0
-    best_loss: float | None = None
-    first_loss: float | None = None
-    calibration: Calibration | None = None
-    stopped: str = ""
-
-    @property
-    def best_steps(self) -> list[Step]:
-        """The steps up to the best development loss; all of them when there was no development loss."""
-        return list(self.steps) if self.best_loss is None else self.steps[: self.best]
-
-    def judge(self, step: int, loss: float) -> bool:
-        """Records the development loss after `step`; True when it is the best so far."""
-        if self.first_loss is None:
-            self.first_loss = loss
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
-            self.best, self.best_step, self.best_loss = len(self.steps), step, loss
-            return True
-        return False
-
-
 def minimise(
     oracle: Oracle,
     *,
@@ -123,20 +78,16 @@ def minimise(
     patience: int | None = None,
     trajectory: Trajectory | None = None,
 ) -> Generator[StepResult, None, None]:
-    """Minimises the oracle's loss by `steps` steps, yielding after each; closing the generator stops the run cleanly.
+    """Minimises the oracle's loss by `steps` steps of the loop in optimise.py.
 
     Step i uses mini-batch i (the probes use 0 and 1) and `queries` fresh seeds counted up from `first_seed`, whose
     projected gradients are averaged; a function gives their number by the step's (1-based). Each is clipped at 3 median
     absolute deviations of the recent ones and at queries epsilon / lr: two losses at +-epsilon say nothing about a step
     further than epsilon along that direction.
 
-    `lr` None takes the calibrated one; a number is kept as asked unless the curvature says that it diverges. It warms
-    up over 5 % of the steps and falls along a cosine to 10 %. The curvature is measured again every `recheck` steps
-    (one forward). `probes` 0 leaves calibration and rechecks out: plain MeZO with `lr`, which must then be given.
-
-    `evaluate` returns a development loss at the present theta (called before the first step, every `evaluate_every`
-    steps and after the last). The step size is halved on every second failure in a row to improve; after
-    `patience` failures in a row the run stops. `trajectory` is filled with the applied steps and the best point.
+    `lr` None takes the calibrated one; a number is kept as asked unless the curvature says that it diverges. The
+    curvature is measured again every `recheck` steps (one forward). `probes` 0 leaves calibration and rechecks out:
+    plain MeZO with `lr`, which must then be given. `trajectory` is filled with the applied steps and the best point.
 
     Raises Diverged after five steps in a row without a finite loss, ValueError for arguments out of range.
     """
@@ -147,30 +98,18 @@ def minimise(
         raise ValueError(f"lr {lr} is not a step size")
     if lr is None and probes == 0:
         raise ValueError("without probes there is nothing to calibrate the step size from: give lr")
-    run = Run(oracle, epsilon, first_seed, trajectory if trajectory is not None else Trajectory())
-    if evaluate is not None:
-        run.trajectory.judge(0, evaluate())
-    scale, failures = 1.0, 0
-    for step in range(1, steps + 1):
+    trajectory = trajectory if trajectory is not None else Trajectory()
+    run = SPSA(oracle, epsilon, first_seed, trajectory)
+
+    def take(step: int, part: float) -> Taken:
         if step == 1 and probes:
-            measured = run.calibrate(probes)
-            rate = run.rate(lr, probes)
-        else:
-            rate = scale * run.rate(lr, count(step)) * schedule(step, steps)
-            measured = run.measure(step, count(step), curvature=bool(probes and recheck and step % recheck == 0))
-        applied, gradient = run.apply(measured, rate)
-        dev_loss, best = None, False
-        if evaluate is not None and (step % evaluate_every == 0 or step == steps):
-            dev_loss = evaluate()
-            best = run.trajectory.judge(step, dev_loss)
-            failures = 0 if best else failures + 1
-            scale *= 0.5 if failures and failures % 2 == 0 else 1.0
-        yield StepResult(
-            step, steps, measured.loss, gradient, rate, applied, measured.forwards, run.curvature(), dev_loss, best
-        )
-        if patience is not None and failures >= patience:
-            run.trajectory.stopped = f"{failures} evaluations in a row did not improve"
-            return
+            estimate = run.calibrate(probes)
+            return run.apply(estimate, run.rate(lr, probes))
+        rate = part * run.rate(lr, count(step))
+        estimate = run.measure(step, count(step), curvature=bool(probes and recheck and step % recheck == 0))
+        return run.apply(estimate, rate)
+
+    return iterate(take, trajectory, steps=steps, evaluate=evaluate, evaluate_every=evaluate_every, patience=patience)
 
 
 def growing_queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: int = 8) -> int:
@@ -182,7 +121,7 @@ def growing_queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: 
 
 
 @dataclass(frozen=True)
-class Measured:
+class Estimate:
     """Projected gradients at one point, finite ones only, and the mean of their losses."""
 
     gradients: list[tuple[int, float]]  # (seed, projected gradient)
@@ -190,7 +129,7 @@ class Measured:
     forwards: int
 
 
-class Run:
+class SPSA:
     """The state of a run between its steps: its step size, what clips it, and what it has applied."""
 
     def __init__(self, oracle: Oracle, epsilon: float, first_seed: int, trajectory: Trajectory) -> None:
@@ -212,7 +151,7 @@ class Run:
     def curvature(self) -> float | None:
         return statistics.median(self._curvatures) if self._curvatures else None
 
-    def calibrate(self, probes: int) -> Measured:
+    def calibrate(self, probes: int) -> Estimate:
         """Fills the trajectory's calibration; returns the measurements as those of one step of `probes` queries."""
         pairs: list[tuple[float, float]] = []
         losses: list[float] = []
@@ -235,7 +174,7 @@ class Run:
         pairs = [(max(-limit, min(limit, a)), max(-limit, min(limit, b))) for a, b in pairs]
         self.trajectory.calibration = Calibration.of(pairs, curvatures, 6 * probes)
         gradients = [(seed, (a + b) / 2) for seed, (a, b) in zip(seeds, pairs, strict=True)]
-        return Measured(gradients, statistics.fmean(losses), 6 * probes)
+        return Estimate(gradients, statistics.fmean(losses), 6 * probes)
 
     def _bend(self, seed: int, batch: int, side: tuple[float, float, float]) -> float:
         """z'Hz on `batch`, from the two losses at hand and one more forward near the middle."""
@@ -244,21 +183,23 @@ class Run:
         middle = self.oracle.loss(seed, offset, batch) - offset * gradient
         return (plus + minus - 2 * middle) / (self.epsilon**2 - offset**2)
 
-    def rate(self, asked: float | None, queries: int) -> float:
+    def rate(self, requested: float | None, queries: int) -> float:
         """The step size before the schedule: the calibrated one, or the one asked for, within what is stable."""
         calibration = self.trajectory.calibration
         if calibration is None:
-            return asked or 0.0
+            return requested or 0.0
         # The largest median step that epsilon can vouch for along each of the directions, among which `lr` is divided;
         # all there is where no curvature shows above the noise.
         trusted = queries * self.epsilon / (self.typical() or self.epsilon)
-        wanted = calibration.agreement * min(calibration.stable_lr(queries), trusted) if asked is None else asked
+        target = (
+            calibration.agreement * min(calibration.stable_lr(queries), trusted) if requested is None else requested
+        )
         # The curvature met on the way, where it has grown since the probes.
         grown = max(1.0, (self.curvature() or 0.0) / calibration.curvature) if calibration.curvature > 0 else 1.0
-        rate = min(wanted, calibration.stable_lr(queries) / grown, trusted)
+        rate = min(target, calibration.stable_lr(queries) / grown, trusted)
         return rate if math.isfinite(rate) else 0.0
 
-    def measure(self, batch: int, queries: int, *, curvature: bool) -> Measured:
+    def measure(self, batch: int, queries: int, *, curvature: bool) -> Estimate:
         gradients: list[tuple[int, float]] = []
         losses: list[float] = []
         for query in range(queries):
@@ -269,28 +210,30 @@ class Run:
             if math.isfinite(gradient):
                 gradients.append((seed, gradient))
                 losses += [plus, minus]
-        return self.measured(gradients, losses, 2 * queries + curvature)
+        return self.estimate(gradients, losses, 2 * queries + curvature)
 
-    def measured(self, gradients: list[tuple[int, float]], losses: list[float], forwards: int) -> Measured:
+    def estimate(self, gradients: list[tuple[int, float]], losses: list[float], forwards: int) -> Estimate:
         """Counts steps without any finite loss. Raises Diverged."""
         self._bad = 0 if gradients else self._bad + 1
         if self._bad >= _MAX_BAD:
             raise Diverged(f"{_MAX_BAD} steps in a row gave no finite loss; epsilon {self.epsilon:g} may be too large")
-        return Measured(gradients, statistics.fmean(losses) if losses else math.nan, forwards)
+        return Estimate(gradients, statistics.fmean(losses) if losses else math.nan, forwards)
 
-    def apply(self, measured: Measured, rate: float) -> tuple[tuple[Step, ...], float]:
-        """Clips, updates theta, records. Returns the steps and the mean of the clipped projected gradients."""
-        if not measured.gradients:
-            return (), 0.0
-        limit = CLIP * self.typical() or math.inf
-        share = rate / len(measured.gradients)
-        if share > 0:
-            limit = min(limit, self.epsilon / share)
-        self._recent.extend(abs(gradient) for _, gradient in measured.gradients)
-        applied = tuple(
-            Step(seed, max(-limit, min(limit, gradient)), share, self.epsilon) for seed, gradient in measured.gradients
-        )
+    def apply(self, estimate: Estimate, rate: float) -> Taken:
+        """Clips, updates theta, records. The projected gradient told is the mean of the clipped ones."""
+        applied: tuple[Step, ...] = ()
+        if estimate.gradients:
+            limit = CLIP * self.typical() or math.inf
+            share = rate / len(estimate.gradients)
+            if share > 0:
+                limit = min(limit, self.epsilon / share)
+            self._recent.extend(abs(gradient) for _, gradient in estimate.gradients)
+            applied = tuple(
+                Step(seed, max(-limit, min(limit, gradient)), share, self.epsilon)
+                for seed, gradient in estimate.gradients
+            )
         for step in applied:
             self.oracle.update(step.seed, step.coefficient)
             self.trajectory.steps.append(step)
-        return applied, statistics.fmean(step.projected_gradient for step in applied)
+        mean = statistics.fmean(step.projected_gradient for step in applied) if applied else 0.0
+        return Taken(estimate.loss, mean, rate, applied, estimate.forwards, self.curvature())

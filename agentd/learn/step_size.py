@@ -20,6 +20,7 @@ _PRIOR_AGREEMENT = 0.3
 _PRIOR_WEIGHT = 4
 _MIN_AGREEMENT = 0.05
 _WARMUP, _FINAL = 0.05, 0.1
+WEIGHT_DECAY = 0.01  # of AdamW: as Hu et al. 2021 train LoRA on GPT-2 (table 11), and torch's default
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Calibration:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The part of the step size used in `step` (1-based): linear warm-up over 5 %, then a cosine down to 10 %."""
+    """The part of the step size used in `step` (1-based): linear warm-up over 5 %, then a cosine (Loshchilov and Hutter
+    2017) down to 10 %, which the last step has (Hoffmann et al. 2022)."""
     warmup = math.ceil(_WARMUP * steps)
     if step <= warmup:
         return step / (warmup + 1)

@@ -14,16 +14,16 @@ import sqlite3
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from agentd import __version__, ids
-from agentd.durable import sync_directory
+from agentd.durable import new_file, sha256, sync_directory
 from agentd.errors import BackupUnusable, StorageFailed
+from agentd.formats import tar
 from agentd.store.database import Store
 
 DATABASE, INDEX = "agentd.db", "backup.json"
 _KEPT = ("committed", "trial", "rolled_back", "staged")
-_CHUNK = 1 << 20  # bytes in memory at a time: a revision may hold most of a model's weights
 
 
 def snapshot(store: Store, target: Path) -> None:
@@ -45,18 +45,14 @@ def write(database: Path, revisions: Path, archive: Path) -> dict[str, Any]:
         rows = db.execute(f"SELECT id FROM revisions WHERE state IN ({marks}) ORDER BY id", _KEPT)
         numbers = [number for (number,) in rows]
     sums: dict[str, str] = {}
-    with archive.open("xb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        os.fchmod(file.fileno(), 0o600)
+    with new_file(archive) as file, tarfile.open(fileobj=file, mode="w") as packed:
         for name, path in _members(database, revisions, numbers):
+            sums[name] = sha256(path)
             with path.open("rb") as member:
-                sums[name] = _sha256(member)
-                _add(tar, name, member.tell(), member)
+                tar.add(packed, name, path.stat().st_size, member)
         index = {"agentd": __version__, "created_at": ids.now(), "revisions": numbers, "sha256": sums}
         text = json.dumps(index, indent=2).encode()
-        _add(tar, INDEX, len(text), io.BytesIO(text))
-        tar.close()
-        file.flush()
-        os.fsync(file.fileno())
+        tar.add(packed, INDEX, len(text), io.BytesIO(text))
     return index
 
 
@@ -75,10 +71,12 @@ def restore(archive: Path, state: Path, *, replace: bool = False) -> dict[str, A
         fresh.mkdir(mode=0o700)
         index = _unpack(archive, fresh)
         Store(fresh / DATABASE).close()  # refuses what is damaged or of a newer version, and migrates forward
+        _give_to_owner(fresh, state)
         sync_directory(fresh)
         aside = state / f"replaced-{ids.now().replace(':', '')}"
         if occupied:
             aside.mkdir(mode=0o700)
+            _give_to_owner(aside, state)
             for path in (*occupied, *(state / f"{DATABASE}{suffix}" for suffix in ("-wal", "-shm"))):
                 if path.exists():
                     path.rename(aside / path.name)
@@ -94,6 +92,14 @@ def restore(archive: Path, state: Path, *, replace: bool = False) -> dict[str, A
     return index
 
 
+def _give_to_owner(folder: Path, state: Path) -> None:
+    """What root restores belongs to whom the state belongs to: the service could not read it otherwise."""
+    owner = state.stat()
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def _members(database: Path, revisions: Path, numbers: list[int]) -> Iterator[tuple[str, Path]]:
     yield DATABASE, database
     for number in numbers:
@@ -101,32 +107,18 @@ def _members(database: Path, revisions: Path, numbers: list[int]) -> Iterator[tu
             yield f"revisions/{number}/{path.name}", path
 
 
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(_CHUNK):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o600
-    file.seek(0)
-    tar.addfile(member, file)
-
-
 def _unpack(archive: Path, target: Path) -> dict[str, Any]:
     """Every member is a plain file with one of our names, and what the index says it is."""
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:") as packed:
             found: dict[str, str] = {}
             index: dict[str, Any] | None = None
-            for member in tar:
+            for member in packed:
                 parts = PurePosixPath(member.name).parts
                 ours = parts in ((DATABASE,), (INDEX,)) or (
                     len(parts) == 3 and parts[0] == "revisions" and parts[1].isdigit() and parts[2] not in (".", "..")
                 )
-                file = tar.extractfile(member) if member.isfile() and ours else None
+                file = packed.extractfile(member) if member.isfile() and ours else None
                 if file is None:
                     raise BackupUnusable(archive, f"{member.name!r} does not belong into a backup")
                 data = file.read()
@@ -135,11 +127,8 @@ def _unpack(archive: Path, target: Path) -> dict[str, Any]:
                     continue
                 path = target.joinpath(*parts)
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with path.open("xb") as to:
-                    os.fchmod(to.fileno(), 0o600)
+                with new_file(path) as to:
                     to.write(data)
-                    to.flush()
-                    os.fsync(to.fileno())
                 found[member.name] = hashlib.sha256(data).hexdigest()
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise BackupUnusable(archive, str(error) or type(error).__name__) from None

@@ -1,7 +1,6 @@
 """The database: one connection, owned by one thread, used by every other through transactions on that thread."""
 
 import asyncio
-import errno
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,8 +12,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlite_utils import Database
 
 from agentd import faults
-from agentd.errors import InvalidRequest, StateTooNew, StorageFailed, StorageFull
-from agentd.store.migrations import migrations, unknown_migrations
+from agentd.durable import storage_error
+from agentd.errors import InvalidRequest, StateTooNew, StateTooOld, StorageFailed, StorageFull
+from agentd.store.migrations import first_migration, migrations, unknown_migrations
+from agentd.store.room import Priority, Room, priority_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,8 +34,8 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Opens or creates the database at `path` (mode 0600, in a directory that exists) and migrates it.
 
-        Raises StateTooNew, having changed nothing, if a newer agentd wrote it; StorageFailed if it is damaged or cannot
-        be opened; StorageFull if there is no room.
+        Raises StateTooNew or StateTooOld, having changed nothing, if a newer agentd wrote it, or one that was never
+        released; StorageFailed if it is damaged or cannot be opened; StorageFull if there is no room.
         """
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -43,6 +44,21 @@ class Store:
         except BaseException:
             self._thread.shutdown()
             raise
+        self._room: Room | None = None
+
+    def keep_room(self) -> None:
+        """From now on a full disk has room for feedback and for deleting, see `store.room`."""
+        self._thread.submit(self._keep_room).result()
+
+    @property
+    def problem(self) -> str | None:
+        """What is the matter with the disk, in a sentence."""
+        return self._room.problem if self._room is not None else None
+
+    async def look(self) -> None:
+        """Notices that the disk has become full, or has room again."""
+        if self._room is not None:
+            await asyncio.wrap_future(self._thread.submit(self._room.look))
 
     def submit(self, fn: Callable[Concatenate[Database, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queues `fn(db, *args, **kwargs)` as one transaction: all of it is stored when it returns, or nothing.
@@ -50,7 +66,7 @@ class Store:
         The future raises StorageFull, StorageFailed, or what `fn` raised.
         """
         try:
-            return self._thread.submit(self._transaction, lambda db: fn(db, *args, **kwargs))
+            return self._thread.submit(self._transaction, lambda db: fn(db, *args, **kwargs), priority_of(fn))
         except RuntimeError:
             raise StorageFailed(f"{self.path} is closed") from None
 
@@ -72,8 +88,12 @@ class Store:
         return self._thread.submit(run).result()
 
     async def checkpoint(self) -> None:
-        """Moves the write-ahead log into the database file and empties it: nothing deleted is left in it."""
+        """Moves the write-ahead log into the database file and empties it: nothing deleted is left in it. Pages that
+        hold nothing any more go back to the file system."""
         await asyncio.wrap_future(self._thread.submit(self._checkpoint))
+        if self._room is not None:
+            while await asyncio.wrap_future(self._thread.submit(self._room.hand_back)):
+                pass  # others have their turn in between
 
     def _checkpoint(self) -> None:
         with _storage_errors(self.path):
@@ -87,18 +107,37 @@ class Store:
             return
         self._thread.shutdown()
 
-    def _transaction(self, work: Callable[[Database], T]) -> T:
+    def _transaction(self, work: Callable[[Database], T], priority: Priority) -> T:
+        try:
+            return self._once(work)
+        except StorageFull:
+            if self._room is None or not self._room.make(priority):
+                raise
+        try:
+            return self._once(work)
+        finally:
+            self._room.settle()
+
+    def _once(self, work: Callable[[Database], T]) -> T:
         faults.begin()
         with _storage_errors(self.path), self._db.atomic():
             result = work(self._db)
         faults.committed()
         return result
 
+    def _keep_room(self) -> None:
+        def guard(work: Callable[[], object]) -> None:
+            with _storage_errors(self.path):
+                work()
+
+        with _storage_errors(self.path):
+            self._room = Room(self._db, self.path.parent, guard)
+
     def _open(self) -> Database:
         with _storage_errors(self.path):
             # A rollback journal is only there if the very first opening was cut short, before the switch to WAL.
             if self.path.exists() and not self.path.with_name(self.path.name + "-journal").exists():
-                _refuse_newer(self.path)
+                _refuse_foreign(self.path)
             else:
                 self.path.touch(mode=0o600)
             self.path.chmod(0o600)
@@ -106,6 +145,9 @@ class Store:
             try:
                 db = Database(connection, execute_plugins=False)
                 _check(db, self.path)
+                # An empty database becomes one whose pages can be handed back; said again, it would be written again.
+                if db.execute("PRAGMA auto_vacuum").fetchone() == (0,):
+                    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
                     db.execute(f"PRAGMA {pragma}")
                 faults.begin()
@@ -117,11 +159,13 @@ class Store:
             return db
 
 
-def _refuse_newer(path: Path) -> None:
+def _refuse_foreign(path: Path) -> None:
     """Looks through a read-only connection: closing a writing one would move the log into the database file."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        if names := unknown_migrations(Database(connection, execute_plugins=False)):
-            raise StateTooNew(path, names)
+        db = Database(connection, execute_plugins=False)
+        if names := unknown_migrations(db):
+            released = first_migration() in {migration.name for migration in migrations.applied(db)}
+            raise StateTooNew(path, names) if released else StateTooOld(path, names)
 
 
 def _check(db: Database, path: Path) -> None:
@@ -142,8 +186,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
-        raise kind(f"{path}: {error.strerror}") from error
+        raise storage_error(error, str(path)) from error
     except sqlite3.OperationalError as error:
         # Python 3.10 does not tell the result code (SQLITE_FULL), only its text; and growing the shared-memory file on
         # a full disk is reported as an I/O error.

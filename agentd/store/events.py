@@ -9,6 +9,8 @@ from sqlite_utils import Database
 from agentd import ids
 from agentd.store.row import Row, select, to_json, where
 
+PAUSED, RESUMED = "adaptation paused", "adaptation resumed"
+
 
 @dataclass(frozen=True)
 class Event(Row):
@@ -54,3 +56,18 @@ def last(db: Database, kinds: Sequence[str]) -> Event | None:
     """The newest event of one of these kinds."""
     found = select(db, Event, f"WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY id DESC LIMIT 1", [*kinds])
     return found[0] if found else None
+
+
+def paused(db: Database) -> bool:
+    """Whether passes were paused last, and not resumed since: a restart keeps to it."""
+    event = last(db, (PAUSED, RESUMED))
+    return event is not None and event.kind == PAUSED
+
+
+def newest(db: Database) -> str | None:
+    """The time of what was stored last: an event or an answer."""
+    rows = (
+        db.execute("SELECT at FROM events ORDER BY id DESC LIMIT 1").fetchone(),
+        db.execute("SELECT created_at FROM inferences ORDER BY rowid DESC LIMIT 1").fetchone(),
+    )
+    return max((str(row[0]) for row in rows if row), default=None)

@@ -1,25 +1,31 @@
 """Examples: what a pass learns from and what the gate measures it on. One per task and input."""
 
 import hashlib
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlite_utils import Database
 
 from agentd import faults, ids
-from agentd.store import tasks
+from agentd.store import events, tasks
+from agentd.store.normalise import input_text, normal_text
 from agentd.store.row import Row, insert, select, to_json, where
 
-_NEWEST = "ORDER BY updated_at DESC, rowid DESC"
-_USABLE = "state IN ('new', 'used')"
+SPLITS = ("train", "holdout")
+STATES = ("new", "used", "stale", "excluded")
+NEWEST = "ORDER BY updated_at DESC, rowid DESC"
+UNUSABLE = "unusable"  # the kind of event that names examples which are excluded
+USABLE = "state IN ('new', 'used')"
 
 
 @dataclass(frozen=True)
 class Example(Row):
-    """`target` is the label or the text to say; `updated_at` is when it was last set, by `author`. Passes
-    take part in proportion to `weight`."""
+    """`target` is the label or the text to say; of a `message` that one in JSON; of a `preference` {"chosen": text or
+    message, "rejected": text or message} in JSON, of a `thumb` {"answer": ..., "good": bool}, of a `score`
+    {"answer": ..., "score": number}. `updated_at` is when it was last set, by `author`. It takes part in
+    passes in proportion to `weight`. `text_key` is the same for inputs about the same text, see `text_key`."""
 
     table = "examples"
 
@@ -33,14 +39,16 @@ class Example(Row):
     source_inference_id: str | None
     created_at: str
     updated_at: str
+    text_key: str
     author: str | None = None
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class NewExample:
-    """An example to add; `kind` is label or demonstration, `input` {"messages": [...]} or {"prompt": "..."}, `line`
-    where it stands in an imported file, `author` who says so and `weight` (0, 1] how far that one is believed."""
+    """An example to add; `kind` and `target` are as `Example` has them, `input` {"messages": [...], "tools"?: [...]} or
+    {"prompt": "..."}, `line` where it stands in an imported file, `author` who says so and `weight` (0, 1] how far that
+    one is believed. `text` is what the input is about, where its sender knows that better than `input_text` can."""
 
     task: str
     kind: str
@@ -50,6 +58,7 @@ class NewExample:
     line: int | None = None
     author: str | None = None
     weight: float = 1.0
+    text: str | None = None
 
 
 def identify(task: str, input: dict[str, Any]) -> str:
@@ -57,9 +66,16 @@ def identify(task: str, input: dict[str, Any]) -> str:
     return hashlib.sha256(to_json([task, input]).encode()).hexdigest()[:32]
 
 
-def split_of(id: str) -> str:
-    """Every fifth example is held out, for life: the split depends on nothing but the id."""
-    return "holdout" if int(id[:8], 16) % 5 == 0 else "train"
+def text_key(new: NewExample) -> str:
+    """32 hexadecimal digits of the SHA-256 of the task and the normalised text that the example is about."""
+    text = new.text if new.text is not None else input_text(new.input)
+    return hashlib.sha256(to_json([new.task, normal_text(text)]).encode()).hexdigest()[:32]
+
+
+def split_of(key: str) -> str:
+    """Every fifth text is held out, for life: the split depends on nothing but its key, so what differs in blanks,
+    case, line ends or the prompt around it is on the same side."""
+    return "holdout" if int(key[:8], 16) % 5 == 0 else "train"
 
 
 def add(db: Database, new: NewExample) -> Example:
@@ -67,8 +83,8 @@ def add(db: Database, new: NewExample) -> Example:
 
     Raises what `tasks.admit` raises.
     """
-    tasks.admit(db, new.task, new.kind, new.target)
-    example, _ = put(db, new)
+    _, target = tasks.admit(db, new.task, new.kind, new.target)
+    example, _ = put(db, replace(new, target=target))
     return example
 
 
@@ -87,17 +103,19 @@ def put(db: Database, new: NewExample) -> tuple[Example, str]:
             [new.kind, new.target, now, new.author, new.weight, new.source_inference_id, id],
         )
         return select(db, Example, "WHERE id = ?", [id])[0], "replaced"
+    key = text_key(new)
     example = Example(
         id=id,
         task=new.task,
         kind=new.kind,
         input=new.input,
         target=new.target,
-        split=split_of(id),
+        split=split_of(key),
         state="new",
         source_inference_id=new.source_inference_id,
         created_at=now,
         updated_at=now,
+        text_key=key,
         author=new.author,
         weight=new.weight,
     )
@@ -114,15 +132,25 @@ def list_(
     state: str | None = None,
 ) -> list[Example]:
     """Newest first."""
-    clause, parameters = where(task=task, split=split, state=state)
-    return select(db, Example, f"{clause} {_NEWEST} LIMIT ? OFFSET ?", [*parameters, limit, offset])
+    if task is split is state is None:
+        return select(db, Example, f"{NEWEST} LIMIT ? OFFSET ?", [limit, offset])
+    # From the newest of every kind that may be among them, so that an index has each in its order.
+    kinds = itertools.product([split] if split else SPLITS, [state] if state else STATES)
+    branches, parameters = [], list[Any]()
+    for one_split, one_state in kinds:
+        clause, values = where(task=task, split=one_split, state=one_state)
+        branches.append(f"SELECT * FROM (SELECT rowid AS row, updated_at FROM examples {clause} {NEWEST} LIMIT ?)")
+        parameters += [*values, limit + offset]
+    newest = f"SELECT row FROM ({' UNION ALL '.join(branches)}) ORDER BY updated_at DESC, row DESC LIMIT ? OFFSET ?"
+    return select(db, Example, f"WHERE rowid IN ({newest}) {NEWEST}", [*parameters, limit, offset])
 
 
 def count(db: Database) -> dict[str, dict[str, Any]]:
     """Usable examples by task: {task: {"train": {"new": n, "used": n}, "holdout": n}}."""
     counts: dict[str, dict[str, Any]] = {}
-    grouped = f"SELECT task, split, state, count(*) FROM examples WHERE {_USABLE} GROUP BY task, split, state"
-    for task, split, state, n in db.execute(grouped):
+    for task, split, state, n in db.execute(
+        f"SELECT task, split, state, sum(n) FROM example_counts WHERE {USABLE} AND n > 0 GROUP BY task, split, state"
+    ):
         entry = counts.setdefault(task, {"train": {"new": 0, "used": 0}, "holdout": 0})
         if split == "train":
             entry["train"][state] = n
@@ -133,61 +161,16 @@ def count(db: Database) -> dict[str, dict[str, Any]]:
 
 def count_new(db: Database) -> int:
     """Training examples that no committed pass has learned from."""
-    row = db.execute("SELECT count(*) FROM examples WHERE split = 'train' AND state = 'new'").fetchone()
-    return int(row[0])
+    statement = "SELECT coalesce(sum(n), 0) FROM example_counts WHERE split = 'train' AND state = 'new'"
+    return int(db.execute(statement).fetchone()[0])
 
 
-def for_training(db: Database, limit: int, seed: int) -> list[Example]:
-    """At most `limit` training examples: the new ones, newest first, then a replay sample of those used before.
-
-    An example of weight w takes part with probability w. All of it depends on `seed` and on nothing else but what is
-    stored.
-    """
-    chosen = "SELECT id, weight FROM examples WHERE split = 'train' AND state = '{}' ORDER BY {}"
-    fresh = _drawn(db.execute(chosen.format("new", "updated_at DESC, rowid DESC")), seed)[:limit]
-    used = _drawn(db.execute(chosen.format("used", "id")), seed)
-    sample = random.Random(seed).sample(used, min(limit - len(fresh), len(used)))
-    return _by_id(db, fresh) + _by_id(db, sorted(sample))
-
-
-def holdout(db: Database, task: str, limit: int) -> list[Example]:
-    """At most `limit` of the task's held-out examples, newest first; those of weight w are a share w of theirs.
-
-    Half of the places are kept for established ones, as long as there are any: whoever sends many new ones cannot
-    push out what the task has been judged by so far.
-    """
-    statement = f"SELECT id, weight FROM examples WHERE task = ? AND split = 'holdout' AND {_USABLE} {_NEWEST}"
-    found = _drawn(db.execute(statement, [task]), 0)
-    if len(found) > limit:
-        known = established(db, task)
-        old = [id for id in found if id in known]
-        kept = max(limit - (len(found) - len(old)), min(len(old), limit // 2))
-        chosen = {*old[:kept], *[id for id in found if id not in known][: limit - kept]}
-        found = [id for id in found if id in chosen]
-    return _by_id(db, found)
-
-
-def established(db: Database, task: str) -> set[str]:
-    """The held-out examples that judged a pass which was committed, and that nobody has changed since."""
-    rows = db.execute(
-        "SELECT DISTINCT examples.id FROM examples"
-        " JOIN pass_examples ON example_id = examples.id AND role = 'holdout'"
-        " JOIN passes ON passes.id = pass_id AND passes.state = 'committed'"
-        " WHERE examples.task = ? AND updated_at <= passes.created_at",
-        [task],
-    )
-    return {id for (id,) in rows}
-
-
-def _drawn(rows: Iterable[tuple[str, float]], seed: int) -> list[str]:
-    return [id for id, weight in rows if weight >= 1 or random.Random(f"{seed}/{id}").random() < weight]
-
-
-def _by_id(db: Database, ids: Sequence[str]) -> list[Example]:
-    """In the order of `ids`."""
-    rows = select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(list(ids))])
-    found = {example.id: example for example in rows}
-    return [found[id] for id in ids]
+def new_since(db: Database, number: int) -> tuple[str | None, str | None]:
+    """When the oldest new training example was set, and since when there are `number` of them."""
+    statement = "SELECT updated_at FROM examples WHERE split = 'train' AND state = 'new' ORDER BY updated_at"
+    first = db.execute(f"{statement} LIMIT 1").fetchone()
+    enough = db.execute(f"{statement} LIMIT 1 OFFSET ?", [number - 1]).fetchone()
+    return first and first[0], enough and enough[0]
 
 
 def mark_used(db: Database, ids: Iterable[str], as_of: str | None = None) -> None:
@@ -198,7 +181,25 @@ def mark_used(db: Database, ids: Iterable[str], as_of: str | None = None) -> Non
     faults.change("examples used")
 
 
+def excluded(db: Database) -> dict[str, int]:
+    """How many examples of each task are left out of everything."""
+    counted = "SELECT task, sum(n) FROM example_counts WHERE state = 'excluded' AND n > 0 GROUP BY task"
+    return dict(db.execute(counted).fetchall())
+
+
 def exclude(db: Database, ids: Iterable[str]) -> None:
     """Leaves them out of training and of the gate until they get another target."""
     for id in ids:
         db.execute("UPDATE examples SET state = 'excluded' WHERE id = ?", [id])
+
+
+def readmit(db: Database, context: int) -> int:
+    """Makes excluded examples new again where the context (tokens) has grown since they could not be used, which may
+    have been why; returns how many."""
+    last = events.last(db, (UNUSABLE,))
+    if last is None or context <= last.data.get("context", context):
+        return 0
+    n = db.execute("UPDATE examples SET state = 'new' WHERE state = 'excluded'").rowcount
+    if n:
+        events.add(db, "examples tried again", f"{n} that could not be used: the context is {context} tokens now")
+    return n

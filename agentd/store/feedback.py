@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sqlite_utils import Database
@@ -11,10 +11,15 @@ from sqlite_utils import Database
 from agentd import faults, ids
 from agentd.errors import Conflict, InvalidRequest, NotFound
 from agentd.store import examples, inferences, tasks
+from agentd.store.demonstrations import as_answer, checked_message
+from agentd.store.feedback_targets import Answer, Lesson, answer_of, lesson_on, says_less
 from agentd.store.inferences import Inference
-from agentd.store.lessons import Lesson, lesson
+from agentd.store.normalise import input_text
 from agentd.store.row import Row, insert, select, to_json, where
 
+OUTCOMES = ("boolean", "float", "comment")
+"""Kinds of feedback that an episode may get as a whole."""
+_STEPS = 256  # of an episode that its outcome is spread over, the last ones
 _SOURCES = ("human", "program", "implicit")
 CHANGES_OF_MIND = 6  # answers one source may give for the same input before it is taken for noise
 STATES = ("accepted", "duplicate", "outweighed", "quarantined")
@@ -22,10 +27,11 @@ _ALL: Mapping[str, str | None] = {}
 _NOT_SENT = ("idempotency_key", "author", "quarantine")
 _EXPECTED = {
     "label": "one of the task's choices, a text",
-    "demonstration": "the text that should have been said",
+    "demonstration": "the text that should have been said, or an assistant message with content, tool_calls or both",
     "boolean": "true or false",
     "float": "a finite number",
-    "preference": 'an object {"chosen": text, "rejected": text}, "rejected" being the answer itself if left out',
+    "preference": 'an object {"chosen": ..., "rejected": ...} of texts or assistant messages, "rejected" being the'
+    " answer itself if left out",
     "comment": "a text",
 }
 
@@ -37,6 +43,8 @@ class Feedback(Row):
     `state`: accepted; duplicate (the same author said so before); outweighed (somebody who is believed more said
     otherwise); quarantined (kept apart for the reason in `reason` until somebody releases it). All but the first have
     no effect on what the model learns.
+
+    Feedback on an `episode` is about no inference; each of its steps has a row of its own that is `part_of` it.
     """
 
     table = "feedback"
@@ -55,14 +63,17 @@ class Feedback(Row):
     author: str | None = None
     state: str = "accepted"
     reason: str | None = None
+    episode: str | None = None
+    part_of: str | None = None
 
 
 @dataclass(frozen=True)
 class NewFeedback:
-    """Feedback as it arrives. `choices` declares the task of a label, which has exactly these from then on. `author`
-    and `quarantine`, a reason to keep it apart, are the daemon's own knowledge and no part of what was sent."""
+    """Feedback as it arrives, on an inference or on an `episode`. `choices` declares the task of a label, which has
+    exactly these from then on. `author` and `quarantine`, a reason to keep it apart, are the daemon's own knowledge and
+    no part of what was sent."""
 
-    inference_id: str
+    inference_id: str | None
     kind: str
     value: Any
     task: str | None = None
@@ -72,21 +83,29 @@ class NewFeedback:
     idempotency_key: str | None = None
     author: str | None = None
     quarantine: str | None = None
+    episode: str | None = None
 
 
 def add(db: Database, new: NewFeedback, weights: Mapping[str, float] | None = None) -> tuple[Feedback, bool]:
     """Stores the feedback, the task it declares and the example it becomes: everything or nothing.
 
     `weights` say how far each source is believed, from 0 (its examples wait in quarantine) to 1, which is what a
-    source that is not named gets.
+    source that is not named gets. The outcome of an episode is shared out among its steps: each one's weight is divided
+    by their number, and what was said of a step itself wins.
 
-    Returns it and whether it was created now: the same body under the same idempotency key is stored once. Raises
+    Returns it and whether it was created now: the same body under the same idempotency key of its
+    author is stored once. Raises
     NotFound for an unknown inference, Conflict for another body under a known key, InvalidRequest for a value that
     does not fit its kind, and what `tasks.admit` raises.
     """
     digest = _digest(new)
     if new.idempotency_key is not None:
-        known = select(db, Feedback, "WHERE idempotency_key = ?", [new.idempotency_key])
+        known = select(
+            db,
+            Feedback,
+            "WHERE coalesce(author, '') = ? AND idempotency_key = ?",
+            [new.author or "", new.idempotency_key],
+        )
         if known and known[0].body_sha256 == digest:
             return known[0], False
         if known:
@@ -95,41 +114,67 @@ def add(db: Database, new: NewFeedback, weights: Mapping[str, float] | None = No
             )
     if new.source not in _SOURCES:
         raise InvalidRequest(f"source must be one of {', '.join(_SOURCES)}, not {new.source!r}", param="source")
+    believed = (weights or {}).get(new.source, 1.0)
+    with db.atomic():
+        row = _add(db, new, digest, believed) if new.episode is None else _spread(db, new, digest, believed)
+        faults.change("feedback stored")
+    return row, True
+
+
+def _spread(db: Database, new: NewFeedback, digest: str, believed: float) -> Feedback:
+    """Stores what was said of an episode, and the share that each of its steps has in it."""
+    if new.kind not in OUTCOMES or new.choices is not None:
+        raise InvalidRequest(f"an episode gets {', '.join(OUTCOMES)}; a {new.kind} is about one step", param="kind")
+    assert new.episode is not None
+    steps = inferences.steps(db, new.episode, _STEPS)
+    value = _checked(new.kind, new.value, steps[-1])
+    whole = _row(new, new.task, value, digest)
+    insert(db, whole)
+    for step in steps if new.kind != "comment" else ():
+        share = replace(new, inference_id=step.id, idempotency_key=None, episode=None)
+        _add(db, share, digest, believed / len(steps), part_of=whole.id)
+    return whole
+
+
+def _add(db: Database, new: NewFeedback, digest: str, weight: float, part_of: str | None = None) -> Feedback:
+    assert new.inference_id is not None
     inference = inferences.get(db, new.inference_id)
     value = _checked(new.kind, new.value, inference)
     task = new.task if new.task is not None else inference.task
-    example_id, state, reason = None, "accepted", None
-    with db.atomic():
-        if new.choices is not None and new.kind != "label":
-            raise InvalidRequest(f"choices belong to a label, not to a {new.kind}", param="choices")
-        taught = lesson(new.kind, value, inference.output, None if task is None else tasks.find(db, task))
-        if taught is not None:
-            task = "default" if task is None else task
-            weight = (weights or {}).get(new.source, 1.0)
-            state, reason = _judged(db, new, task, value, taught, inference, weight)
-            if state != "quarantined":  # what is kept apart declares no task and adds no choice either
-                tasks.admit(db, task, taught.kind, taught.target, new.choices)
-            if state == "accepted":
-                example_id = _learn(db, task, taught, inference, new.author, weight)
-        feedback = Feedback(
-            id=ids.uuid7(),
-            inference_id=inference.id,
-            task=task,
-            kind=new.kind,
-            value=value,
-            source=new.source,
-            tags=new.tags,
-            idempotency_key=new.idempotency_key,
-            body_sha256=digest,
-            example_id=example_id,
-            created_at=ids.now(),
-            author=new.author,
-            state=state,
-            reason=reason,
-        )
-        insert(db, feedback)
-        faults.change("feedback stored")
-    return feedback, True
+    row = _row(new, task, value, digest, part_of=part_of)
+    if new.choices is not None and new.kind != "label":
+        raise InvalidRequest(f"choices belong to a label, not to a {new.kind}", param="choices")
+    taught = lesson_on(inference, new.kind, value, tasks.find(db, task or "default"))
+    if taught is not None:
+        task = "default" if task is None else task
+        state, reason = _judged(db, new, task, value, taught, inference, weight, part_of)
+        row = replace(row, task=task, state=state, reason=reason)
+        if state != "quarantined":  # what is kept apart declares no task and adds no choice either
+            _, target = tasks.admit(db, task, taught.kind, taught.target, new.choices)
+            taught = replace(taught, target=target)
+        if state == "accepted":
+            row = replace(row, example_id=_learn(db, task, taught, inference, new.author, weight))
+    insert(db, row)
+    return row
+
+
+def _row(new: NewFeedback, task: str | None, value: Any, digest: str, part_of: str | None = None) -> Feedback:
+    return Feedback(
+        id=ids.uuid7(),
+        inference_id=new.inference_id,
+        task=task,
+        kind=new.kind,
+        value=value,
+        source=new.source,
+        tags=new.tags,
+        idempotency_key=new.idempotency_key,
+        body_sha256=digest,
+        example_id=None,
+        created_at=ids.now(),
+        author=new.author,
+        episode=new.episode,
+        part_of=part_of,
+    )
 
 
 def release(db: Database, given: list[str], weights: Mapping[str, float] | None = None) -> list[Feedback]:
@@ -146,11 +191,13 @@ def release(db: Database, given: list[str], weights: Mapping[str, float] | None 
             assert row.task is not None
             assert row.inference_id is not None
             weight = (weights or {}).get(row.source, 1.0) or 1.0  # whoever releases it vouches for it
+            weight /= parts(db, row.part_of)[0] if row.part_of is not None else 1
             inference = inferences.get(db, row.inference_id)
-            taught = lesson(row.kind, row.value, inference.output, tasks.find(db, row.task))
+            taught = lesson_on(inference, row.kind, row.value, tasks.find(db, row.task))
             example_id = None
             if taught is not None:
-                tasks.admit(db, row.task, taught.kind, taught.target)
+                _, target = tasks.admit(db, row.task, taught.kind, taught.target)
+                taught = replace(taught, target=target)
                 example_id = _learn(db, row.task, taught, inference, row.author, weight)
             db.execute(
                 "UPDATE feedback SET state = 'accepted', reason = NULL, example_id = ? WHERE id = ?", [example_id, id]
@@ -174,7 +221,17 @@ def list_(db: Database, limit: int, offset: int = 0, only: Mapping[str, str | No
 
 def count(db: Database, only: Mapping[str, str | None] = _ALL) -> int:
     clause, parameters = where(**only)
+    asked = {name for name, value in only.items() if value is not None}
+    if asked <= {"kind", "task", "state"}:  # those are counted as they come
+        return int(db.execute(f"SELECT coalesce(sum(n), 0) FROM feedback_counts {clause}", parameters).fetchone()[0])
     return int(db.execute(f"SELECT count(*) FROM feedback {clause}", parameters).fetchone()[0])
+
+
+def parts(db: Database, id: str) -> tuple[int, int]:
+    """Among how many steps feedback on an episode was shared out, and how many examples came of it."""
+    counted = "SELECT count(*), count(example_id) FROM feedback WHERE part_of = ?"
+    n, taught = db.execute(counted, [id]).fetchone()
+    return n, taught
 
 
 def quarantined(db: Database, author: str | None, source: str) -> int:
@@ -184,14 +241,25 @@ def quarantined(db: Database, author: str | None, source: str) -> int:
 
 
 def _judged(
-    db: Database, new: NewFeedback, task: str, value: Any, taught: Lesson, inference: Inference, weight: float
+    db: Database,
+    new: NewFeedback,
+    task: str,
+    value: Any,
+    taught: Lesson,
+    inference: Inference,
+    weight: float,
+    part_of: str | None,
 ) -> tuple[str, str | None]:
     """The state that feedback gets which teaches something, and why."""
     if new.quarantine is not None:
         return "quarantined", new.quarantine
     if weight <= 0:
         return "quarantined", f"feedback.weight_{new.source} is 0"
-    id = examples.identify(task, inference.input)
+    id = examples.identify(task, inference.asked)
+    found = select(db, examples.Example, "WHERE id = ?", [id])
+    share = bool(found) and _is_share(db, id)
+    if part_of is not None and ((found and not share) or _said_of(db, inference.id)):
+        return "outweighed", "something was said of this step itself"
     mine = select(
         db,
         Feedback,
@@ -202,9 +270,10 @@ def _judged(
         return "duplicate", f"the same as feedback {mine[0].id}"
     if len(mine) >= CHANGES_OF_MIND:
         return "quarantined", f"the same source has given {len(mine)} other answers for this input before"
-    found = select(db, examples.Example, "WHERE id = ?", [id])
-    if found and Lesson(found[0].kind, found[0].target) != taught and found[0].weight > weight:
+    if found and Lesson(found[0].kind, found[0].target) != taught and found[0].weight > weight and not share:
         return "outweighed", f"a source of weight {found[0].weight:g} said otherwise"
+    if found and found[0].state in ("new", "used") and says_less(taught, Lesson(found[0].kind, found[0].target)):
+        return "outweighed", "a better answer to this input is known"
     return "accepted", None
 
 
@@ -213,9 +282,30 @@ def _target(db: Database, id: str) -> Lesson | None:
     return None if row is None else Lesson(*row)
 
 
+def _is_share(db: Database, example: str) -> bool:
+    """Whether an example is what an episode's outcome made of it."""
+    latest = "SELECT part_of FROM feedback WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC LIMIT 1"
+    row = db.execute(latest, [example]).fetchone()
+    return row is not None and row[0] is not None
+
+
+def _said_of(db: Database, inference: str) -> bool:
+    """Whether somebody judged an inference by itself."""
+    judged = "inference_id = ? AND part_of IS NULL AND kind != 'comment' AND state = 'accepted'"
+    return db.execute(f"SELECT 1 FROM feedback WHERE {judged} LIMIT 1", [inference]).fetchone() is not None
+
+
 def _learn(db: Database, task: str, taught: Lesson, inference: Inference, author: str | None, weight: float) -> str:
+    declared = tasks.find(db, task)
     new = examples.NewExample(
-        task, taught.kind, inference.input, taught.target, inference.id, author=author, weight=weight
+        task,
+        taught.kind,
+        inference.asked,
+        taught.target,
+        inference.id,
+        author=author,
+        weight=weight,
+        text=input_text(inference.input, declared.prompt if declared else None),
     )
     return examples.put(db, new)[0].id
 
@@ -230,16 +320,24 @@ def _checked(kind: str, value: Any, inference: Inference) -> Any:
     match kind, value:
         case (("label" | "demonstration" | "comment"), str()) if value:
             return value
+        case "demonstration", dict():
+            return checked_message(value, inference.input)
         case "boolean", bool():
             return value
         case "float", int() | float() if not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return value
-        case "preference", {"chosen": str() as chosen, **rest} if chosen and rest.keys() <= {"rejected"}:
-            rejected = rest.get("rejected", inference.output)
-            if rejected == chosen:
-                raise InvalidRequest("the chosen and the rejected text of a preference are the same", param="value")
-            if isinstance(rejected, str):
-                return {"chosen": chosen, "rejected": rejected}
+        case "preference", {"chosen": str() | dict() as chosen, **rest} if chosen and rest.keys() <= {"rejected"}:
+            rejected = rest["rejected"] if "rejected" in rest else answer_of(inference) or inference.output
+            if isinstance(rejected, str | dict):
+                sides = {"chosen": _answer(chosen, inference), "rejected": _answer(rejected, inference)}
+                if sides["chosen"] == sides["rejected"]:
+                    raise InvalidRequest("the chosen and the rejected side of a preference are the same", param="value")
+                return sides
     if kind not in _EXPECTED:
         raise InvalidRequest(f"kind must be one of {', '.join(_EXPECTED)}, not {kind!r}", param="kind")
     raise InvalidRequest(f"the value of a {kind} must be {_EXPECTED[kind]}", param="value")
+
+
+def _answer(given: str | dict[str, Any], inference: Inference) -> Answer:
+    """Raises InvalidRequest."""
+    return as_answer(checked_message(given, inference.input)) if isinstance(given, dict) else given

@@ -1,5 +1,7 @@
 """Forgetting: taking feedback back, with what came of it, and naming the revisions that had learned from it."""
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,12 +10,14 @@ from sqlite_utils import Database
 
 from agentd import faults
 from agentd.errors import NotFound
-from agentd.store import events, examples, inferences, revisions, tasks
+from agentd.store import events, examples, inferences, passes, revisions, tasks
 from agentd.store.examples import Example
 from agentd.store.feedback import Feedback
-from agentd.store.lessons import lesson
+from agentd.store.feedback_targets import lesson_on
+from agentd.store.room import Priority, priority
 from agentd.store.row import select, to_json
 
+_FORGOTTEN = "(forgotten)"
 _HOLDING = ("staged", "trial", "committed", "rolled_back")  # states of revisions whose weights are still there
 
 
@@ -46,8 +50,9 @@ class Forgotten:
 
 
 def look(db: Database, selection: Selection) -> Forgotten:
-    """What `forget` would take away; changes nothing. Raises NotFound for ids that do not exist."""
+    """What `forget` would take away; changes nothing. Raises NotFound for unknown ids, and authors who left nothing."""
     given = _feedback(db, selection)
+    given |= _ids(db, "SELECT id FROM feedback WHERE part_of IN (SELECT value FROM json_each(?))", given)
     asked = _inferences(db, selection, given)
     # Whoever asks for an inference to be forgotten means all that was said about it.
     given |= _ids(db, "SELECT id FROM feedback WHERE inference_id IN (SELECT value FROM json_each(?))", asked)
@@ -79,15 +84,19 @@ def look(db: Database, selection: Selection) -> Forgotten:
     )
 
 
+@priority(Priority.DELETING)
 def forget(db: Database, selection: Selection) -> Forgotten:
     """Deletes it. An example that others have vouched for too keeps their latest answer.
 
-    Raises NotFound for ids that do not exist. Revisions are left as they are and marked; see `adapt.rebuild`.
+    Raises NotFound for unknown ids, and authors who left nothing. Revisions stay, marked; see `adapt.rebuild`.
     """
     found = look(db, selection)
     with db.atomic():
+        named = _tasks_of(db, found)
         for id in found.revisions:
             db.execute("UPDATE revisions SET forgotten = forgotten + ? WHERE id = ?", [len(found.examples) or 1, id])
+        for number in found.passes:
+            passes.forget_answers(db, number, set(found.examples))
         gone = to_json(found.feedback)
         db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
         for example in select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(found.examples)]):
@@ -95,6 +104,8 @@ def forget(db: Database, selection: Selection) -> Forgotten:
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
         asked = to_json(found.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [asked])
+        for name in named:
+            _forget_labels(db, name)
         faults.change("feedback forgotten")
         events.add(db, "forgotten", _told(found), data={"revisions": found.revisions, "passes": found.passes})
     return found
@@ -128,6 +139,12 @@ def discard_holders(db: Database, reason: str) -> list[int]:
 
 def _feedback(db: Database, selection: Selection) -> set[str]:
     _require(db, "feedback", "feedback", selection.feedback)
+    for author in selection.authors:  # a typing error must not pass for "nothing is left of them"
+        tables = ("feedback", "inferences", "examples")
+        if not any(
+            db.execute(f"SELECT 1 FROM {table} WHERE author = ? LIMIT 1", [author]).fetchone() for table in tables
+        ):
+            raise NotFound("author", author)
     found = set(selection.feedback)
     found |= _ids(db, "SELECT id FROM feedback WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
     for name, text in selection.tags:
@@ -163,17 +180,77 @@ def _answered(db: Database, example: Example) -> bool:
     """Gives the example the latest answer that others have vouched for, if there is one."""
     task = tasks.find(db, example.task)
     for other in select(db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC", [example.id]):
-        output = "" if other.inference_id is None else inferences.get(db, other.inference_id).output
-        taught = lesson(other.kind, other.value, output, task)
+        about = None if other.inference_id is None else inferences.get(db, other.inference_id)
+        taught = lesson_on(about, other.kind, other.value, task)
         if taught is None:
             continue  # the task's choices are others now
         if (example.kind, example.target) == (taught.kind, taught.target):
             db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
         else:
-            answer = taught.kind, example.input, taught.target, other.inference_id
-            examples.put(db, examples.NewExample(example.task, *answer, author=other.author))
+            now = taught.kind, example.input, taught.target, other.inference_id
+            examples.put(db, examples.NewExample(example.task, *now, author=other.author))
         return True
     return False
+
+
+def _tasks_of(db: Database, found: Forgotten) -> list[str]:
+    """The tasks of what is to go."""
+    rows = db.execute(
+        "SELECT task FROM examples WHERE id IN (SELECT value FROM json_each(?))"
+        " UNION SELECT task FROM feedback WHERE id IN (SELECT value FROM json_each(?))"
+        " UNION SELECT task FROM inferences WHERE id IN (SELECT value FROM json_each(?))",
+        [to_json(found.examples), to_json(found.feedback), to_json(found.inferences)],
+    )
+    return sorted(name for (name,) in rows if name is not None)
+
+
+def _forget_labels(db: Database, name: str) -> None:
+    """Takes back what feedback has declared and nobody says any more: choices, and with the last of them the task."""
+    task = tasks.find(db, name)
+    if task is not None and task.source != "feedback":
+        return
+    tables = ("examples", "feedback", "inferences")
+    if not any(db.execute(f"SELECT 1 FROM {table} WHERE task = ? LIMIT 1", [name]).fetchone() for table in tables):
+        db.execute("DELETE FROM tasks WHERE name = ?", [name])
+        _forget_name(db, name)
+    elif task is not None and task.open:
+        said = {
+            label for (label,) in db.execute("SELECT target FROM examples WHERE task = ? AND kind = 'label'", [name])
+        }
+        choices = to_json([choice for choice in task.choices if choice in said])
+        db.execute("UPDATE tasks SET choices = ? WHERE name = ?", [choices, name])
+
+
+_TEXTS = {"passes": ("reason",), "revisions": ("reason",), "activations": ("reason",), "events": ("message",)}
+"""Columns in which sentences may name a task."""
+
+
+def _forget_name(db: Database, name: str) -> None:
+    """Takes the name of a task that is gone out of what was written about it. It stays in the manifests of revisions,
+    whose bytes their checksums vouch for."""
+    pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    for table, texts in _TEXTS.items():
+        for column in texts:
+            rows = db.execute(f"SELECT rowid, {column} FROM {table} WHERE instr({column}, ?)", [name]).fetchall()
+            for rowid, text in rows:
+                _set_text(db, table, column, rowid, pattern.sub(_FORGOTTEN, text))
+    for rowid, text in db.execute("SELECT rowid, gate FROM passes").fetchall():
+        gate = json.loads(text)
+        if name in gate.get("tasks", {}):
+            gate["tasks"] = _renamed(gate["tasks"], name)
+            gate["reason"] = pattern.sub(_FORGOTTEN, str(gate.get("reason")))
+            _set_text(db, "passes", "gate", rowid, to_json(gate))
+    for rowid, text in db.execute("SELECT rowid, summary FROM revisions").fetchall():
+        if name in (summary := json.loads(text)):
+            _set_text(db, "revisions", "summary", rowid, to_json(_renamed(summary, name)))
+
+
+def _renamed(tasks: dict[str, Any], name: str) -> dict[str, Any]:
+    return {_FORGOTTEN if key == name else key: value for key, value in tasks.items()}
+
+
+def _set_text(db: Database, table: str, column: str, rowid: int, text: str) -> None:
+    db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", [text, rowid])
 
 
 def _told(found: Forgotten) -> str:

@@ -13,12 +13,12 @@ from agentd import ids
 from agentd.errors import AgentdError, InvalidLine, InvalidRequest
 from agentd.store import tasks
 from agentd.store.database import Store
-from agentd.store.examples import NewExample, identify, split_of
+from agentd.store.examples import NewExample, identify, split_of, text_key
 from agentd.store.row import to_json
 
 CHUNK = 2000  # rows; some 20 ms of the store's time
 
-_Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float]
+_Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float, str]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
             raise InvalidLine(line, str(error)) from error
         if (earlier := rows.get(id)) is not None:
             counts["unchanged" if earlier[3:6:2] == (new.kind, new.target) else "replaced"] += 1
+        key = text_key(new)
         rows[id] = (
             id,
             earlier[1] if earlier else line,
@@ -52,10 +53,11 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
             new.kind,
             input,
             new.target,
-            split_of(id),
+            split_of(key),
             new.source_inference_id,
             new.author,
             new.weight,
+            key,
         )
     return Prepared(list(rows.values()), counts)
 
@@ -90,12 +92,12 @@ def add_many(db: Database, many: Sequence[NewExample]) -> dict[str, int]:
 def _create(db: Database, table: str) -> None:
     db.execute(
         f"CREATE TEMP TABLE {table} (id TEXT PRIMARY KEY, line INTEGER, task TEXT, kind TEXT, input TEXT, target TEXT,"
-        " split TEXT, source TEXT, author TEXT, weight REAL)"
+        " split TEXT, source TEXT, author TEXT, weight REAL, text_key TEXT)"
     )
 
 
 def _fill(db: Database, table: str, rows: Sequence[_Row]) -> None:
-    db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _drop(db: Database, table: str) -> None:
@@ -111,9 +113,12 @@ def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
         )
         for task, kind, target, line in db.execute(distinct).fetchall():
             try:
-                tasks.admit(db, task, kind, target)
+                _, stored = tasks.admit(db, task, kind, target)
             except AgentdError as error:
                 raise InvalidLine(line, str(error)) from error
+            if stored != target:
+                renamed = f"UPDATE {table} SET target = ? WHERE task = ? AND kind = ? AND target = ?"
+                db.execute(renamed, [stored, task, kind, target])
         (total,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
         same = "staged.kind = examples.kind AND staged.target = examples.target"
         known, unchanged = db.execute(
@@ -125,8 +130,8 @@ def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
         )
         db.execute(
             "INSERT INTO examples (id, task, kind, input, target, split, state, source_inference_id, created_at,"
-            " updated_at, author, weight)"
-            " SELECT id, task, kind, input, target, split, 'new', source, :now, :now, author, weight"
+            " updated_at, author, weight, text_key)"
+            " SELECT id, task, kind, input, target, split, 'new', source, :now, :now, author, weight, text_key"
             f" FROM {table} WHERE true ORDER BY line"
             " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, target = excluded.target, state = 'new',"
             " updated_at = :now, author = excluded.author, weight = excluded.weight,"

@@ -1,18 +1,25 @@
 """Inferences: what was asked, what the model answered, and what it cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlite_utils import Database
 
-from agentd.errors import NotFound
-from agentd.store.row import Row, insert, select
+from agentd import ids
+from agentd.errors import Conflict, NotFound
+from agentd.store.room import Priority, priority
+from agentd.store.row import Row, columns, insert, select, where
 
 
 @dataclass(frozen=True)
 class Inference(Row):
-    """`input` is {"messages": [...]} or {"prompt": "..."}; `revision` is the one that answered, `author` who asked
-    (`uid:1000`, from the socket)."""
+    """`input` is {"messages": [...]}, with the tools and what else made up the prompt, or {"prompt": "..."}.
+
+    revision    the one that answered
+    output      the text of the answer; what it thought and called besides is in `reasoning` and `tool_calls`
+    author      who asked (`uid:1000`, from the socket)
+    episode     the client's name for what this is a step of
+    """
 
     table = "inferences"
 
@@ -30,25 +37,83 @@ class Inference(Row):
     ttft_ms: float | None
     latency_ms: float
     author: str | None = None
+    episode: str | None = None
+    reasoning: str = ""
+    tool_calls: list[Any] = field(default_factory=list)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The input of an example: with what the request said that the answer must be."""
+        return {**self.input, **{name: self.params[name] for name in _FORMATS if name in self.params}}
 
 
+_FORMATS = ("response_format", "grammar")
+STREAMING = "streaming"
+"""The `finish_reason` of an answer of which the client has only the beginning."""
+
+
+@priority(Priority.EXPENDABLE)
 def record(db: Database, inference: Inference) -> None:
-    insert(db, inference)
+    """Stores the inference; one that is stored already, as far as it had come, is completed."""
+    if db.execute("SELECT 1 FROM inferences WHERE id = ?", [inference.id]).fetchone() is None:
+        insert(db, inference)
+        return
+    values = columns(Inference, inference.as_json())
+    assignments = ", ".join(f"{name} = :{name}" for name in values)
+    db.execute(f"UPDATE inferences SET {assignments} WHERE id = :id", values)
+
+
+def end_streams(db: Database) -> int:
+    """Marks those as cancelled that a daemon which is gone was answering; returns how many."""
+    statement = "UPDATE inferences SET finish_reason = 'cancelled' WHERE finish_reason = ?"
+    return db.execute(statement, [STREAMING]).rowcount
 
 
 def get(db: Database, id: str) -> Inference:
     """Raises NotFound."""
-    if found := select(db, Inference, "WHERE id = ?", [id]):
-        return found[0]
+    if (inference := find(db, id)) is not None:
+        return inference
     raise NotFound("inference", id)
 
 
-def latest(db: Database, limit: int, offset: int = 0) -> list[Inference]:
-    """Newest first."""
-    return select(db, Inference, "ORDER BY rowid DESC LIMIT ? OFFSET ?", [limit, offset])
+def find(db: Database, id: str) -> Inference | None:
+    found = select(db, Inference, "WHERE id = ?", [id])
+    return found[0] if found else None
 
 
+def latest(db: Database, limit: int, offset: int = 0, episode: str | None = None) -> list[Inference]:
+    """Newest first; all of them, or the steps of one episode."""
+    clause, parameters = where(episode=episode)
+    return select(db, Inference, f"{clause} ORDER BY rowid DESC LIMIT ? OFFSET ?", [*parameters, limit, offset])
+
+
+def steps(db: Database, episode: str, limit: int) -> list[Inference]:
+    """The last `limit` steps of an episode in their order. Raises NotFound where it has none."""
+    found = latest(db, limit, episode=episode)
+    if not found:
+        raise NotFound("episode", episode)
+    return found[::-1]
+
+
+@priority(Priority.DELETING)
+def forget_response(db: Database, id: str) -> None:
+    """Deletes an answer of the Responses API. Raises NotFound, and Conflict where something was said about it."""
+    if get(db, id).kind != "response":
+        raise NotFound("response", id)
+    if db.execute("SELECT 1 FROM feedback WHERE inference_id = ?", [id]).fetchone():
+        raise Conflict(f"response {id} has feedback; `agentctl forget` deletes both")
+    db.execute("DELETE FROM inferences WHERE id = ?", [id])
+
+
+@priority(Priority.DELETING)
 def prune(db: Database, older_than: str) -> int:
-    """Deletes the inferences from before `older_than` (ISO 8601) that nobody gave feedback on; returns how many."""
+    """Deletes the inferences from before `older_than` (ISO 8601) that nobody gave feedback on; returns how many.
+
+    What was stored after a younger one is younger, whatever its time says: the clock was wrong when it was stamped.
+    """
     unreferenced = "NOT EXISTS (SELECT 1 FROM feedback WHERE inference_id = inferences.id)"
-    return db.execute(f"DELETE FROM inferences WHERE created_at < ? AND {unreferenced}", [older_than]).rowcount
+    younger = "SELECT min(rowid) FROM inferences WHERE created_at BETWEEN ? AND ?"
+    return db.execute(
+        f"DELETE FROM inferences WHERE created_at < ? AND rowid < coalesce(({younger}), 1 << 62) AND {unreferenced}",
+        [older_than, older_than, ids.now()],
+    ).rowcount

@@ -3,6 +3,8 @@
 Times are ISO 8601 text in UTC. Columns that hold JSON say so. Booleans are 0 and 1.
 """
 
+import re
+from collections.abc import Mapping
 from contextlib import closing
 
 from sqlite_utils import Database, Migrations
@@ -12,68 +14,93 @@ from agentd import faults, ids
 migrations = Migrations("agentd")
 
 
+def first_migration() -> str:
+    """The name of the one that every released agentd applied."""
+    with closing(Database(memory=True)) as fresh:
+        return next(iter(migrations.pending(fresh))).name
+
+
 def unknown_migrations(db: Database) -> list[str]:
-    """Migrations that were applied to `db` and that this version does not know: a newer agentd's. Only reads."""
+    """Migrations that were applied to `db` and that this version does not know. Only reads."""
     with closing(Database(memory=True)) as fresh:
         known = {migration.name for migration in migrations.pending(fresh)}
     return [migration.name for migration in migrations.applied(db) if migration.name not in known]
 
 
 @migrations()
-def m001_initial(db: Database) -> None:
+def m001_release_0_1_0(db: Database) -> None:
     # One by one: executescript would commit the migration's transaction first.
-    for statement in _INITIAL:
+    for statement in _SCHEMA:
         db.execute(statement)
     db.execute("INSERT INTO revisions (id, created_at, state, summary) VALUES (0, ?, 'base', '{}')", [ids.now()])
-    faults.change("migration m001_initial")
+    faults.change("migration m001_release_0_1_0")
 
 
-@migrations()
-def m002_trust(db: Database) -> None:
-    """Who said something, how far it is believed, and which revisions hold what has since been forgotten."""
-    for statement in _TRUST:
-        db.execute(statement)
-    faults.change("migration m002_trust")
+_COUNTED = """
+    CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
+        {statements}
+    END"""
 
 
-@migrations()
-def m002_classifications(db: Database) -> None:
-    """Inferences of a third kind. A CHECK changes nothing that is stored, so its text is changed where SQLite keeps it;
-    making the table anew would need foreign keys off, which a transaction cannot (sqlite.org/lang_altertable.html)."""
-    (version,) = db.execute("PRAGMA schema_version").fetchone()
-    db.execute("PRAGMA writable_schema = ON")
-    db.execute(
-        "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = 'inferences'",
-        ["CHECK (kind IN ('chat', 'completion'))", "CHECK (kind IN ('chat', 'completion', 'classification'))"],
+def _counter(table: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """A table of how many rows of `table` have which values, kept by triggers. `columns` are names of texts and what
+    they are of a row, never null; `{row}` stands for the row."""
+    names = ", ".join(columns)
+
+    def step(row: str, by: str) -> str:
+        values = ", ".join(value.format(row=row) for value in columns.values())
+        return (
+            f"INSERT INTO {counter} ({names}, n) VALUES ({values}, {by})"
+            f" ON CONFLICT ({names}) DO UPDATE SET n = n + {by};"
+        )
+
+    counter = f"{table.removesuffix('s')}_counts"
+    kinds = ", ".join(f"{column} TEXT NOT NULL" for column in columns)
+    more, less = step("NEW", "1"), step("OLD", "-1")
+    sources = ", ".join(dict.fromkeys(re.findall(r"{row}\.(\w+)", " ".join(columns.values()))))
+    return (
+        f"CREATE TABLE {counter} ({kinds}, n INTEGER NOT NULL, PRIMARY KEY ({names})) STRICT, WITHOUT ROWID",
+        _COUNTED.format(table=table, event="counted", on="INSERT", statements=more),
+        _COUNTED.format(table=table, event="uncounted", on="DELETE", statements=less),
+        _COUNTED.format(table=table, event="recounted", on=f"UPDATE OF {sources}", statements=less + more),
     )
-    db.execute(f"PRAGMA schema_version = {version + 1}")
-    db.execute("PRAGMA writable_schema = OFF")
 
 
-_INITIAL = (
+_LABEL = "CASE {row}kind WHEN 'label' THEN {row}target ELSE '' END"
+LABEL = _LABEL.format(row="")
+"""An example's label, or '' for a demonstration: as it stands here it is what the indexes are made of."""
+
+_SCHEMA = (
     """
     CREATE TABLE inferences (
         id TEXT PRIMARY KEY,
         created_at TEXT NOT NULL,
         revision INTEGER NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('chat', 'completion')),
+        kind TEXT NOT NULL CHECK (kind IN ('chat', 'response', 'completion', 'classification')),
         task TEXT,
-        input TEXT NOT NULL, -- JSON: {"messages": [...]} or {"prompt": "..."}
+        input TEXT NOT NULL, -- JSON: {"messages": [...], "tools": [...], ...} or {"prompt": "..."}
         output TEXT NOT NULL,
+        reasoning TEXT NOT NULL DEFAULT '',
+        tool_calls TEXT NOT NULL DEFAULT '[]', -- JSON list, as the answer has them
         params TEXT NOT NULL, -- JSON
-        finish_reason TEXT NOT NULL,
+        finish_reason TEXT NOT NULL, -- streaming: it goes on
         prompt_tokens INTEGER NOT NULL,
         completion_tokens INTEGER NOT NULL,
         ttft_ms REAL,
-        latency_ms REAL NOT NULL
+        latency_ms REAL NOT NULL,
+        author TEXT, -- who was at the socket: uid:1000
+        episode TEXT -- whose step it is
     ) STRICT""",
+    "CREATE INDEX inferences_episode ON inferences (episode) WHERE episode IS NOT NULL",
     "CREATE INDEX inferences_created_at ON inferences (created_at)",
+    "CREATE INDEX inferences_author ON inferences (author)",
+    "CREATE INDEX inferences_task ON inferences (task) WHERE task IS NOT NULL",
     """
     CREATE TABLE tasks (
         name TEXT PRIMARY KEY,
         choices TEXT NOT NULL, -- JSON list; empty: answers are free text
         open INTEGER NOT NULL, -- 1: a label that is new becomes a choice
-        metric TEXT NOT NULL CHECK (metric IN ('accuracy', 'loss')),
+        metric TEXT NOT NULL CHECK (metric IN ('auto', 'accuracy', 'exact', 'call', 'json', 'loss')),
         prompt TEXT,
         source TEXT NOT NULL CHECK (source IN ('config', 'feedback')),
         created_at TEXT NOT NULL
@@ -82,17 +109,24 @@ _INITIAL = (
     CREATE TABLE examples (
         id TEXT PRIMARY KEY,
         task TEXT NOT NULL REFERENCES tasks,
-        kind TEXT NOT NULL CHECK (kind IN ('label', 'demonstration')),
+        kind TEXT NOT NULL CHECK (kind IN ('label', 'demonstration', 'message', 'preference', 'thumb', 'score')),
         input TEXT NOT NULL, -- JSON, as in inferences
         target TEXT NOT NULL,
         split TEXT NOT NULL CHECK (split IN ('train', 'holdout')),
         state TEXT NOT NULL CHECK (state IN ('new', 'used', 'stale', 'excluded')),
         source_inference_id TEXT REFERENCES inferences ON DELETE SET NULL,
         created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL -- when the target was last set
+        updated_at TEXT NOT NULL, -- when the target was last set
+        author TEXT, -- who set the target
+        weight REAL NOT NULL DEFAULT 1.0 CHECK (weight > 0 AND weight <= 1),
+        text_key TEXT NOT NULL DEFAULT '' -- by which examples are split
     ) STRICT""",
     "CREATE INDEX examples_split ON examples (split, state, updated_at)",
-    "CREATE INDEX examples_task ON examples (task)",
+    "CREATE INDEX examples_task ON examples (task, split, state, updated_at)",
+    f"CREATE INDEX examples_newest ON examples (task, split, state, {LABEL}, updated_at)",
+    f"CREATE INDEX examples_drawn ON examples (task, split, state, {LABEL}, id)",
+    "CREATE INDEX examples_updated ON examples (updated_at)",
+    "CREATE INDEX examples_author ON examples (author)",
     "CREATE INDEX examples_source ON examples (source_inference_id)",
     """
     CREATE TABLE feedback (
@@ -104,13 +138,25 @@ _INITIAL = (
         value TEXT NOT NULL, -- JSON
         source TEXT NOT NULL CHECK (source IN ('human', 'program', 'implicit')),
         tags TEXT NOT NULL, -- JSON object
-        idempotency_key TEXT UNIQUE,
+        idempotency_key TEXT, -- of its author
         body_sha256 TEXT NOT NULL,
         example_id TEXT REFERENCES examples ON DELETE SET NULL,
-        created_at TEXT NOT NULL
+        created_at TEXT NOT NULL,
+        author TEXT,
+        state TEXT NOT NULL DEFAULT 'accepted'
+            CHECK (state IN ('accepted', 'duplicate', 'outweighed', 'quarantined')),
+        reason TEXT, -- of the state
+        episode TEXT, -- which it is about as a whole
+        part_of TEXT REFERENCES feedback ON DELETE CASCADE -- feedback on an episode, of which this is a step's share
     ) STRICT""",
+    "CREATE INDEX feedback_part_of ON feedback (part_of) WHERE part_of IS NOT NULL",
     "CREATE INDEX feedback_inference ON feedback (inference_id)",
     "CREATE INDEX feedback_example ON feedback (example_id)",
+    "CREATE INDEX feedback_author ON feedback (author, source)",
+    "CREATE INDEX feedback_state ON feedback (state)",
+    "CREATE INDEX feedback_task ON feedback (task)",
+    "CREATE INDEX feedback_kind ON feedback (kind)",
+    "CREATE UNIQUE INDEX feedback_idempotency ON feedback (coalesce(author, ''), idempotency_key)",
     """
     CREATE TABLE passes (
         id INTEGER PRIMARY KEY,
@@ -148,7 +194,8 @@ _INITIAL = (
         method TEXT,
         blocks INTEGER,
         manifest_sha256 TEXT,
-        summary TEXT NOT NULL -- JSON: task -> {before, after, n}
+        summary TEXT NOT NULL, -- JSON: task -> {before, after, n}
+        forgotten INTEGER NOT NULL DEFAULT 0 -- examples it learned and we forgot
     ) STRICT""",
     """
     CREATE TABLE activations (
@@ -200,20 +247,15 @@ _INITIAL = (
         revision INTEGER,
         data TEXT NOT NULL -- JSON
     ) STRICT""",
-)
-
-_TRUST = (
-    "ALTER TABLE inferences ADD COLUMN author TEXT",  # who was at the socket: uid:1000
-    "ALTER TABLE feedback ADD COLUMN author TEXT",
-    """
-    ALTER TABLE feedback ADD COLUMN state TEXT NOT NULL DEFAULT 'accepted'
-        CHECK (state IN ('accepted', 'duplicate', 'outweighed', 'quarantined'))""",
-    "ALTER TABLE feedback ADD COLUMN reason TEXT",  # of the state
-    "ALTER TABLE examples ADD COLUMN author TEXT",  # who set the target
-    "ALTER TABLE examples ADD COLUMN weight REAL NOT NULL DEFAULT 1.0 CHECK (weight > 0 AND weight <= 1)",
-    "ALTER TABLE revisions ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",  # examples it learned and we forgot
-    "CREATE INDEX feedback_author ON feedback (author, source)",
-    "CREATE INDEX examples_author ON examples (author)",
-    "CREATE INDEX inferences_author ON inferences (author)",
-    "CREATE INDEX feedback_state ON feedback (state)",
+    # counters, so that nobody who looks counts rows
+    *_counter(
+        "examples",
+        {
+            "task": "{row}.task",
+            "split": "{row}.split",
+            "state": "{row}.state",
+            "label": _LABEL.replace("{row}", "{row}."),
+        },
+    ),
+    *_counter("feedback", {"kind": "{row}.kind", "task": "coalesce({row}.task, '')", "state": "{row}.state"}),
 )

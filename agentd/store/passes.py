@@ -1,7 +1,7 @@
 """Passes: every attempt to learn, from its trigger to its outcome, with what it was given and what it cost."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,24 @@ class Pass(Row):
 
 
 def create(db: Database, trigger: str, parent_revision: int, seed: int, options: Mapping[str, Any]) -> Pass:
-    """A pass in the state `triggered`."""
+    """A pass in the state `triggered`. Examples stamped in the future, from before the clock was set, are of now: else
+    they would stay new whatever is learned, and pass would follow pass."""
+    now = ids.now()
+    db.execute("UPDATE examples SET updated_at = ? WHERE updated_at > ?", [now, now])
     db.execute(
         'INSERT INTO passes (created_at, "trigger", state, parent_revision, seed, options)'
         " VALUES (?, ?, 'triggered', ?, ?, ?)",
-        [ids.now(), trigger, parent_revision, seed, to_json(dict(options))],
+        [now, trigger, parent_revision, seed, to_json(dict(options))],
     )
     faults.change("pass triggered")
     return latest(db, 1)[0]
+
+
+def last_end(db: Database) -> str | None:
+    """When the last pass ended."""
+    row = db.execute("SELECT max(finished_at) FROM passes").fetchone()
+    ended: str | None = row[0]
+    return ended
 
 
 def get(db: Database, id: int) -> Pass:
@@ -129,6 +139,24 @@ def add_steps(db: Database, pass_id: int, rows: Iterable[Mapping[str, Any]]) -> 
 def steps(db: Database, pass_id: int) -> list[dict[str, Any]]:
     """The steps of a pass as rows, in their order: BP, then ZO."""
     return list(db.query("SELECT * FROM steps WHERE pass_id = ? ORDER BY phase, step", [pass_id]))
+
+
+def forget_answers(db: Database, id: int, examples: Collection[str] | None = None) -> None:
+    """Takes what was answered to these examples, or to all, out of the record of a pass."""
+    gate = get(db, id).gate
+    for facts in gate.get("tasks", {}).values():
+        if "answers" in facts:
+            facts["answers"] = [
+                each for each in facts["answers"] if examples is not None and each["example"] not in examples
+            ]
+    _set(db, id, {"gate": gate})
+
+
+def retain_answers(db: Database, keep: int) -> None:
+    """Leaves what was answered in the records of the newest passes alone."""
+    old = "SELECT id FROM passes WHERE id <= (SELECT max(id) FROM passes) - ? AND instr(gate, '\"example\":')"
+    for (id,) in db.execute(old, [keep]).fetchall():
+        forget_answers(db, id)
 
 
 def _set(db: Database, id: int, values: Mapping[str, Any]) -> Pass:

@@ -1,6 +1,6 @@
 """Tasks: what there is to learn. Declared in the configuration, or by the first feedback that names one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +8,17 @@ from sqlite_utils import Database
 
 from agentd import ids
 from agentd.errors import Conflict, InvalidRequest, LabelNotInChoices, NotFound
+from agentd.store.normalise import normal_label, normal_text, same_label
 from agentd.store.row import Row, columns, insert, select, to_json
+
+PREFERENCE, THUMB, SCORE = _PROVISIONAL = ("preference", "thumb", "score")
+"""Kinds of examples that compare or judge answers, and say nothing about what answers the task has."""
 
 
 @dataclass(frozen=True)
 class Task(Row):
-    """A task. Without `choices` its answers are free text; `open` choices grow with every new label."""
+    """A task. Without `choices` its answers are free text or calls; `open` choices grow with every new label. `metric`
+    is how answers are judged, see `adapt.gate.metrics`."""
 
     table = "tasks"
 
@@ -62,9 +67,42 @@ def declare(db: Database, task: Task) -> None:
         db.execute(f"UPDATE examples SET state = 'new' WHERE state = 'stale' AND {back}", parameters)
 
 
-def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str] | None = None) -> Task:
-    """The task `name` after an example of `kind` (label or demonstration) with this target: declared if it is new,
-    grown if it is open. `choices` closes a task that is new or open.
+def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str]) -> tuple[Task, dict[str, int]]:
+    """Takes choices away: with `merge` the examples of each old label get the new one, which is added if need be, with
+    `remove` they become stale. Returns the task and how many examples were relabelled and set aside.
+
+    Raises NotFound for an unknown task, InvalidRequest for labels that it does not have, and Conflict where the
+    configuration declares it.
+    """
+    task = get(db, name)
+    if task.source == "config":
+        raise Conflict(f"task {name!r} is declared in the configuration; change its choices there")
+    gone = [*merge, *remove]
+    if unknown := [label for label in gone if label not in task.choices]:
+        raise InvalidRequest(f"task {name!r} has no choice {unknown[0]!r}; it has {to_json(task.choices)}")
+    if twice := [label for label in merge.values() if label in gone]:
+        raise InvalidRequest(f"{twice[0]!r} would be taken away and kept")
+    added = [normal_label(label) for label in merge.values() if same_label(label, task.choices) is None]
+    choices = [choice for choice in dict.fromkeys([*task.choices, *added]) if choice not in gone]
+    of_label = "WHERE task = ? AND kind = 'label' AND target = ?"
+    relabelled = set_aside = 0
+    for old, new in merge.items():
+        kept = same_label(new, choices)
+        statement = f"UPDATE examples SET target = ?, state = 'new', updated_at = ? {of_label}"
+        relabelled += db.execute(statement, [kept, ids.now(), name, old]).rowcount
+    for label in remove:
+        statement = f"UPDATE examples SET state = 'stale' {of_label} AND state IN ('new', 'used')"
+        set_aside += db.execute(statement, [name, label]).rowcount
+    return _update(db, task, choices=choices), {"relabelled": relabelled, "set_aside": set_aside}
+
+
+def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str] | None = None) -> tuple[Task, str]:
+    """The task `name` after an example of `kind` with this target: declared if it is new, grown if it is open.
+    `choices` closes a task that is new or open. Returns the target as it is to be stored, too: a label that is one of
+    the choices but for case, blanks or composed accents is that choice.
+
+    A task that has been declared by nothing but preferences, thumbs and scores gets choices with its first label; they
+    become stale.
 
     Raises LabelNotInChoices, InvalidRequest, and Conflict for choices other than those the task has.
     """
@@ -73,18 +111,24 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     if not target:
         raise InvalidRequest(f"the value of a {kind} must not be empty", param="value")
     task = find(db, name)
-    if kind == "demonstration":
+    if kind == "label" and task is not None and _is_provisional(db, task):
+        db.execute("UPDATE examples SET state = 'stale' WHERE task = ? AND state IN ('new', 'used')", [name])
+        task = _update(db, task, open=True, metric="accuracy")
+    if kind != "label":
         if choices is not None:
             raise InvalidRequest("choices belong to a label, not to a demonstration", param="choices")
-        return task or _declared(db, name, [], open=False)
+        return task or _declared(db, name, [], open=False), target
     if choices is not None:
         return _with_choices(db, task, name, target, choices)
+    if (known := same_label(target, task.choices if task else [])) is not None and task is not None:
+        return task, known
+    label = normal_label(target)
+    if not label:
+        raise InvalidRequest("a label must have something to read in it", param="value")
     if task is None:
-        return _declared(db, name, [target], open=True)
-    if target in task.choices:
-        return task
+        return _declared(db, name, [label], open=True), label
     if task.open:
-        return _update(db, task, choices=[*task.choices, target])
+        return _update(db, task, choices=[*task.choices, label]), label
     if task.choices:
         raise LabelNotInChoices(target, name, task.choices)
     raise InvalidRequest(
@@ -92,22 +136,39 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     )
 
 
-def _with_choices(db: Database, task: Task | None, name: str, target: str, choices: Sequence[str]) -> Task:
-    if len(choices) < 2 or len(set(choices)) != len(choices) or "" in choices:
-        raise InvalidRequest("choices must be two or more different texts", param="choices")
-    if target not in choices:
+def _with_choices(db: Database, task: Task | None, name: str, target: str, choices: Sequence[str]) -> tuple[Task, str]:
+    keys = {normal_text(choice) for choice in choices}
+    if len(choices) < 2 or len(keys) != len(choices) or "" in keys:
+        raise InvalidRequest(
+            "choices must be two or more texts that differ in more than case and blanks", param="choices"
+        )
+    known = task.choices if task else []
+    named = [same_label(choice, known) or normal_label(choice) for choice in choices]
+    label = same_label(target, named)
+    if label is None:
         raise LabelNotInChoices(target, name, choices)
     if task is None:
-        return _declared(db, name, list(choices), open=False)
-    if task.open and set(task.choices) <= set(choices):
-        return _update(db, task, choices=list(choices), open=False)
-    if set(task.choices) != set(choices):
-        raise Conflict(f"task {name!r} has the choices {to_json(task.choices)} already", param="choices")
-    return task
+        return _declared(db, name, named, open=False), label
+    if task.open and set(known) <= set(named):
+        return _update(db, task, choices=named, open=False), label
+    if set(known) != set(named):
+        raise Conflict(f"task {name!r} has the choices {to_json(known)} already", param="choices")
+    return task, label
+
+
+def _is_provisional(db: Database, task: Task) -> bool:
+    if task.source == "config" or task.choices or task.open:
+        return False
+    kinds = ", ".join(f"'{kind}'" for kind in _PROVISIONAL)
+    found = db.execute(
+        f"SELECT max(kind IN ({kinds})), max(kind NOT IN ({kinds})) FROM examples WHERE task = ?", [task.name]
+    )
+    judged, answered = found.fetchone()
+    return bool(judged) and not answered
 
 
 def _declared(db: Database, name: str, choices: list[str], *, open: bool) -> Task:
-    task = Task(name, choices, open, "accuracy" if choices else "loss", None, "feedback", ids.now())
+    task = Task(name, choices, open, "accuracy" if choices else "auto", None, "feedback", ids.now())
     insert(db, task)
     return task
 

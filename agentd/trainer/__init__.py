@@ -2,3 +2,6 @@
 
 `python -m agentd.trainer SPEC.json` trains LoRA matrices for one pass and ends; nothing else of agentd imports torch.
 """
+
+UNSUPPORTED = 3
+"""The exit status for a model whose blocks cannot be built here."""

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentd import code_pages
-from agentd.trainer.lean import FULL_IMPORTS, slim
-
-UNSUPPORTED = 3
+from agentd.host import page_cache
+from agentd.trainer import UNSUPPORTED
+from agentd.trainer.import_stubs import FULL_IMPORTS, slim
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         from agentd.trainer.loop import train
 
-        torch.set_num_threads(spec.train.threads)
+        torch.set_num_threads(spec.options.threads)
         torch.set_num_interop_threads(1)
         train(spec, emit, ask, parked)
     except BrokenPipeError:
@@ -123,7 +122,7 @@ def _import_lean() -> None:
         print(f"lean imports failed ({type(error).__name__}: {error}); starting again with full ones", file=sys.stderr)
         os.environ[FULL_IMPORTS] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "agentd.trainer", *sys.argv[1:]])
-    code_pages.forget()
+    page_cache.forget()
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from agentd.errors import TrainerFailed
-from agentd.learn.objectives import objective
-from agentd.learn.slopes import sloped
-from agentd.trainer.blocks import Blocks
-from agentd.trainer.gguf_file import GGUFFile
-from agentd.trainer.head import Head
-from agentd.trainer.lora import attach, outside, read_adapter, read_control, write_adapter
+from agentd.learn.objectives import example_objective
+from agentd.nn.blocks import Blocks
+from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.head import Head
+from agentd.nn.lora_blocks import attach, outside, read_adapter, read_control, write_adapter
+from agentd.nn.vjp import vjp
+from agentd.trainer.batches import Batch, Example, Layout, batches
 from agentd.trainer.shortcuts import Suffix
-from agentd.trainer.spec import Example, InvalidSpec, Spec, Term
-from agentd.trainer.tap import Batch, shares_well
+from agentd.trainer.spec import InvalidSpec, Spec
+from agentd.trainer.tap_file import TapFile
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,20 @@ class Learner(ABC):
     """Steps after which the heap is tidied. Every batch has shapes of its own, and the gaps that one leaves do not fit
     the next; but what is given back has to be taken again."""
 
-    def __init__(self, spec: Spec, *, resident: bool) -> None:
-        self.spec, options = spec, spec.train
+    def __init__(self, spec: Spec, *, in_memory: bool) -> None:
+        self.spec, options = spec, spec.options
         self.file = GGUFFile(spec.model)
         n_embd = self.file.header.embedding_length
-        if spec.n_embd != n_embd:
-            raise InvalidSpec([f"tap.n_embd is {spec.n_embd}, and the model's hidden size is {n_embd}"])
         control = read_control(spec.control, n_embd) if spec.control else None
         self.parent = read_adapter(spec.initial) if spec.initial else None
         dtype = torch.bfloat16 if options.bf16 else torch.float32
-        self.blocks = Blocks(self.file, spec.first_block, spec.end_block, control, resident, dtype)
+        self.blocks = Blocks(self.file, spec.first_block, spec.end_block, control, in_memory, dtype)
         if spec.end_block != self.blocks.n_blocks:
             raise InvalidSpec([f"end_block must be {self.blocks.n_blocks} to score terms"])
         self.lora = attach(self.blocks, options.rank, options.alpha, options.seed, self.parent)
-        self.suffix = Suffix(self.blocks, shares_well(spec.examples, spec.prefix.n, options.micro_tokens))
+        self.suffix = Suffix(self.blocks)
         self.head = Head(self.blocks)
-        highest = max(term.token for example in spec.examples for term in terms(example))
+        highest = max(token for example in spec.examples for _, _, token in example.terms)
         if highest >= self.head.n_vocab:
             raise InvalidSpec([f"token {highest} is beyond the vocabulary of {self.head.n_vocab}"])
 
@@ -71,38 +70,50 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, examples: Sequence[Example]) -> Score: ...
 
+    def open_tap(self) -> TapFile:
+        """The states of all examples, as the specification says where they are."""
+        spec = self.spec
+        if spec.states == "computed":
+            layout = Layout.in_order(spec.examples, spec.prefix)
+        else:
+            numbers = [example.number for example in spec.examples]
+            layout = Layout(spec.prefix, dict(zip(numbers, spec.starts, strict=True)))
+        tap = TapFile(spec.tap, self.blocks.n_embd, layout)
+        tap.check(spec.examples)
+        return tap
+
+    def batches(self, examples: Sequence[Example], prefix: int) -> list[Batch]:
+        return batches(examples, prefix, self.spec.options.micro_tokens, self.suffix.shares)
+
     def losses(
-        self, batch: Batch, prefix: torch.Tensor, inputs: torch.Tensor, weight: float | None = None
+        self, batch: Batch, inputs: torch.Tensor, weight: float | None = None
     ) -> list[tuple[float, bool | None]]:
         """Per example its loss and whether its choice was right; with a weight, backpropagates weight * sum.
 
-        prefix  (1, rows, n_embd) and inputs (sequences, tokens, n_embd) enter the first block that runs
+        inputs  (rows, tokens, n_embd) enter the first block that runs
         """
-        rows: dict[tuple[int, int], int] = {}
-        row, token = [], []
-        for example, first in zip(batch.examples, batch.first, strict=True):
-            for term in terms(example):
-                row.append(rows.setdefault((first + term.sequence, term.position), len(rows)))
-                token.append(term.token)
+        number = {row: i for i, row in enumerate(dict.fromkeys(batch.rows))}
+        row = torch.tensor([number[row] for row in batch.rows])
+        token = torch.tensor([term[2] for example in batch.examples for term in example.terms])
         with torch.set_grad_enabled(weight is not None):
-            hidden = self.suffix(prefix, inputs, list(rows))
-            scored = self.head.log_likelihoods(hidden, torch.tensor(row), torch.tensor(token))
+            hidden = self.suffix(inputs, batch.tree, torch.tensor(list(number)))
+            scored = self.head.log_likelihoods(hidden, row, token)
         values = iter(scored.tolist())
         out: list[tuple[float, bool | None]] = []
-        slopes: list[float] = []
-        for example in batch.examples:
-            choices = [[next(values) for _ in choice] for choice in example.choices]
-            target = [next(values) for _ in example.target]
-            result = objective(choices, example.correct, target, self.spec.train.nll_weight)
-            out.append((result.loss, None if result.predicted is None else result.predicted == example.correct))
-            slopes += [slope for part in (*result.choices, result.target) for slope in part]
+        by_terms: list[float] = []
+        for encoded in (example.encoded for example in batch.examples):
+            choices = [math.fsum(next(values) for _ in choice) for choice in encoded.choices]
+            target = [next(values) for _ in encoded.target]
+            result = example_objective(encoded, choices, target, self.spec.options.nll_weight)
+            out.append((result.loss, None if result.predicted is None else result.predicted == encoded.correct))
+            by_terms += [by_term for part in (*result.choices, result.target) for by_term in part]
         if weight is not None:
-            torch.autograd.backward(sloped([(scored, torch.tensor(slopes) * weight)]))
+            torch.autograd.backward(vjp([(scored, torch.tensor(by_terms) * weight)]))
         return out
 
     def write(self, path: Path, *, durable: bool = True) -> None:
         """The adapter as it stands, with the parent's matrices of the blocks that are not trained."""
-        alpha = self.spec.train.alpha
+        alpha = self.spec.options.alpha
         pairs = outside(self.parent, self.blocks, alpha) if self.parent else {}
         pairs |= {name: (layer.a, layer.b) for name, layer in self.lora.items()}
         write_adapter(path, self.file.header.architecture, alpha, pairs, durable=durable)
@@ -114,7 +125,3 @@ def finite(results: Iterable[tuple[float, bool | None]], n: int) -> float:
     if not math.isfinite(loss):
         raise TrainerFailed(f"the loss is {loss}; a lower train.lr may help")
     return loss
-
-
-def terms(example: Example) -> list[Term]:
-    return [term for part in (*example.choices, example.target) for term in part]

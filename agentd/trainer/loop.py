@@ -1,7 +1,6 @@
 """The training loop: setup, train, keep the best on dev, write. Reads top to bottom."""
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,17 @@ from typing import Any
 
 import torch
 
-from agentd import allocator, code_pages
-from agentd.durable import sync_directory
+from agentd.durable import publish
+from agentd.errors import TrainerFailed
+from agentd.host import allocator, page_cache
+from agentd.learn.optimise import EarlyStopping
+from agentd.learn.step_size import schedule
 from agentd.trainer import trunk
-from agentd.trainer.adamw import schedule
+from agentd.trainer.batches import Example
 from agentd.trainer.blockwise import Ask, Blockwise
+from agentd.trainer.in_memory import InMemory
 from agentd.trainer.learner import Learner, Score
-from agentd.trainer.resident import Resident
-from agentd.trainer.spec import Example, Spec
+from agentd.trainer.spec import Spec
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -28,9 +30,9 @@ _KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no m
 
 def make_learner(spec: Spec, ask: Ask | None = None) -> Learner:
     """Raises TrainerFailed and ModelUnusable."""
-    if spec.from_engine or spec.train.checkpoint:
+    if spec.states == "asked" or spec.options.checkpoint:
         return Blockwise(spec, ask)
-    return Resident(spec)
+    return InMemory(spec)
 
 
 def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], bool] = lambda: False) -> None:
@@ -40,7 +42,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             and training ends with the event `parked`, whose `step` another specification may go on from
     """
     start = time.monotonic()
-    options = spec.train
+    options = spec.options
     allocator.while_building()
     torch.manual_seed(options.seed)
     training = [example for example in spec.examples if not example.dev]
@@ -53,14 +55,14 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         output = str(spec.output) if written else None
         emit({"event": "parked", "output": output, "step": done, "steps": steps, **_facts(start)})
 
-    if spec.tokens is not None:
+    if spec.states == "computed":
         note = lambda blocks, of: emit({"event": "trunk", "blocks": blocks, "of": of})  # noqa: E731
         if not trunk.run(spec, note, parked):
             park(written=False)
             return
     learner = make_learner(spec, ask)
     allocator.while_training()
-    code_pages.forget()
+    page_cache.forget()
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
     start = kept = time.monotonic()
@@ -68,8 +70,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
     if dev:
-        best.judge(options.first_step, learner.evaluate(dev), emit)
-        best.before = best.score
+        best.look(options.first_step, learner.evaluate(dev), emit)
     parts: list[list[Example]] = []
     for step in range(options.first_step + 1, steps + 1):
         epoch, i = divmod(step - 1, per_epoch)
@@ -90,8 +91,8 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             emit({"event": "kept", "step": step, "steps": steps})
             kept = time.monotonic()
         if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
-            best.judge(step, learner.evaluate(dev), emit)
-            if best.stale >= options.patience:
+            best.look(step, learner.evaluate(dev), emit)
+            if best.failures >= options.patience:
                 break
 
     if dev:
@@ -103,7 +104,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         {
             "event": "done",
             "output": str(spec.output),
-            "best_step": best.step if dev else done,
+            "best_step": best.best_step if dev else done,
             "dev_loss_before": best.before and best.before.loss,
             "dev_loss_after": best.score and best.score.loss,
             "dev_accuracy_before": best.before and best.before.accuracy,
@@ -131,33 +132,32 @@ def batches_of(training: Sequence[Example], seed: int, epoch: int, size: int) ->
 
 
 def _length(example: Example) -> int:
-    return max(rows.n for rows in example.sequences)
+    return example.encoded.longest
 
 
-class _Best:
-    """The adapter that did best on dev, in a file: what is to be written in the end must not take memory until then."""
+class _Best(EarlyStopping):
+    """The adapter that did best on dev, in a file: what is to be written at the end must not take memory until then."""
 
     def __init__(self, spec: Spec, learner: Learner) -> None:
+        super().__init__()
         self._learner, self._output = learner, spec.output
         self._path = spec.output.with_name(f"best-{spec.output.name}")
         self.before: Score | None = None
         self.score: Score | None = None
-        self.step = self.stale = 0
 
-    def judge(self, step: int, score: Score, emit: Emit) -> None:
-        better = self.score is None or score.loss < self.score.loss
+    def look(self, step: int, score: Score, emit: Emit) -> None:
+        self.before = self.before or score
+        better = self.judge(step, score.loss)
         emit({"event": "dev", "step": step, "loss": score.loss, "accuracy": score.accuracy, "best": better})
         if better:
             self._learner.write(self._path, durable=False)
-            self.score, self.step, self.stale = score, step, 0
-        else:
-            self.stale += 1
+            self.score = score
 
     def keep(self) -> None:
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-        self._path.replace(self._output)
-        sync_directory(self._output.parent)
+        """Makes it the adapter that was trained. Raises TrainerFailed where no loss on dev was a number."""
+        if self.score is None:
+            raise TrainerFailed("no loss on the development examples is a number")
+        publish(self._path, self._output)
 
 
 def _facts(start: float) -> dict[str, Any]:

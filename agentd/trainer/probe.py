@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from agentd import code_pages
-from agentd.processor import multiplies_bf16
-from agentd.trainer.gguf_file import GGUFFile
-from agentd.trainer.skeleton import PassedOn, Unsupported, layers_of, read_config, skeleton, tensor_names
+from agentd.host import page_cache
+from agentd.host.cpu import multiplies_bf16
+from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.meta_model import IdentityBlock, MetaModel, Unsupported
 
 
 def probe(path: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def probe(path: Path) -> dict[str, Any]:
 
 
 def _settled() -> int | None:
-    code_pages.forget()
+    page_cache.forget()
     return _memory("VmRSS")
 
 
@@ -58,22 +58,18 @@ def _memory(what: str) -> int | None:
 
 
 def _rank_1_parameters(file: GGUFFile) -> int:
-    config, values = read_config(file)
-    model, last = skeleton(file, config), int(config.num_hidden_layers) - 1
-    layers = layers_of(file, model.base_model, last + 1)
+    frame = MetaModel(file)
+    last = frame.n_blocks - 1
     for i in range(last):
-        layers[i] = PassedOn(layers[i], i)
-    processor, names = tensor_names(file, model, values)
+        frame.blocks[i] = IdentityBlock(frame.blocks[i])
     total = 0
     for tensor in file.tensors:
-        if not (tensor.startswith(f"blk.{last}.") and tensor.endswith(".weight") and tensor in names):
-            continue
-        stored = np.broadcast_to(np.float32(0), file.shape(tensor))
-        made = processor.process(
-            weights=stored, name=tensor, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
-        )
-        if made.weights is stored and isinstance(model.get_submodule(names[tensor].rpartition(".")[0]), nn.Linear):
-            total += sum(file.shape(tensor))
+        if tensor.startswith(f"blk.{last}.") and tensor.endswith(".weight") and tensor in frame.tensors.names:
+            stored = np.broadcast_to(np.float32(0), file.shape(tensor))
+            made = frame.tensors.convert(tensor, stored, {})
+            module = frame.module.get_submodule(frame.tensors.names[tensor].rpartition(".")[0])
+            if made is not None and made[1] is stored and isinstance(module, nn.Linear):
+                total += sum(file.shape(tensor))
     if not total:
         raise Unsupported(file.path, "none of its matrices can be trained")
     return total

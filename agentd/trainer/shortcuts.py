@@ -1,4 +1,4 @@
-"""Work that cannot matter is left out: the shared prefix runs once, and the last block runs where it is scored.
+"""Work that cannot matter is left out: what answers share runs once, and the last block runs where it is scored.
 
 Neither is assumed to be possible. Each is tried on the model itself with random input when training starts, and used
 only where the scored outputs stay the same; whatever the architecture, the result is that of the plain computation.
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentd.trainer.blocks import Blocks
+from agentd.nn.blocks import Blocks
+from agentd.nn.tree_mask import Tree
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
@@ -43,71 +44,50 @@ class AtScoredRows(nn.Module):
 class Suffix:
     """Runs the blocks that are in memory: to the model's end, with the hidden states where terms are scored, or not."""
 
-    def __init__(self, blocks: Blocks, shared_prefix: bool = True, scored_rows: bool = True) -> None:
+    def __init__(self, blocks: Blocks, scored_rows: bool = True) -> None:
         self.blocks = blocks
         self.scored = Scored()
-        self.shares_prefix = shared_prefix and self._can_share_prefix()
+        self.shares = self._obeys_trees()
         with blocks.only_last():
             self.reduced = self._reduce(blocks.last, "") if scored_rows else []
         self.scored.rows = None
 
-    def __call__(self, prefix: torch.Tensor, inputs: torch.Tensor, at: list[tuple[int, int]]) -> torch.Tensor:
-        """(len(at), n_embd): the last block's output at every (sequence, position).
-
-        prefix  (1, p, n_embd), the rows every sequence begins with
-        inputs  (sequences, tokens, n_embd), what follows; positions count from the start of the prefix
-        """
-        n = prefix.shape[1]
-        if n and self.shares_prefix and all(position >= n for _, position in at):
-            return self._with_cache(prefix, inputs, [(s, position - n) for s, position in at])
-        whole = torch.cat([prefix.expand(len(inputs), -1, -1), inputs], dim=1) if n else inputs
-        return self._pick(whole, at, None)
-
-    def all_rows(self, prefix: torch.Tensor, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What comes out for every row: of `inputs`, and of `prefix` (1, p, n_embd) if it has rows.
-
-        For blocks below the last one; nothing is left out.
-        """
-        n = prefix.shape[1]
-        if not n:
-            return (self.blocks.run(inputs),)
-        if not self.shares_prefix:
-            whole = self.blocks.run(torch.cat([prefix.expand(len(inputs), -1, -1), inputs], dim=1))
-            return whole[:, n:], whole[:1, :n]
-        cache = self._cache()
-        shared = self.blocks.run(prefix, cache)
-        cache.batch_repeat_interleave(len(inputs))
-        return self.blocks.run(inputs, cache), shared
-
-    def _cache(self) -> Any:
-        from transformers.cache_utils import DynamicCache
-
-        return DynamicCache(config=self.blocks.config)
-
-    def _with_cache(self, prefix: torch.Tensor, inputs: torch.Tensor, at: list[tuple[int, int]]) -> torch.Tensor:
-        cache = self._cache()
-        self.scored.rows = torch.empty(0, dtype=torch.long)
-        self.blocks.run(prefix, cache)
-        cache.batch_repeat_interleave(len(inputs))
-        return self._pick(inputs, at, cache)
-
-    def _pick(self, inputs: torch.Tensor, at: list[tuple[int, int]], cache: Any) -> torch.Tensor:
-        rows = torch.tensor([s * inputs.shape[1] + position for s, position in at])
+    def __call__(self, inputs: torch.Tensor, tree: Tree | None, rows: torch.Tensor) -> torch.Tensor:
+        """(len(rows), n_embd): the last block's output at `rows` of the flattened input (rows x tokens)."""
         self.scored.rows = rows
-        return self.blocks.run(inputs, cache).flatten(0, 1)[rows]
+        return self.blocks.run(inputs, tree).flatten(0, 1)[rows]
 
-    def _can_share_prefix(self) -> bool:
+    def all_rows(self, inputs: torch.Tensor, tree: Tree | None) -> torch.Tensor:
+        """What comes out for every row of `inputs`. For blocks below the last one; nothing is left out."""
+        return self.blocks.run(inputs, tree)
+
+    def _obeys_trees(self) -> bool:
+        """Whether answers may share their text's rows: two texts in one row, and every answer in a row of its own."""
         generator = torch.Generator().manual_seed(1)
-        prefix = torch.randn(1, 4, self.blocks.n_embd, generator=generator)
-        inputs = torch.randn(3, 5, self.blocks.n_embd, generator=generator)
-        at = [(s, 4 + position) for s in range(3) for position in range(5)]
+
+        def states(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, self.blocks.n_embd, generator=generator)
+
+        prefix, texts, answers = states(2), [states(3), states(1)], [[states(2), states(4)], [states(0), states(1)]]
+        tree = Tree.of(2, [(len(text), [len(own) for own in each]) for text, each in zip(texts, answers, strict=True)])
+        together = torch.cat([prefix, *(torch.cat([t, *each]) for t, each in zip(texts, answers, strict=True))])
         try:
             with torch.no_grad():
-                shared = self._with_cache(prefix, inputs, [(s, p - 4) for s, p in at])
-                plain = self._pick(torch.cat([prefix.expand(3, -1, -1), inputs], dim=1), at, None)
+                shared = self.blocks.run(together[None], tree)[0]
+                alone, at = [], 0
+                for text, each in zip(texts, answers, strict=True):
+                    begin = 2 + at
+                    own = begin + len(text)
+                    for answer in each:
+                        plain = self.blocks.run(torch.cat([prefix, text, answer])[None])[0]
+                        rows = [*range(2), *range(begin, begin + len(text)), *range(own, own + len(answer))]
+                        alone.append((shared[rows], plain))
+                        own += len(answer)
+                    at = own - 2
         except _FAILURES:
             return False
-        return torch.allclose(shared, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+        size = max(plain.abs().max().item() for _, plain in alone)
+        return all(torch.allclose(ours, plain, rtol=1e-4, atol=1e-5 * size) for ours, plain in alone)
 
     def _reduce(self, module: nn.Module, name: str) -> list[str]:
         """Wraps the outermost submodules that are position-wise and whose other outputs reach no scored row.
@@ -128,7 +108,8 @@ class Suffix:
         shape, at = (3, 7), [(0, 4), (1, 6), (1, 2), (2, 3)]
         inputs = torch.randn(*shape, self.blocks.n_embd, generator=torch.Generator().manual_seed(2))
         hidden_rows = torch.ones(shape, dtype=torch.bool)
-        hidden_rows[tuple(torch.tensor(at).T)] = False
+        rows = torch.tensor([s * shape[1] + position for s, position in at])
+        hidden_rows.view(-1)[rows] = False
         calls: list[None] = []
 
         def poison(tensor: Any) -> Any:
@@ -143,13 +124,13 @@ class Suffix:
             return (poison(args[0]),), kwargs
 
         with torch.no_grad():
-            clean = self._pick(inputs, at, None)
+            clean = self(inputs, None, rows)
             hooks = [
                 child.register_forward_pre_hook(before, with_kwargs=True),
                 child.register_forward_hook(lambda _, __, output: poison(output)),
             ]
             try:
-                poisoned = self._pick(inputs, at, None)
+                poisoned = self(inputs, None, rows)
             except _FAILURES:
                 return False
             finally:

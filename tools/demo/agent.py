@@ -1,36 +1,41 @@
-"""The user's agent: asks the model over the API with the stock OpenAI client, and sends back what was right."""
+"""A client of the daemon: asks over the API with the stock OpenAI client, and sends back what was right."""
 
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 
-TASK = "reviews"
 _AT_ONCE = 4  # the daemon's slots
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Times in milliseconds, counted from the request."""
+    """What came back: words, and calls as {"id", "type", "function": {"name", "arguments"}}. Times in milliseconds,
+    counted from the request."""
 
     id: str
     text: str
     revision: int
     ttft: float
     latency: float
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def said(self) -> tuple[str, list[dict[str, Any]], int]:
+        """What must be the same when the same revision is asked again."""
+        return self.text, [call["function"] for call in self.calls], self.revision
 
 
 class Agent:
     """One API socket. Every question is streamed and greedy, so that the same revision gives the same answer."""
 
-    def __init__(self, socket: Path, prompt: str) -> None:
-        self._prompt = prompt
+    def __init__(self, socket: Path) -> None:
         self._http = httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(uds=str(socket)), timeout=120)
         self._openai = openai.AsyncOpenAI(
             base_url="http://agentd/v1", api_key="none", http_client=self._http, max_retries=0
@@ -39,10 +44,20 @@ class Agent:
     async def close(self) -> None:
         await self._openai.close()
 
-    async def ask(self, question: str, *, task: str | None = None, max_tokens: int = 24) -> Answer:
+    async def ask(
+        self,
+        question: str,
+        *,
+        task: str | None = None,
+        max_tokens: int = 24,
+        tools: Sequence[dict[str, Any]] = (),
+        tool_choice: str = "auto",
+    ) -> Answer:
         """Streams an answer. Raises openai.OpenAIError."""
         start = time.perf_counter()
         first, text, id, revision = None, "", "", -1
+        calls: dict[int, dict[str, Any]] = {}
+        options: dict[str, Any] = {"tools": list(tools), "tool_choice": tool_choice} if tools else {}
         stream = await self._openai.chat.completions.create(
             model="default",
             messages=[{"role": "user", "content": question}],
@@ -50,50 +65,50 @@ class Agent:
             max_tokens=max_tokens,
             stream=True,
             metadata={"task": task} if task else openai.omit,
+            **options,
         )
         async for chunk in stream:
             id = chunk.id
             extra = chunk.model_extra or {}
             revision = extra.get("agentd", {}).get("revision", revision)
-            delta = chunk.choices[0].delta.content if chunk.choices else None
-            if delta:
+            if not chunk.choices:
+                continue
+            delta = chunk.choices[0].delta
+            if delta.content or delta.tool_calls:
                 first = first or time.perf_counter()
-                text += delta
+            text += delta.content or ""
+            for part in delta.tool_calls or ():
+                call = calls.setdefault(part.index, {"id": "", "type": "function", "function": {}})
+                call["id"] = part.id or call["id"]
+                for name in ("name", "arguments"):
+                    said = getattr(part.function, name, None) or ""
+                    call["function"][name] = call["function"].get(name, "") + said
         end = time.perf_counter()
-        return Answer(id, text, revision, 1e3 * ((first or end) - start), 1e3 * (end - start))
+        return Answer(id, text, revision, 1e3 * ((first or end) - start), 1e3 * (end - start), list(calls.values()))
 
-    async def judge(self, review: str) -> Answer:
-        """Did the reviewer like the movie? The task's choices restrict the answer."""
-        return await self.ask(self._prompt.replace("{text}", review), task=TASK)
-
-    async def judge_all(self, rows: Sequence[dict[str, Any]], tick: Callable[[], None]) -> list[Answer]:
-        """The answers to all reviews, in their order."""
+    async def ask_all(self, questions: Sequence[str], tick: Callable[[], None], **options: Any) -> list[Answer]:
+        """The answers to all questions, in their order, some asked at the same time."""
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(row: dict[str, Any]) -> Answer:
+        async def one(question: str) -> Answer:
             async with gate:
-                answer = await self.judge(row["text"])
+                answer = await self.ask(question, **options)
             tick()
             return answer
 
-        return list(await asyncio.gather(*(one(row) for row in rows)))
+        return list(await asyncio.gather(*(one(question) for question in questions)))
 
-    async def correct(self, answer: Answer, label: str) -> None:
+    async def correct(self, answer: Answer, kind: str, value: Any) -> None:
         """Tells the daemon what the right answer would have been."""
-        body = {"inference_id": answer.id, "kind": "label", "value": label, "idempotency_key": f"demo-{answer.id}"}
+        body = {"inference_id": answer.id, "kind": kind, "value": value, "idempotency_key": f"demo-{answer.id}"}
         reply = await self._http.post("http://agentd/v1/feedback", json=body)
         reply.raise_for_status()
 
-    async def import_examples(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    async def import_examples(self, lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Sends feedback collected elsewhere, as JSONL."""
-        lines = "\n".join(json.dumps({"task": TASK, "text": row["text"], "label": row["label"]}) for row in rows)
+        body = "\n".join(map(json.dumps, lines))
         reply = await self._http.post(
-            "http://agentd/v1/examples", content=lines.encode(), headers={"Content-Type": "application/x-ndjson"}
+            "http://agentd/v1/examples", content=body.encode(), headers={"Content-Type": "application/x-ndjson"}
         )
         reply.raise_for_status()
         return dict(reply.json())
-
-
-def accuracy(answers: Sequence[Answer], rows: Sequence[dict[str, Any]]) -> float:
-    right: int = sum(answer.text == row["label"] for answer, row in zip(answers, rows, strict=True))
-    return right / len(rows)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from agentd.ctl.errors import CtlError
 from agentd.engine.int8 import model as int8_model
-from tools.bench_int8_data import Images, digits, load, rotated
-from tools.demo.process import ROOT, DemoDaemon, DemoFailed
+from tools.bench.paper.int8_data import Images, digits, load, rotated
+from tools.daemon import ROOT, DaemonProcess, ToolFailed
 from tools.drift import model
 from tools.drift.camera import Camera, Seen
 from tools.drift.plot import Point, draw, points
@@ -34,6 +34,7 @@ from tools.drift.plot import Point, draw, points
 CONFIG = ROOT / "configs" / "drift.yaml"
 WINDOW = 100  # answers in a point of the curve
 PAUSE = 1.0  # seconds between windows: the camera rests, and a pass may begin
+LONGEST_PAUSE = 60.0  # seconds that it rests until that pass has ended, on a machine that is slow or busy
 LABELLED = 0.6  # of the answers get a label
 RECOVERED = 0.5  # of what was lost must come back
 
@@ -56,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="agentd-drift-") as folder:
         try:
             figures = Drift(console, options, images, Path(folder)).run()
-        except (DemoFailed, CtlError) as error:
+        except (ToolFailed, CtlError) as error:
             console.print(f"[red]{error}[/red]")
             return 1
         except subprocess.CalledProcessError as error:
@@ -82,21 +83,20 @@ class Drift:
         say(f"[bold]agentd[/bold]: a classifier that follows its drifting world ({self._images.name})\n")
         path = self._train()
         say(f"1 [bold]Model[/bold]: LeNet-5, {path.stat().st_size / 1e3:.0f} kB in int8")
-        settings = {"AGENTD_MODEL_PATH": str(path), "AGENTD_ADAPT_ENABLED": "true"}
-        with DemoDaemon(None, trial_seconds=1, config=CONFIG, settings=settings) as daemon:
-            daemon.wait_until_serving()
-            camera = Camera(daemon.socket)
+        with DaemonProcess(path, config=CONFIG) as daemon:
+            daemon.start()
+            camera = Camera(daemon.api)
             self._began, self._epoch = time.monotonic(), time.time()
             try:
                 say("2 [bold]Upright[/bold]: the world it was trained on")
-                self._watch(camera, options.upright, 0)
+                self._watch(daemon, camera, options.upright, 0)
                 turned_at = self._now()
                 say(f"3 [bold]The camera is turned by {options.angle}°[/bold]; {LABELLED:.0%} of answers get a label")
-                self._watch(camera, options.turned, options.angle)
+                self._watch(daemon, camera, options.turned, options.angle)
             finally:
                 camera.close()
             passes = self._passes(daemon)
-            status = daemon.admin.get("/admin/status")
+            status = daemon.ctl.get("/admin/status")
         found = points(self._seen, self._unadapted(path), WINDOW)
         figures = self._figures(found, turned_at, passes, status)
         if options.plot:
@@ -113,7 +113,7 @@ class Drift:
             advance = lambda step: bar.update(task, completed=step)  # noqa: E731  # one line says it
             return model.make(self._images, self._folder, self._options.steps, advance)
 
-    def _watch(self, camera: Camera, windows: int, angle: int) -> None:
+    def _watch(self, daemon: DaemonProcess, camera: Camera, windows: int, angle: int) -> None:
         """Shows `windows` windows of images, each followed by a pause; prints the accuracy of each."""
         for _ in range(windows):
             right = 0
@@ -130,7 +130,14 @@ class Drift:
                     camera.correct(answer["id"], self._names[label])
             revision = self._seen[-1].revision
             self._console.print(f"  {self._now():6.1f} s  {right / WINDOW:6.1%}  {'█' * (right // 4):25}  r{revision}")
-            time.sleep(PAUSE)
+            self._rest(daemon)
+
+    def _rest(self, daemon: DaemonProcess) -> None:
+        """What the windows show is then how much was learned, and not how fast this machine is today."""
+        time.sleep(PAUSE)
+        deadline = time.monotonic() + LONGEST_PAUSE
+        while time.monotonic() < deadline and daemon.ctl.get("/admin/status")["pass"]:
+            time.sleep(PAUSE / 4)
 
     def _images_in_turn(self) -> Any:
         """Test images in a shuffled order, again and again; nothing that the float model was trained on."""
@@ -146,9 +153,9 @@ class Drift:
 
     # --- what came of it
 
-    def _passes(self, daemon: DemoDaemon) -> list[dict[str, Any]]:
+    def _passes(self, daemon: DaemonProcess) -> list[dict[str, Any]]:
         """The passes that have ended, the oldest first, with their times in seconds since the start."""
-        rows = daemon.admin.get("/admin/passes", limit=100)["passes"]
+        rows = daemon.ctl.get("/admin/passes", limit=100)["passes"]
         return [
             {
                 "began": self._seconds(row["created_at"]),

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from agentd.learn.int8.architecture import LENET5
-from agentd.learn.int8.floating import ElasticFloat, FloatNetwork
-from tools.bench_int8_data import Images, as_float
+from agentd.int8.architecture import LENET5
+from agentd.int8.floating import FloatNetwork
+from tools.bench.paper.int8_data import Images, as_float
+from tools.elastic_float import ElasticFloat
 
 FASHION = "T-shirt,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _BATCH = 128

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from agentd.engine.int8 import inputs, model
-from agentd.engine.int8.session import ClassifierSession
+from agentd.engine.int8.background import ClassifierSession
 from agentd.engine.protocol import BASE, Background, Classification, Generate, ModelInfo, Piece, Weights
 from agentd.errors import ModelUnusable, NotALanguageModel, RevisionCorrupt
-from agentd.learn.int8.network import Int8Network
-from agentd.learn.int8.tensor import Int8Tensor, dequantise
+from agentd.int8.network import Int8Network
+from agentd.int8.tensor import Int8Tensor, dequantise
 
 
 class Int8Engine:
@@ -69,12 +69,13 @@ class Int8Engine:
         network = self.model.network
         if adapter is not None:
             try:
-                found = model.load(adapter)
+                candidate = model.load(adapter)
             except ModelUnusable as error:
                 raise RevisionCorrupt(weights, str(error)) from None
-            if found.header.network != self.model.header.network or found.header.classes != self.model.header.classes:
+            own, header = self.model.header, candidate.header
+            if header.network != own.network or header.classes != own.classes:
                 raise RevisionCorrupt(weights, "it is a network of another kind than the base")
-            network = found.network
+            network = candidate.network
         self._staged[weights] = network
 
     def unstage(self, weights: Weights) -> None:
@@ -88,7 +89,7 @@ class Int8Engine:
         self._serving = weights
         return time.perf_counter() - start
 
-    def session(self, interrupted: Callable[[], bool]) -> ClassifierSession:
+    def session(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> ClassifierSession:
         """Background work; it gives way after every step, which takes milliseconds."""
         return ClassifierSession(self.model, self._staged)
 

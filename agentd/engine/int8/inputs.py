@@ -46,15 +46,15 @@ def _array(array: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
         raise InvalidRequest(f"dtype is one of {', '.join(_DTYPES)}, not {array['dtype']!r}", param="dtype")
     data, dtype = _bytes(array["data"]), np.dtype(_DTYPES[array["dtype"]])
     if len(data) != math.prod(shape) * dtype.itemsize:
-        wanted = math.prod(shape) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         raise InvalidRequest(
-            f"the array has {len(data)} bytes, and {wanted} are needed for shape {list(shape)} of {array['dtype']}",
+            f"the array has {len(data)} bytes, and {size} are needed for shape {list(shape)} of {array['dtype']}",
             param="input",
         )
-    found = torch.from_numpy(np.frombuffer(data, dtype).reshape(shape).astype(np.float64))
-    if not bool(torch.isfinite(found).all()):
+    values = torch.from_numpy(np.frombuffer(data, dtype).reshape(shape).astype(np.float64))
+    if not bool(torch.isfinite(values).all()):
         raise InvalidRequest("the array has entries that are NaN or infinite", param="input")
-    return found
+    return values
 
 
 def _png(data: bytes, shape: tuple[int, ...]) -> Tensor:

@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from agentd.errors import ModelUnusable
-from agentd.learn.int8.errors import InvalidWeights
-from agentd.learn.int8.network import Int8Network
-from agentd.learn.int8.tensor import Int8Tensor, quantise
-from agentd.learn.int8.weights import load_int8, save_int8
-from agentd.safetensors_header import ClassifierHeader, read_classifier
+from agentd.int8.header import ClassifierHeader, read_classifier
+from agentd.int8.invalid import InvalidWeights
+from agentd.int8.network import Int8Network
+from agentd.int8.tensor import Int8Tensor, quantise
+from agentd.int8.weights import load_int8, save_int8
 
 
 @dataclass(frozen=True)

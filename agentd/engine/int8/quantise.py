@@ -19,9 +19,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from agentd.learn.int8.architecture import BUILT_IN, Architecture
-from agentd.learn.int8.weights import input_exponent, load_float, quantised, save_int8
-from agentd.safetensors_header import FORMAT, ClassifierHeader, parse
+from agentd.int8.architecture import BUILT_IN, Architecture
+from agentd.int8.header import FORMAT, ClassifierHeader, parse
+from agentd.int8.weights import input_exponent, load_float, quantised, save_int8
 
 
 def quantise(
@@ -36,8 +36,8 @@ def quantise(
 ) -> ClassifierHeader:
     """Writes the classifier to `output`. Raises ValueError saying what does not fit, and OSError."""
     if tuple(calibration.shape[1:]) != architecture.input or not len(calibration):
-        wanted = ", ".join(map(str, architecture.input))
-        raise ValueError(f"the calibration has shape {tuple(calibration.shape)}, and (n, {wanted}) is needed")
+        shape = ", ".join(map(str, architecture.input))
+        raise ValueError(f"the calibration has shape {tuple(calibration.shape)}, and (n, {shape}) is needed")
     x = ((calibration.double() - mean) / scale).float()
     network = quantised(load_float(architecture, weights), x)
     header = ClassifierHeader(architecture, classes, input_exponent(x), mean, scale)

@@ -1,10 +1,9 @@
-"""What makes a revision: LoRA adapters and control vectors, and their GGUF files."""
+"""What makes a revision: LoRA adapters and control vectors."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp as lc
 import numpy as np
 
@@ -12,6 +11,7 @@ from agentd.engine.llamacpp.library import last_words
 from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Weights
 from agentd.errors import RevisionCorrupt
+from agentd.formats import adapter_gguf
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,48 +41,18 @@ def load(model: Any, weights: Weights, adapter: Path | None, control: Path | Non
 
 def load_lora(model: Any, path: Path) -> Any:
     """An adapter handle on the model. Raises ValueError; llama.cpp itself would take numbers that are not finite."""
-    reader = gguf.GGUFReader(path)
-    alpha = reader.get_field("adapter.lora.alpha")
-    if alpha is None or not np.isfinite(alpha.contents()):
-        raise ValueError(f"{path} has no finite adapter.lora.alpha")
-    for tensor in reader.tensors:
-        if not np.isfinite(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).all():
-            raise ValueError(f"{tensor.name} of {path} holds values that are not finite")
+    adapter_gguf.read_lora(path)
     handle = lc.llama_adapter_lora_init(model, str(path).encode())
     if not handle:
         raise ValueError(last_words())
     return handle
 
 
-def write_control_vector(path: Path, control: Floats) -> None:
-    """Writes (n_layer - 1, n_embd) as llama.cpp's own control vector format: tensors direction.1, direction.2, …"""
-    writer = gguf.GGUFWriter(path, "controlvector")
-    writer.add_string("controlvector.model_hint", "agentd")
-    writer.add_uint32("controlvector.layer_count", len(control))
-    for layer, row in enumerate(control):
-        writer.add_tensor(f"direction.{layer + 1}", np.ascontiguousarray(row, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def read_control_vector(path: Path, n_layer: int, n_embd: int) -> Floats:
     """Reads a control vector; layers the file does not name are zero. Raises ValueError."""
     control = np.zeros((n_layer - 1, n_embd), dtype=np.float32)
-    tensors = gguf.GGUFReader(path).tensors
-    if not tensors:
-        raise ValueError(f"{path} holds no control vector")
-    for tensor in tensors:
-        prefix, _, number = tensor.name.partition(".")
-        if (
-            prefix != "direction"
-            or not number.isdigit()
-            or not 1 <= int(number) < n_layer
-            or tensor.data.size != n_embd
-        ):
-            raise ValueError(f"unexpected tensor {tensor.name} of {tensor.data.size} values in {path}")
-        control[int(number) - 1] = tensor.data
-    if not np.isfinite(control).all():
-        raise ValueError(f"{path} holds values that are not finite")
+    for block, vector in adapter_gguf.read_control(path, n_embd).items():
+        if not 1 <= block < n_layer:
+            raise ValueError(f"{path} has a vector for block {block}, which takes none in a model of {n_layer} blocks")
+        control[block - 1] = vector
     return control

@@ -1,46 +1,56 @@
 """Background work over the serving weights: encode, score, tap, perturb. Serving may interrupt every forward pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agentd import allocator
-from agentd.engine.encode import encode_example, n_distinct
-from agentd.engine.llamacpp.adapters import Adapters, write_control_vector
+from agentd.engine.answering import answered
+from agentd.engine.chunks import Cuts
+from agentd.engine.constraints import Compiler, Constraint
+from agentd.engine.encode import encode_example
+from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.forward import Forward
-from agentd.engine.llamacpp.tap import Tap
+from agentd.engine.llamacpp.sampling import TokenSampler
+from agentd.engine.llamacpp.shared_serving import SharedServing
+from agentd.engine.llamacpp.tap import TapRecorder
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.probabilities import Floats, kl_divergence
-from agentd.engine.protocol import BASE, Encoded, Scores, TapIndex, Weights
-from agentd.engine.staged import Staged
-from agentd.errors import InvalidRequest
-from agentd.learn.objectives import objective
-from agentd.learn.rng import rademacher
+from agentd.engine.protocol import BASE, Generate, Piece, Scores, TapIndex, Target, Weights
+from agentd.engine.weight_registry import Staged
+from agentd.errors import AgentdError, InvalidRequest
+from agentd.formats import adapter_gguf
+from agentd.host import allocator
+from agentd.learn.encoded import Encoded, common_prefix
+from agentd.learn.objectives import example_objective
+from agentd.learn.philox import rademacher
+from agentd.limits import MICRO_BATCH
 
 # Large enough to keep the matrix kernels busy, small enough that repeating one after an interruption costs little.
-MICRO_BATCH = 128
 _N_SEQ = 64
+_AT_ONCE = 8  # answered: what is done between two of their batches takes no more than a few milliseconds
 _CELLS = 256  # llama.cpp's step for the size of a cache
 
 
-class Background:
+class LlamaCppBackground:
     def __init__(
         self,
         model: Any,
         vocabulary: Vocabulary,
         staged: Staged[Adapters],
+        compiler: Compiler,
         *,
         n_ctx: int,
         threads: int,
         interrupted: Callable[[], bool],
-        closed: Callable[["Background"], None],
+        closed: Callable[["LlamaCppBackground"], None],
     ) -> None:
-        self._model, self._vocabulary, self._staged = model, vocabulary, staged
+        self._model, self.vocabulary, self._staged, self._compiler = model, vocabulary, staged, compiler
         self._threads, self._interrupted, self._closed = threads, interrupted, closed
-        self._tap = Tap()
+        self._tap = TapRecorder()
         self._weights, self._adapters = BASE, staged[BASE]
         # The control vector as it stands after updates, and the one the context computes with; None is all zero.
         self._control: Floats | None = None
@@ -65,8 +75,10 @@ class Background:
         )
         release_zero_pages(mappings)
         self._context.abort_when(self._interrupted)
+        self._context.cuts = Cuts(tuple(cut for cut in Cuts().at if cut <= MICRO_BATCH))
         self._context.after_decode = self._tap.settle
         self._forward = Forward(self._context, MICRO_BATCH)
+        self._foreign = False  # the cache holds what is not `_forward`'s
         self._longest = longest
 
     def _fit(self) -> None:
@@ -77,11 +89,9 @@ class Background:
             self._context.use(self._adapters)
             self._steered = self._adapters.control
 
-    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
-        encoded = encode_example(
-            self._vocabulary, input, choices, target, limit=self.limit, answers=self._forward.n_sequences
-        )
-        self._longest = max(self._longest, n_distinct(encoded.sequences))
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: Target, **more: Any) -> Encoded:
+        encoded = encode_example(self.vocabulary, input, choices, target, limit=self.limit, **more)
+        self._longest = max(self._longest, encoded.n_distinct)
         return encoded
 
     def use(self, weights: Weights) -> None:
@@ -101,6 +111,43 @@ class Background:
         for batch in self._forward.run(examples):
             yield [] if batch is None else self._forward.scores(batch)
 
+    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
+        """See the protocol. What all prompts begin with is computed once; several are answered at a time, as far as the
+        context has room for them."""
+        prompts: dict[str, list[int]] = {}
+        for request in requests:
+            with contextlib.suppress(AgentdError):  # it is refused once more, when it is submitted
+                prompts[request.key] = self.vocabulary.prompt(request.input)
+            yield []
+        self._longest = max([self._longest, *(min(len(prompt), self.limit) for prompt in prompts.values())])
+        self._steer(self._control)
+        prefix = next(iter(prompts.values()), [])[: common_prefix(list(prompts.values()))]
+        self._foreign = True
+        self._context.forget()
+
+        def sampler(request: Generate, constraint: Constraint | None) -> TokenSampler:
+            return TokenSampler(self._context.pointer, self.vocabulary.size, request.sampling, constraint)
+
+        serving = SharedServing(
+            self._context,
+            self.vocabulary,
+            Adapters(self._adapters.lora, self._control),
+            sampler,
+            self._compiler,
+            prefix,
+            _AT_ONCE,
+        )
+        for _ in serving.hold():
+            yield []
+        yield from answered(
+            serving,
+            requests,
+            serving.step,
+            at_once=_AT_ONCE,
+            room=self._context.n_ctx - len(prefix),
+            needs=lambda request: len(prompts.get(request.key, prefix)) - len(prefix) + request.max_tokens,
+        )
+
     def tap(self, examples: Sequence[Encoded], blocks: range, path: Path) -> Iterator[int | TapIndex]:
         if not blocks or blocks[0] < 0 or blocks[-1] >= self._context.n_layer:
             raise InvalidRequest(f"there are no blocks {blocks} in a model of {self._context.n_layer}")
@@ -108,39 +155,35 @@ class Background:
         self._forward.reset()  # the prefix is wanted too, so it must be computed under the tap
         self._tap.watch(blocks)
         n_embd = self._context.n_embd
-        index: list[list[tuple[int, int]]] = []
+        starts: list[int] = []
         row = rows = n_prefix = 0
         try:
             with path.open("wb") as file:
                 for batch in self._forward.run(examples, wanted=False):
                     if batch is None:
-                        yield len(index)
+                        yield len(starts)
                         continue
                     n_prefix = len(self._forward.prefix)
-                    if not index:
+                    if not starts:
                         row = n_prefix
-                        rows = n_prefix + sum(len(s) - n_prefix for e in examples for s in e.sequences)
+                        rows = n_prefix + sum(e.n_distinct - n_prefix for e in examples)
                     first = row
-                    for nested in batch.rows:
-                        placed = []
-                        for own in nested:
-                            placed.append((row, len(own)))
-                            row += len(own)
-                        index.append(placed)
+                    for example in batch.examples:  # a micro-batch has the rows of its examples in this order
+                        starts.append(row)
+                        row += example.n_distinct - n_prefix
                     for plane, block in enumerate(blocks):
                         if first == n_prefix:
                             file.seek(4 * n_embd * rows * plane)
                             file.write(self._tap.rows(block, n_prefix, n_embd, skip_last=len(batch.tokens)).tobytes())
                         hidden = self._tap.rows(block, len(batch.tokens), n_embd)
                         file.seek(4 * n_embd * (rows * plane + first))
-                        for own in (own for nested in batch.rows for own in nested):
-                            file.write(hidden[own].tobytes())
+                        file.write(hidden.tobytes())
                     self._tap.clear()
-                    yield len(index)
+                    yield len(starts)
         finally:
             self._tap.watch(range(0))
             self._forward.reset()  # nothing was computed above the last tapped block
-        yield TapIndex(n_embd, n_prefix, rows, index)
+        yield TapIndex(n_embd, n_prefix, rows, starts)
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         if not examples:
@@ -150,7 +193,7 @@ class Background:
         for batch in self._forward.run(examples):
             if batch is not None:
                 losses += [
-                    objective([[c] for c in s.choices], e.correct, s.target, nll_weight).loss
+                    example_objective(e, s.choices, s.target, nll_weight).loss
                     for s, e in zip(self._forward.scores(batch), batch.examples, strict=True)
                 ]
             yield None
@@ -160,11 +203,14 @@ class Background:
         self._control = self._moved(seed, coefficient)
 
     def write_control(self, path: Path) -> None:
-        write_control_vector(path, self._control_or_zero())
+        adapter_gguf.write_control(path, self._control_or_zero())
 
     def _steer(self, control: Floats | None) -> None:
         """Computes with this control vector; what the cache holds was computed with another one."""
         self._fit()
+        if self._foreign:
+            self._forward.reset()
+            self._foreign = False
         if control is not self._steered:
             self._context.steer(control)
             self._steered = control
@@ -184,7 +230,7 @@ class Background:
 
     def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
         before = self._weights
-        told = [self._vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
+        told = [self.vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
         told = [tokens for tokens in told if len(tokens) > 1]
         # One array for all of it: many of this size, made and dropped in turn, would leave the heap full of holes.
         kept = np.empty((max(map(len, told), default=1) - 1, self._context.n_vocab), np.float32)
@@ -197,7 +243,7 @@ class Background:
             divergences.append(kl_divergence(kept[i], found))
 
         for tokens in told:
-            example = Encoded([tokens[:-1]], [], 0, [(0, p, token) for p, token in enumerate(tokens[1:])])
+            example = Encoded.of([tokens[:-1]], [], 0, [(0, p, token) for p, token in enumerate(tokens[1:])])
             self.use(reference)
             yield from self._forward.distributions(example, keep)
             self.use(candidate)

@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.cuts import Cuts
+from agentd.engine.chunks import Cuts
 from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.library import last_words
 from agentd.engine.probabilities import Floats
@@ -38,6 +38,7 @@ class Context:
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = not streams
         parameters.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.pooling_type = lc.LLAMA_POOLING_TYPE_NONE  # a state for every token; they are pooled here
         parameters.no_perf = True
         if on_tensor is not None:
             parameters.cb_eval = on_tensor
@@ -105,6 +106,21 @@ class Context:
     def logits(self, row: int) -> Floats:
         """The logits (n_vocab,) of a wanted row of the last batch: a view that the next decode overwrites."""
         return np.ctypeslib.as_array(lc.llama_get_logits_ith(self._context, row), shape=(self.n_vocab,))
+
+    def hidden(self, tokens: Sequence[int], start: int, sequence: int) -> Floats:
+        """Runs tokens of one sequence; the hidden states (tokens, n_embd) behind the final norm, as a copy."""
+        rows = range(len(tokens))
+        lc.llama_set_embeddings(self._context, True)
+        try:
+            self.decode(tokens, range(start, start + len(tokens)), [(sequence,)] * len(tokens), rows)
+            states = np.empty((len(tokens), self.n_embd), np.float32)
+            for row in rows:
+                states[row] = np.ctypeslib.as_array(
+                    lc.llama_get_embeddings_ith(self._context, row), shape=(self.n_embd,)
+                )
+            return states
+        finally:
+            lc.llama_set_embeddings(self._context, False)
 
     def use(self, adapters: Adapters) -> None:
         """Applies adapters from the next decode on. What the KV cache holds was computed with the old ones."""

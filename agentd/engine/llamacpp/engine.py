@@ -5,20 +5,20 @@ from pathlib import Path
 
 import llama_cpp as lc
 
-from agentd.engine.cuts import Cuts
+from agentd.engine.chunks import Cuts
+from agentd.engine.constraints import Constraint
 from agentd.engine.language import LanguageEngine
 from agentd.engine.llamacpp.adapters import Adapters, free, load
-from agentd.engine.llamacpp.background import Background
+from agentd.engine.llamacpp.background import LlamaCppBackground
 from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
 from agentd.engine.llamacpp.library import load_model, metadata
-from agentd.engine.llamacpp.sampling import Sampler
+from agentd.engine.llamacpp.sampling import TokenSampler
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.protocol import Generate, ModelInfo, Weights
+from agentd.limits import BACKGROUND_CONTEXT
 
-_BACKGROUND_CONTEXT = 2048  # tokens: the shared prefix and one micro-batch, whatever the serving context is
 
-
-class LlamaCppEngine(LanguageEngine[Adapters, Background]):
+class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
     """Serves a GGUF file. `context` is the tokens one request may use; every slot has its own KV stream."""
 
     _context: Context
@@ -58,19 +58,20 @@ class LlamaCppEngine(LanguageEngine[Adapters, Background]):
         super().close()
         lc.llama_model_free(self._model)  # and with it what is staged
 
-    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Background:
-        return Background(
+    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> LlamaCppBackground:
+        return LlamaCppBackground(
             self._model,
             self.vocabulary,
             self._staged,
-            n_ctx=min(_BACKGROUND_CONTEXT, self.info.n_ctx),
+            self._compiler,
+            n_ctx=min(BACKGROUND_CONTEXT, self.info.n_ctx),
             threads=self._threads,
             interrupted=interrupted,
             closed=self._closed,
         )
 
-    def _sampler(self, request: Generate) -> Sampler:
-        return Sampler(self._context.pointer, self.vocabulary.pointer, self.vocabulary.size, request)
+    def _sampler(self, request: Generate, constraint: Constraint | None) -> TokenSampler:
+        return TokenSampler(self._context.pointer, self.vocabulary.size, request.sampling, constraint)
 
     def _free(self, adapters: Adapters) -> None:
         free(adapters)

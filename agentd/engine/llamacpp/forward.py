@@ -4,18 +4,21 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
 from agentd.engine.llamacpp.context import Context
 from agentd.engine.probabilities import Floats, log_probabilities
-from agentd.engine.protocol import Encoded, Interrupted, Scores, Term
+from agentd.engine.protocol import Interrupted, Scores
+from agentd.learn.encoded import Encoded, Term, shared_prefix
+from agentd.limits import SCORED_ROWS
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
-_SCORED = 64  # rows with logits in one decode: llama.cpp keeps n_vocab floats of each, and as many in its graph
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Some examples laid out as one batch; `rows[e][s]` are the batch rows of a sequence's tokens after the prefix.
+
+    An example of more answers than there are sequences has them in groups that take turns: `turns` are the first rows
+    of all groups but the first, each with the position up to which its sequences are kept.
 
     `scored` has the tokens whose likelihoods are wanted, by the row that predicts them; `found`, once the batch has
     been decoded, log p by (row, token).
@@ -26,6 +29,7 @@ class MicroBatch:
     owners: list[list[int]]
     rows: list[list[list[int]]]
     examples: list[Encoded]
+    turns: dict[int, int] = field(default_factory=dict)
     scored: dict[int, set[int]] = field(default_factory=dict)
     found: dict[tuple[int, int], float] = field(default_factory=dict)
 
@@ -43,7 +47,7 @@ class Forward:
     def __init__(self, context: Context, width: int) -> None:
         self._context, self._width = context, min(width, context.width)
         self.prefix: list[int] = []
-        self.n_sequences = context.n_seq - 1  # that one micro-batch may have
+        self.n_sequences = context.n_seq - 1  # that one micro-batch may have at a time
 
     def reset(self) -> None:
         """Drops what was computed with other adapters."""
@@ -97,10 +101,14 @@ class Forward:
         wanted = sorted(batch.scored) if read else []
         done = 0
         while done < len(batch.tokens):
-            end = min(done + self._width, len(batch.tokens))
+            if done in batch.turns:  # what the group before had of its own makes room; what all share stays
+                for sequence in _sequences(batch):
+                    self._context.forget(sequence, batch.turns[done])
+            turn = min((row for row in batch.turns if row > done), default=len(batch.tokens))
+            end = min(done + self._width, turn)
             scored = [row for row in wanted if done <= row < end]
-            if len(scored) > _SCORED:
-                end, scored = scored[_SCORED], scored[:_SCORED]
+            if len(scored) > SCORED_ROWS:
+                end, scored = scored[SCORED_ROWS], scored[:SCORED_ROWS]
             part = slice(done, end)
             try:
                 self._context.decode(
@@ -141,38 +149,36 @@ class Forward:
         sequence = _PREFIX + 1
         for example in examples[start:]:
             if batch.examples and (
-                len(batch.tokens) + n_distinct(example.sequences) - len(self.prefix) > width
-                or sequence + len(example.sequences) > self._context.n_seq
+                len(batch.tokens) + example.n_distinct - len(self.prefix) > width
+                or sequence + min(len(example.own), self.n_sequences) > self._context.n_seq
             ):
                 break
             rows = self._place(batch, example, sequence)
-            for s, p, token in (*(term for choice in example.choices for term in choice), *example.target):
+            for s, p, token in example.terms:
                 batch.scored.setdefault(rows[s][p - len(self.prefix)], set()).add(token)
             batch.rows.append(rows)
             batch.examples.append(example)
-            sequence += len(example.sequences)
+            sequence += min(len(example.own), self.n_sequences)
         return batch
 
     def _place(self, batch: MicroBatch, example: Encoded, sequence: int) -> list[list[int]]:
         """Adds an example; tokens that several of its sequences begin with are computed once, for all of them."""
         begin = len(self.prefix)
-        n = len(example.sequences)
-        shared = common_prefix(example.sequences) if n > 1 else len(example.sequences[0])
+        n, shared = min(len(example.own), self.n_sequences), len(example.shared)
         first = len(batch.tokens)
-        for position in range(begin, shared):
-            batch.tokens.append(example.sequences[0][position])
-            batch.positions.append(position)
-            batch.owners.append(list(range(sequence, sequence + n)))
+        batch.tokens.extend(example.shared[begin:])
+        batch.positions.extend(range(begin, shared))
+        batch.owners.extend([list(range(sequence, sequence + n)) for _ in range(begin, shared)])
         together = list(range(first, len(batch.tokens)))
         rows = []
-        for i, tokens in enumerate(example.sequences):
-            own = []
-            for position in range(max(begin, shared), len(tokens)):
-                own.append(len(batch.tokens))
-                batch.tokens.append(tokens[position])
-                batch.positions.append(position)
-                batch.owners.append([sequence + i])
-            rows.append(together + own)
+        for i, own in enumerate(example.own):
+            at = len(batch.tokens)
+            if i and i % n == 0:
+                batch.turns[at] = shared
+            batch.tokens.extend(own)
+            batch.positions.extend(range(shared, shared + len(own)))
+            batch.owners.extend([[sequence + i % n] for _ in own])
+            rows.append(together + list(range(at, len(batch.tokens))))
         return rows
 
 

@@ -13,7 +13,7 @@ from agentd.errors import EngineUnavailable
 _EMBEDDING = (b"embd", b"inp_embd", b"inp_scaled", b"inp_norm")
 
 
-class Tap:
+class TapRecorder:
     """Collects the inputs of a range of blocks. `callback` is for the context's parameters."""
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """Text to tokens and back."""
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp as lc
@@ -46,6 +47,13 @@ class Vocabulary(Prompts):
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
+
+    def controls(self) -> Iterator[tuple[str, bool]]:
+        added = lc.LLAMA_TOKEN_ATTR_USER_DEFINED
+        control = lc.LLAMA_TOKEN_ATTR_CONTROL | lc.LLAMA_TOKEN_ATTR_UNKNOWN
+        for token in range(self.size):
+            if (kind := lc.llama_vocab_get_attr(self._vocab, token)) & (added | control):
+                yield self.piece(token, special=True).decode("utf-8", "replace"), bool(kind & control)
 
     def is_end(self, token: int) -> bool:
         return bool(lc.llama_vocab_is_eog(self._vocab, token))

@@ -8,7 +8,7 @@ So there are two sets of weights and one module, whose parameters point at the o
   restored, undone or recomputed for a request, and nothing of it can reach the candidate.
 - the candidate is a private copy-on-write mapping of the file that the parent is served from. Its pages become memory
   of this process when an update first writes them: all of them with full-parameter MeZO, those of the last blocks where
-  only these learn. Perturbed weights never exist as a whole (learn/weights/perturbation.py).
+  only these learn. Perturbed weights never exist as a whole (nn/perturbation.py).
 
 So a pass needs the weights once in memory that cannot be had again (the candidate) and no second time; while a request
 is answered in the middle of it, the committed pages are there as well, clean, and reclaimable at any time.
@@ -16,62 +16,66 @@ is answered in the middle of it, the committed pages are there as well, clean, a
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agentd import allocator
+from agentd.engine.answering import answered
+from agentd.engine.constraints import Compiler
 from agentd.engine.encode import encode_example
-from agentd.engine.protocol import BASE, Encoded, Interrupted, Rule, Scores, TapIndex
+from agentd.engine.protocol import BASE, Generate, Interrupted, LearningRule, Piece, Scores, TapIndex, Target
 from agentd.engine.protocol import Weights as Name
-from agentd.engine.staged import Staged
+from agentd.engine.serving import Serving
+from agentd.engine.transformers.context import Context
 from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
+from agentd.engine.transformers.frozen_trunk import TrunkStates
 from agentd.engine.transformers.image import digest, write
-from agentd.engine.transformers.learning import Learner, learner
-from agentd.engine.transformers.model import ROWS, Model, Weights
-from agentd.engine.transformers.trunk import TrunkStates
+from agentd.engine.transformers.learning import Trainable, learner
+from agentd.engine.transformers.model import Model, Weights
+from agentd.engine.transformers.sampling import TokenSampler
+from agentd.engine.weight_registry import Single, Staged
 from agentd.errors import InvalidRequest, NotSupported
-from agentd.learn.slopes import sloped
-from agentd.learn.weights.bp import checkpointed
-from agentd.learn.weights.cached_trunk import CachedTrunk
-from agentd.learn.weights.mezo import InPlace
+from agentd.host import allocator
+from agentd.learn.encoded import Encoded
+from agentd.limits import GRADIENT_ROWS, LOSS_TOKENS, PRODUCT_ROWS
+from agentd.nn.backprop import checkpointed
+from agentd.nn.mezo import InPlace
+from agentd.nn.trunk_cache import CachedTrunk
+from agentd.nn.vjp import vjp
 
 WIDTH = 512  # tokens of a forward that scores
-LOSS_WIDTH = 1024  # of a loss, for which perturbed weights are made once a forward
-LONGEST = 2048  # tokens of an example
-GRADIENT_ROWS = 256  # tokens that a forward with a backward has a multiple of: each number costs some 20 MB of code
-_N_SEQ = 63  # different answers of an example
 _DRIFT = 128  # tokens of a neutral text
 
 
-class Background:
+class TransformersBackground:
     def __init__(
         self,
         model: Model,
         staged: Staged[Weights],
+        compiler: Compiler,
         *,
         folder: Path,
         limit: int,
         interrupted: Callable[[], bool],
         serve: Callable[[], bool],
-        closed: Callable[["Background"], None],
+        closed: Callable[["TransformersBackground"], None],
     ) -> None:
-        self._model, self._staged, self._closed = model, staged, closed
+        self._model, self._staged, self._compiler, self._closed = model, staged, compiler, closed
         self._interrupted, self._serve = interrupted, serve
-        self._vocabulary = model.vocabulary
+        self.vocabulary = model.vocabulary
         self._forward = Forward(model)
         self._weights = staged[BASE]
-        self._rule = Rule()
-        self._learner: Learner | None = None  # made when something is to be perturbed or moved
+        self._rule = LearningRule()
+        self._learner: Trainable | None = None  # made when something is to be perturbed or moved
         self._folder = folder
         self._trunk: CachedTrunk | None = None  # while backpropagation alone moves the blocks above it
         self._states: TrunkStates | None = None
         self.limit = limit
 
-    def encode(self, input: dict[str, Any], choices: Sequence[str], target: str) -> Encoded:
-        return encode_example(self._vocabulary, input, choices, target, limit=self.limit, answers=_N_SEQ)
+    def encode(self, input: dict[str, Any], choices: Sequence[str], target: Target, **more: Any) -> Encoded:
+        return encode_example(self.vocabulary, input, choices, target, limit=self.limit, **more)
 
     def use(self, weights: Name) -> None:
         self._weights = self._staged[weights]
@@ -81,18 +85,45 @@ class Background:
     def uses(self, weights: Weights) -> bool:
         return weights is self._weights
 
-    def rule(self, rule: Rule) -> None:
+    def rule(self, rule: LearningRule) -> None:
         """See the protocol. Raises InvalidRequest for what this model cannot follow."""
         self._give_up()
         self._enter()
         learner(self._model, self._weights, rule)
         self._rule = rule
-        self._forward.multiple = GRADIENT_ROWS if rule.differentiates else ROWS
+        self._forward.multiple = GRADIENT_ROWS if rule.differentiates else PRODUCT_ROWS
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         for pack in self._forward.packs(examples, WIDTH):
             for found in self._run(lambda pack=pack: scores(pack, self._forward.run(pack))):  # type: ignore[misc]
                 yield [] if found is None else found
+
+    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
+        """See the protocol. One after the other: here two at a time take as long as one and another one."""
+        context = Context(self._model, 1)
+        serving = Serving(
+            context,
+            self.vocabulary,
+            self.limit,
+            Single(self._current),
+            lambda request, constraint: TokenSampler(request.sampling, constraint),
+            self._compiler,
+        )
+
+        def give_way() -> None:
+            try:
+                self._give_way()
+            except Interrupted:
+                if context.reuses:
+                    raise
+                self._enter()  # a state that cannot be cut back has to come to the end of this forward
+
+        def step() -> list[Piece]:
+            self._enter()
+            with self._model.giving_way(give_way), self._beside():
+                return serving.step()
+
+        yield from answered(serving, requests, step)
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """At the weights moved by scale · z(seed)."""
@@ -123,7 +154,7 @@ class Background:
     ) -> Iterator[tuple[float, ...] | None]:
         """The losses at trunk + epsilon z and trunk - epsilon z. What has gradients has then gone down that of the
         latter by `lr`, unless a loss is not finite. At epsilon 0 there is one forward, at the weights as they are."""
-        descent = self._learning().descent()
+        optimiser = self._learning().optimiser()
         if not epsilon:
             self._cache_trunk()
         plus = math.nan
@@ -144,8 +175,8 @@ class Background:
         if math.isfinite(plus) and math.isfinite(minus):
             self._learning().own()
             self._enter()
-            descent.apply(lr, seed)
-        descent.drop()
+            optimiser.apply(lr, seed)
+        optimiser.drop()
         yield plus, minus
 
     def write_moved(self, path: Path) -> None:
@@ -161,10 +192,10 @@ class Background:
         self._give_up()
         before = self._weights
         for text in texts:
-            tokens = self._vocabulary.tokenize(text, begin=True)[:_DRIFT]
+            tokens = self.vocabulary.tokenize(text, begin=True)[:_DRIFT]
             if len(tokens) < 2:
                 continue
-            example = Encoded([tokens[:-1]], [], 0, [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)])
+            example = Encoded.of([tokens[:-1]], [], 0, [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)])
             (pack,) = self._forward.packs([example], WIDTH)
             kept: list[torch.Tensor] = []
             for name in (reference, candidate):
@@ -201,7 +232,7 @@ class Background:
         if not examples:
             raise InvalidRequest("a loss needs examples")
         totals: list[float] = []
-        for pack in self._forward.packs(examples, LOSS_WIDTH):
+        for pack in self._forward.packs(examples, LOSS_TOKENS):
             for found in self._run(lambda pack=pack: measure(lambda: self._summed(pack, nll_weight))):  # type: ignore[misc]
                 if found is None:
                     yield None
@@ -222,8 +253,8 @@ class Background:
         if not examples:
             raise InvalidRequest("a loss needs examples")
         n, total = len(examples), 0.0
-        self._learning().descent().drop()
-        for pack in self._forward.packs(examples, LOSS_WIDTH):
+        self._learning().optimiser().drop()
+        for pack in self._forward.packs(examples, LOSS_TOKENS):
             for found in self._run(lambda pack=pack: self._differentiate(pack, nll_weight, n, seed, scale)):  # type: ignore[misc]
                 total += 0.0 if found is None else found
                 yield None
@@ -234,17 +265,17 @@ class Background:
         with contextlib.ExitStack() as stack:
             theta = self._theta() if scale else None
             _ = self._forward.masks  # tried out before anything is perturbed
-            stack.enter_context(learning.descent().trained())
+            stack.enter_context(learning.optimiser().trained())
             stack.enter_context(self._model.differentiable())
             stack.enter_context(checkpointed(learning.checkpointed))
             with theta.perturbed(seed, scale) if theta else self._above(pack):
                 values = terms(pack, self._forward.run(pack))
-            loss, slopes = losses(pack, values.tolist(), nll_weight)
+            loss, by_terms = losses(pack, values.tolist(), nll_weight)
             if math.isfinite(loss):
                 # Added up when all of a pack's are there: a backward that is given up leaves nothing behind.
-                slope, trained = torch.tensor(slopes, device=values.device) / n, learning.descent().parameters
+                by_term, trained = torch.tensor(by_terms, device=values.device) / n, learning.optimiser().parameters
                 for parameter, gradient in zip(
-                    trained, torch.autograd.grad(sloped([(values, slope)]), trained, allow_unused=True), strict=True
+                    trained, torch.autograd.grad(vjp([(values, by_term)]), trained, allow_unused=True), strict=True
                 ):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -287,9 +318,9 @@ class Background:
                 other.release()
 
     def _beside(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._learner is None else self._learner.beside()
+        return contextlib.nullcontext() if self._learner is None else self._learner.attached()
 
-    def _learning(self) -> Learner:
+    def _learning(self) -> Trainable:
         if self._learner is None:
             self._enter()
             self._learner = learner(self._model, self._weights, self._rule)

@@ -4,14 +4,18 @@ Every sequence is computed by itself, so an answer cannot depend on company. Pro
 places (serving.py); in bfloat16 a chunk is padded at its end, and what the padding left in the cache is cut off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from agentd.engine.cuts import Cuts
+import numpy as np
+from torch import Tensor
+
+from agentd.engine.chunks import Cuts
 from agentd.engine.probabilities import Floats
 from agentd.engine.transformers import cache as caches
-from agentd.engine.transformers.model import ROWS, Model, Weights
+from agentd.engine.transformers.model import Model, Weights
+from agentd.limits import PRODUCT_ROWS
 
 
 class Context:
@@ -21,8 +25,8 @@ class Context:
         self._weights = model.base
         self._logits: dict[int, Floats] = {}
         self.reuses = caches.can_be_cut(caches.slot_cache(model.config))
-        # Where a piece is padded to ROWS rows anyway, one of fewer tokens takes as long.
-        self.cuts = Cuts(tuple(ROWS * n for n in (1, 2, 3, 4))) if model.pads else Cuts()
+        # Where a piece is padded to PRODUCT_ROWS rows anyway, one of fewer tokens takes as long.
+        self.cuts = Cuts(tuple(PRODUCT_ROWS * n for n in (1, 2, 3, 4))) if model.pads else Cuts()
 
     def use(self, weights: Weights) -> None:
         self._weights = weights
@@ -48,6 +52,14 @@ class Context:
     def logits(self, row: int) -> Floats:
         return self._logits[row]
 
+    def hidden(self, tokens: Sequence[int], start: int, sequence: int) -> Floats:
+        """See serving.Decoder; what the sequence holds already ends at `start`."""
+        self._model.install(self._weights)
+        states = self._extend(
+            sequence, list(tokens), lambda padded, cache: self._model.hidden(padded, past_key_values=cache)
+        )
+        return np.asarray(states[: len(tokens)].cpu().numpy(), np.float32)
+
     def forget(self, sequence: int, start: int = 0) -> None:
         if start == 0:
             self._caches[sequence] = None
@@ -58,21 +70,32 @@ class Context:
         self._caches = [None] * self.n_seq
 
     def _advance(self, sequence: int, tokens: list[int], wanted: list[int], first: int) -> None:
+        keep = [row - first for row in wanted] or [len(tokens) - 1]
+        logits = self._extend(
+            sequence,
+            tokens,
+            lambda padded, cache: self._model.forward(padded, keep, past_key_values=cache, use_cache=True),
+        )
+        for row, values in zip(wanted, logits.cpu().numpy(), strict=False):
+            self._logits[row] = values
+
+    def _extend(self, sequence: int, tokens: list[int], compute: Callable[[list[int], Any], Tensor]) -> Tensor:
+        """What `compute` makes of the next tokens of a sequence, padded, and its cache, which holds them afterwards."""
         cache = self._caches[sequence]
         if cache is None:
             cache = self._caches[sequence] = caches.slot_cache(self._model.config)
         n = len(tokens)
         pads = self._model.pads and self.reuses and n > 1
-        before = cache.get_seq_length() if pads else 0
-        padded = [*tokens, *([tokens[-1]] * (-n % ROWS))] if pads else tokens
+        before = cache.get_seq_length() if self.reuses else 0
+        padded = [*tokens, *([tokens[-1]] * (-n % PRODUCT_ROWS))] if pads else tokens
         try:
-            logits = self._model.forward(
-                padded, [row - first for row in wanted] or [n - 1], past_key_values=cache, use_cache=True
-            )
+            found = compute(padded, cache)
         except BaseException:
-            self._caches[sequence] = None  # some of its layers are ahead of the others
+            if before:
+                caches.cut(cache, before)  # some of its layers are ahead of the others
+            else:
+                self._caches[sequence] = None
             raise
         if pads:
             caches.cut(cache, before + n)
-        for row, values in zip(wanted, logits.cpu().numpy(), strict=False):
-            self._logits[row] = values
+        return found

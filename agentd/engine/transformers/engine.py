@@ -10,23 +10,25 @@ from pathlib import Path
 
 import torch
 
-from agentd import allocator
+from agentd.engine.constraints import Constraint
 from agentd.engine.language import LanguageEngine
 from agentd.engine.protocol import Generate, ModelInfo
 from agentd.engine.protocol import Weights as Name
-from agentd.engine.transformers.background import LONGEST, Background
+from agentd.engine.transformers.background import TransformersBackground
 from agentd.engine.transformers.context import Context
 from agentd.engine.transformers.exporting import stacked, write_gguf
 from agentd.engine.transformers.image import finished, write
-from agentd.engine.transformers.learning import named
+from agentd.engine.transformers.learning import to_peft
 from agentd.engine.transformers.lineage import Lineage
 from agentd.engine.transformers.loading import Source, load
 from agentd.engine.transformers.model import Model, Weights
-from agentd.engine.transformers.sampling import Sampler
+from agentd.engine.transformers.sampling import TokenSampler
 from agentd.errors import ModelUnusable, RevisionCorrupt
+from agentd.host import allocator
+from agentd.limits import BACKGROUND_CONTEXT
 
 
-class TransformersEngine(LanguageEngine[Weights, Background]):
+class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
     """Serves a safetensors directory or a GGUF file. `context` is the tokens one request may use.
 
     folder     where images of weights are kept; with `key` it identifies the model's content
@@ -100,9 +102,9 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         return (yield from self.lineage.verify("verified", ledger))
 
     def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
-        """Writes the low-rank changes of a line as one file, for `kind` gguf as an adapter of llama.cpp, which has to
+        """Writes the low-rank adapters of a chain as one file, for `kind` gguf as an adapter of llama.cpp, which has to
         be all there is."""
-        parts = self.lineage.changes("exported", ledger, alone=kind == "gguf")
+        parts = self.lineage.adapters("exported", ledger, alone=kind == "gguf")
         yield
         try:
             factors = stacked(parts)
@@ -112,21 +114,22 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
         if kind == "gguf":
             write_gguf(self._path, self.model.module, factors, target)
         else:
-            write(target, named(dict(factors)))
+            write(target, to_peft(dict(factors)))
         return [rank for _, ranks in parts for rank in ranks]
 
-    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Background:
-        return Background(
+    def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> TransformersBackground:
+        return TransformersBackground(
             self.model,
             self._staged,
+            self._compiler,
             folder=self._folder,
-            limit=min(LONGEST, self.info.n_ctx),
+            limit=min(BACKGROUND_CONTEXT, self.info.n_ctx),
             interrupted=interrupted,
             serve=serve,
             closed=self._closed,
         )
 
-    def _closed(self, background: Background) -> None:
+    def _closed(self, background: TransformersBackground) -> None:
         super()._closed(background)
         self._spare()
         allocator.give_back()
@@ -137,8 +140,8 @@ class TransformersEngine(LanguageEngine[Weights, Background]):
             if each is not self._staged[self._serving.weights]:
                 each.release()
 
-    def _sampler(self, request: Generate) -> Sampler:
-        return Sampler(self.vocabulary, request)
+    def _sampler(self, request: Generate, constraint: Constraint | None) -> TokenSampler:
+        return TokenSampler(request.sampling, constraint)
 
     def _free(self, weights: Weights) -> None:
         if weights is not self.model.base:

@@ -1,4 +1,4 @@
-"""The low-rank changes of a revision's line as one: what all of them add to the base's weights.
+"""The low-rank adapters of a revision's chain as one: what all of them add to the base's weights.
 
 Changes add up by standing side by side: the factors of one after the other make a product of their ranks' sum. As
 safetensors they keep their order (their `ranks`), so that another device adds them one by one and gets the same bytes.
@@ -11,27 +11,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from agentd.engine.transformers.learning import paired
+from agentd.engine.transformers.learning import from_peft
 from agentd.errors import Conflict
-from agentd.trainer.gguf_file import GGUFFile
-from agentd.trainer.lora import write_adapter
-from agentd.trainer.skeleton import read_config, tensor_names
+from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.lora_blocks import write_adapter
+from agentd.nn.meta_model import TensorMap, read_config
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def stacked(parts: list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]) -> Factors:
     """A (r, in) and B (out, r) by layer, r being the sum of all ranks, from what revisions store. Raises ValueError."""
-    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    adapters: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for tensors, ranks in parts:
-        for layer, changes in paired(tensors, ranks):
-            found.setdefault(layer, []).extend(changes)
-    made = {}
-    for layer, changes in found.items():
-        if len({(a.shape[1], len(b)) for a, b in changes}) > 1 or len(changes) != sum(len(ranks) for _, ranks in parts):
-            raise ValueError(f"the changes of {layer} do not fit one another")
-        made[layer] = torch.cat([a for a, _ in changes]), torch.cat([b for _, b in changes], dim=1)
-    return made
+        for layer, pairs in from_peft(tensors, ranks):
+            adapters.setdefault(layer, []).extend(pairs)
+    factors = {}
+    for layer, pairs in adapters.items():
+        if len({(a.shape[1], len(b)) for a, b in pairs}) > 1 or len(pairs) != sum(len(ranks) for _, ranks in parts):
+            raise ValueError(f"the adapters of {layer} do not fit one another")
+        factors[layer] = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+    return factors
 
 
 def write_gguf(base: Path, module: nn.Module, factors: Factors, path: Path) -> None:
@@ -42,19 +42,17 @@ def write_gguf(base: Path, module: nn.Module, factors: Factors, path: Path) -> N
     if base.is_dir():
         raise Conflict("the base is no GGUF file, and an adapter's names are those of one; use --format safetensors")
     file = GGUFFile(base)
-    processor, names = tensor_names(file, module, read_config(file)[1])
-    theirs = {ours: name for name, ours in names.items()}
+    tensors = TensorMap(file, module, read_config(file)[1])
+    theirs = {ours: name for name, ours in tensors.names.items()}
     pairs = {}
     for layer, (a, b) in factors.items():
         name = theirs.get(f"{layer}.weight")
         if name is None:
             raise Conflict(f"{layer} is no matrix of its own in the base's file")
         order = torch.arange(len(b), dtype=torch.float32)[:, None]
-        made = processor.process(
-            weights=order.numpy(), name=name, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
-        )
-        rows = torch.from_numpy(made.weights.copy()).flatten().long()
-        if not torch.equal(rows.sort().values, torch.arange(len(b))):
+        made = tensors.convert(name, order.numpy(), {})
+        rows = order.flatten().long() if made is None else torch.from_numpy(made[1].copy()).flatten().long()
+        if made is None or not torch.equal(rows.sort().values, torch.arange(len(b))):
             raise Conflict(f"{layer} is stored in another form in the base's file than rows in another order")
         turned = torch.empty_like(b)
         turned[rows] = b

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from agentd.engine.encode import common_prefix, n_distinct, shared_prefix
-from agentd.engine.protocol import Encoded, Scores
-from agentd.engine.transformers.model import ROWS, Model
-from agentd.learn.objectives import objective
+from agentd.engine.protocol import Scores
+from agentd.engine.transformers.model import Model
+from agentd.learn.encoded import Encoded, shared_prefix
+from agentd.learn.objectives import example_objective
+from agentd.limits import PRODUCT_ROWS
 
 Place = tuple[int, int, int]
 """(example, sequence, position)"""
@@ -50,7 +51,7 @@ class Forward:
         self._eager = getattr(model.config, "_attn_implementation", "sdpa") == "eager"
         self._window = min(_windows(model.config), default=None)
         self._masks: bool | None = None
-        self.multiple = ROWS
+        self.multiple = PRODUCT_ROWS
         """Tokens that a forward has a multiple of, where the model pads."""
 
     def packs(self, examples: Sequence[Encoded], width: int) -> Iterator[Pack]:
@@ -61,7 +62,7 @@ class Forward:
         some: list[Encoded] = []
         size = prefix
         for example in examples:
-            n = n_distinct(example.sequences) - prefix
+            n = example.n_distinct - prefix
             if some and size + n > width:
                 yield pack(some, prefix)
                 some, size = [], prefix
@@ -79,7 +80,7 @@ class Forward:
 
     def together(self, pack: Pack) -> bool:
         """Whether a pack is one forward."""
-        longest = max(map(len, (sequence for example in pack.examples for sequence in example.sequences)))
+        longest = max(example.longest for example in pack.examples)
         return self.masks and (self._window is None or longest < self._window)
 
     @property
@@ -132,7 +133,7 @@ class Forward:
         first, second = [1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8]
         sequences = [[token % n for token in sequence] for sequence in (first, second)]
         terms = [(s, p, 0) for s, sequence in enumerate(sequences) for p in range(3, len(sequence))]
-        example = Encoded(sequences, [], 0, terms)
+        example = Encoded.of(sequences, [], 0, terms)
         tried = pack([example], 0)
         places = _places(tried)
         try:
@@ -152,8 +153,7 @@ def pack(examples: list[Encoded], prefix: int) -> Pack:
     beginning = list(range(prefix))
     rows = []
     for example in examples:
-        several = len(example.sequences) > 1
-        shared = max(prefix, common_prefix(example.sequences)) if several else len(example.sequences[0])
+        shared = max(prefix, len(example.shared))
         trunk = beginning + list(range(len(tokens), len(tokens) + shared - prefix))
         tokens += example.sequences[0][prefix:shared]
         positions += range(prefix, shared)
@@ -186,14 +186,12 @@ def scores(pack: Pack, result: Result) -> list[Scores]:
 
 def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[float, list[float]]:
     """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
-    loss, slopes = [], []
+    loss, by_terms = [], []
     for example, found in zip(pack.examples, _summed(pack, values), strict=True):
-        each = objective([[value] for value in found.choices], example.correct, found.target, nll_weight)
+        each = example_objective(example, found.choices, found.target, nll_weight)
         loss.append(each.loss)
-        for (slope,), choice in zip(each.choices, example.choices, strict=True):
-            slopes += [slope] * len(choice)
-        slopes += each.target
-    return math.fsum(loss), slopes
+        by_terms += [by_term for part in (*each.choices, each.target) for by_term in part]
+    return math.fsum(loss), by_terms
 
 
 def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:

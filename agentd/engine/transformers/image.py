@@ -8,10 +8,7 @@ An image written here is one file with all parameters in the model's order, whos
 """
 
 import hashlib
-import json
 import mmap
-import os
-import struct
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from agentd.durable import sync_directory
-from agentd.safetensors_header import read_table
+from agentd.durable import replacement
+from agentd.formats.safetensors_file import header
+from agentd.formats.safetensors_header import read_table
 
 T = TypeVar("T")
 
@@ -124,16 +122,12 @@ def finished(steps: Generator[Any, None, T]) -> T:
 
 def create(path: Path, shapes: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> Image:
     """Makes a file with room for these tensors, all zero and without blocks on the disk yet."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape, dtype in shapes:
-        begin, end = end, end + Part(name, 0, 0, shape, dtype).size
-        table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    header = json.dumps(table, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % _PAGE)
+    parts = [Part(name, 0, 0, shape, dtype) for name, shape, dtype in shapes]
+    entries = [(part.name, _NAMES[part.dtype], part.shape, part.size) for part in parts]
+    begin = header(entries, {"format": "pt"}, align=_PAGE)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + end)
+        file.write(begin)
+        file.truncate(len(begin) + sum(part.size for part in parts))
     path.chmod(0o600)
     return read([path])
 
@@ -153,25 +147,12 @@ def copy(source: Mapped, path: Path) -> Iterator[None]:
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes tensors to a file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    mapped = create(temporary, ((name, tuple(each.shape), each.dtype) for name, each in tensors.items())).open(
-        mmap.ACCESS_WRITE
-    )
-    for name, tensor in tensors.items():
-        mapped.tensors[name].copy_(tensor)
-    mapped.flush()
-    keep(temporary, path)
-
-
-def keep(temporary: Path, target: Path) -> None:
-    """Gives a finished image its name; after a power cut it is there as a whole or not at all."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.rename(target)
-    sync_directory(target.parent)
+    shapes = ((name, tuple(each.shape), each.dtype) for name, each in tensors.items())
+    with replacement(path) as temporary:
+        mapped = create(temporary, shapes).open(mmap.ACCESS_WRITE)
+        for name, tensor in tensors.items():
+            mapped.tensors[name].copy_(tensor)
+        mapped.flush()
 
 
 def read(paths: Iterable[Path]) -> Image:

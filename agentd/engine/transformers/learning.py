@@ -1,7 +1,7 @@
-"""What a session's updates move: the weights themselves, in a copy of their own, or low-rank changes beside them.
+"""What a session's updates move: the weights themselves, in a copy of their own, or low-rank adapters beside them.
 
 Either is made from a rule and from the weights that the session uses, and given up as a whole. The weights that serve
-are never written: `OnWeights` copies them before the first update, `OnChanges` reads them.
+are never written: `WeightLearner` copies them before the first update, `AdapterLearner` reads them.
 """
 
 import contextlib
@@ -11,21 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from agentd.engine.protocol import Change, Rule
+from agentd.engine.protocol import AdapterSpec, LearningRule
 from agentd.engine.transformers.model import Model, Weights
 from agentd.errors import InvalidRequest
-from agentd.learn.weights import adazeta, lora
-from agentd.learn.weights.adamw import AdamW
-from agentd.learn.weights.bp import Backpropagation
-from agentd.learn.weights.lora import Beside
-from agentd.learn.weights.mezo import InPlace
-from agentd.learn.weights.structure import blocks_of, split
+from agentd.nn import lora, tensor_train
+from agentd.nn.adamw import AdamW
+from agentd.nn.backprop import SGD
+from agentd.nn.lora import AdapterSet
+from agentd.nn.mezo import InPlace
+from agentd.nn.structure import block_list, split
 
-_BEFORE, _BEHIND = "base_model.model.", ".lora_{}.weight"  # PEFT's names in adapter_model.safetensors
+_PREFIX, _SUFFIX = "base_model.model.", ".lora_{}.weight"  # PEFT's names in adapter_model.safetensors
 
 
-class Descent(Protocol):
-    """What applies gradients that backward passes have left, see learn.weights.bp."""
+class Optimiser(Protocol):
+    """What goes down the gradients that backward passes have left: nn.backprop.SGD, nn.adamw.AdamW."""
 
     @property
     def parameters(self) -> list[torch.Tensor]: ...
@@ -34,7 +34,7 @@ class Descent(Protocol):
     def drop(self) -> None: ...
 
 
-class Learner(Protocol):
+class Trainable(Protocol):
     """copy: the weights to compute with where they are not the session's own; `checkpointed`: the blocks whose
     activations a backward makes again; `above_trunk`: how many last blocks learn above others that stay as they are
     unless zeroth-order steps move them, 0 where there are no such others."""
@@ -46,10 +46,10 @@ class Learner(Protocol):
     def theta(self) -> InPlace:
         """What zeroth-order steps move."""
 
-    def descent(self) -> Descent:
+    def optimiser(self) -> Optimiser:
         """What backpropagation moves. Raises InvalidRequest where nothing learns by it."""
 
-    def beside(self) -> contextlib.AbstractContextManager[None]:
+    def attached(self) -> contextlib.AbstractContextManager[None]:
         """Within it, forwards are those of what has been learned; `copy`, or the session's weights, are in place."""
 
     def own(self) -> None:
@@ -61,39 +61,39 @@ class Learner(Protocol):
     def give_up(self) -> None: ...
 
 
-class OnWeights:
+class WeightLearner:
     """All of a model's weights, or all but the last blocks; the last blocks by backpropagation. Raises ValueError."""
 
-    def __init__(self, model: Model, start: Weights, rule: Rule) -> None:
+    def __init__(self, model: Model, start: Weights, rule: LearningRule) -> None:
         self._model, self._start = model, start
         self.copy: Weights | None = None
         self._rule: dict[str, Any] = {"distribution": rule.distribution, "sparsity": rule.sparsity}
         self._theta: InPlace | None = None
-        self._bp: Backpropagation | None = None
+        self._optimiser: SGD | None = None
         self._suffix: frozenset[str] = frozenset()
         self.above_trunk = 0
         self.checkpointed: Sequence[nn.Module] = ()
         if rule.blocks:
-            found = split(model.module, rule.blocks, tied=False)
-            self._suffix = found.suffix
-            self._bp = Backpropagation(model.module, found.suffix)
-            trained = found.blocks[found.first :]
+            cut = split(model.module, rule.blocks)
+            self._suffix = cut.suffix
+            self._optimiser = SGD(model.module, cut.suffix)
+            trained = cut.blocks[cut.first :]
             self.checkpointed = trained if len(trained) > 1 else ()
             if not rule.everywhere:
-                self.above_trunk = rule.blocks if found.first else 0
-                self._rule["parameters"] = found.trunk.__contains__
+                self.above_trunk = rule.blocks if cut.first else 0
+                self._rule["parameters"] = cut.trunk.__contains__
 
     def theta(self) -> InPlace:
         if self._theta is None:  # thresholds come from the weights that are in place when it is made
             self._theta = InPlace(self._model.module, **self._rule)
         return self._theta
 
-    def descent(self) -> Backpropagation:
-        if self._bp is None:
+    def optimiser(self) -> SGD:
+        if self._optimiser is None:
             raise InvalidRequest("no blocks learn by backpropagation: the session's rule says how many")
-        return self._bp
+        return self._optimiser
 
-    def beside(self) -> contextlib.AbstractContextManager[None]:
+    def attached(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def own(self) -> None:
@@ -107,82 +107,82 @@ class OnWeights:
         return {part.name: current[part.name] for part in self._start.image.parts if part.name in self._suffix}
 
     def give_up(self) -> None:
-        if self._bp is not None:
-            self._bp.drop()
+        if self._optimiser is not None:
+            self._optimiser.drop()
         if self.copy is not None:
             self._model.uninstall(self.copy)
             self.copy = None
 
 
-class OnChanges:
-    """Low-rank changes beside the linear layers; the weights stay as they are, and are no copy. Raises ValueError."""
+class AdapterLearner:
+    """Low-rank adapters beside the linear layers; the weights stay as they are, and are no copy. Raises ValueError."""
 
     copy: Weights | None = None
     above_trunk = 0
 
-    def __init__(self, model: Model, rule: Rule) -> None:
-        assert rule.change is not None
-        self._change, self._distribution = rule.change, rule.distribution
-        self._beside = made(model.module, rule.change)
+    def __init__(self, model: Model, rule: LearningRule) -> None:
+        assert rule.adapters is not None
+        self._distribution = rule.distribution
+        self._adapters = adapters_of(model.module, rule.adapters).requires_grad_(False)
         self._theta: InPlace | None = None
-        self._descent = AdamW(self._beside) if rule.change.differentiated else None
-        blocks = blocks_of(model.module) if rule.change.differentiated else []
-        self.checkpointed: Sequence[nn.Module] = blocks if len(blocks) > 1 else ()
+        self._optimiser = AdamW(self._adapters.parameters()) if rule.adapters.differentiated else None
+        self.checkpointed: Sequence[nn.Module] = ()
+        if rule.adapters.differentiated and len(blocks := list(block_list(model.module))) > 1:
+            self.checkpointed = blocks
 
     def theta(self) -> InPlace:
         if self._theta is None:
-            self._theta = InPlace(self._beside, distribution=self._distribution)
+            self._theta = InPlace(self._adapters, distribution=self._distribution)
         return self._theta
 
-    def descent(self) -> AdamW:
-        if self._descent is None:
+    def optimiser(self) -> AdamW:
+        if self._optimiser is None:
             raise InvalidRequest("nothing learns by backpropagation: the session's rule says what does")
-        return self._descent
+        return self._optimiser
 
-    def beside(self) -> contextlib.AbstractContextManager[None]:
-        return self._beside.attached()
+    def attached(self) -> contextlib.AbstractContextManager[None]:
+        return self._adapters.attached()
 
     def own(self) -> None:
         """It is from the start."""
 
     def moved(self) -> dict[str, torch.Tensor]:
-        return named(self._beside.factors())
+        return to_peft(self._adapters.factors())
 
     def give_up(self) -> None:
-        if self._descent is not None:
-            self._descent.drop()
+        if self._optimiser is not None:
+            self._optimiser.drop()
 
 
-def learner(model: Model, start: Weights, rule: Rule) -> Learner:
+def learner(model: Model, start: Weights, rule: LearningRule) -> Trainable:
     """Raises InvalidRequest for a rule that the model cannot follow."""
     try:
-        return OnWeights(model, start, rule) if rule.change is None else OnChanges(model, rule)
+        return WeightLearner(model, start, rule) if rule.adapters is None else AdapterLearner(model, rule)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
 
 
-def made(module: nn.Module, change: Change) -> Beside:
-    """Fresh changes, which change nothing yet. Raises ValueError."""
-    if change.kind == "lora":
-        how = {"freeze_a": change.freeze_a, "exact": not change.differentiated}
-        return lora.beside(module, change.rank, change.alpha, change.seed, **how)
-    if change.kind == "tensor-train":
-        return adazeta.beside(module, change.rank, change.seed)
-    raise ValueError(f"there are no changes of the kind {change.kind!r}")
+def adapters_of(module: nn.Module, spec: AdapterSpec) -> AdapterSet:
+    """Fresh adapters, which change nothing yet. Raises ValueError."""
+    if spec.kind == "lora":
+        return lora.adapters(module, spec.rank, spec.alpha, spec.seed, exact=not spec.differentiated)
+    if spec.kind == "tensor-train":
+        return tensor_train.adapters(module, spec.rank, spec.seed)
+    raise ValueError(f"there are no adapters of the kind {spec.kind!r}")
 
 
-def named(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def to_peft(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A and B by the names that PEFT gives them, its scale (lora_alpha / r) being 1."""
     return {
         _peft(layer, letter): each for layer, pair in factors.items() for letter, each in zip("AB", pair, strict=True)
     }
 
 
-def paired(tensors: dict[str, torch.Tensor], ranks: Sequence[int]) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
-    """The reverse: by layer, its factors for each of the changes that were stored one behind the other, which have
+def from_peft(tensors: dict[str, torch.Tensor], ranks: Sequence[int]) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
+    """The reverse: by layer, its factors for each of the adapters that were stored one behind the other, which have
     these ranks. Raises ValueError where something is missing or does not fit."""
-    behind = _BEHIND.format("A")
-    layers = [name.removeprefix(_BEFORE).removesuffix(behind) for name in tensors if name.endswith(behind)]
+    suffix = _SUFFIX.format("A")
+    layers = [name.removeprefix(_PREFIX).removesuffix(suffix) for name in tensors if name.endswith(suffix)]
     if 2 * len(layers) != len(tensors) or not layers or not ranks or min(ranks) < 1:
         raise ValueError("it does not hold low-rank factors in pairs")
     for layer in layers:
@@ -193,4 +193,4 @@ def paired(tensors: dict[str, torch.Tensor], ranks: Sequence[int]) -> Iterator[t
 
 
 def _peft(layer: str, letter: str) -> str:
-    return _BEFORE + layer + _BEHIND.format(letter)
+    return _PREFIX + layer + _SUFFIX.format(letter)

@@ -1,12 +1,11 @@
-"""From a revision's ledger to its weights: base + the ledgers of its line, each step replayed bit for bit.
+"""From a revision's ledger to its weights: base + the ledgers of its chain, each step replayed bit for bit.
 
-A ledger lies beside a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
-the sha256 that they lead to (`weights_sha256`). What backpropagation has moved (so many `tensors`) lies beside it too,
-with its values: the steps leave these alone. Or low-rank changes lie there (of these `ranks`), which are added to the
-weights, one after the other. What was taken in from another device may have both, in the order that its `legs` say. Its
-parent's ledger lies in the directory of revisions.
-What was replayed once is kept as a file that is named by its sha256, so that the next start maps it instead of
-replaying; such a file can be deleted at any time.
+Beside a ledger lies a manifest.json that says how its steps move the weights (`update`), in which type (`dtype`), and
+the sha256 that they lead to (`weights_sha256`). What backpropagation has moved lies there too, with its values (as many
+as `tensors` says): the steps leave these alone. Or low-rank adapters lie there (of these `ranks`), which are added to
+the weights, one after the other. What was imported from another device may have both, in the order of its `segments`.
+Its parent's ledger lies in the directory of revisions. What was replayed once is kept as a file that is named by its
+sha256, so that the next start maps it instead of replaying; such a file can be deleted at any time.
 """
 
 import json
@@ -18,34 +17,33 @@ from typing import Any
 
 import torch
 
+from agentd.durable import publish
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.transformers import image as images
 from agentd.engine.transformers.image import Image
-from agentd.engine.transformers.learning import paired
+from agentd.engine.transformers.learning import from_peft
 from agentd.engine.transformers.model import Model, Weights
 from agentd.errors import AgentdError, Conflict, RevisionCorrupt
-from agentd.learn import ledger, legs
+from agentd.learn import ledger
 from agentd.learn.ledger import Step
-from agentd.learn.legs import Leg
-from agentd.learn.weights import lora
-from agentd.learn.weights.layers import layer_of
-from agentd.learn.weights.mezo import InPlace
+from agentd.nn import lora
+from agentd.nn.linear_layer import layer_of
+from agentd.nn.mezo import InPlace
+from agentd.revision import chain
+from agentd.revision.chain import Segment
+from agentd.revision.files import LEDGER, LORA, MANIFEST, TENSORS
 
-MANIFEST = "manifest.json"
-LEDGER = "ledger"
-TENSORS = "tensors.safetensors"
-LORA = "lora.safetensors"
-_KEPT = 2  # images beside those that are staged: what serves now may soon be gone back to
+_SPARE_IMAGES = 2  # images beside those that are staged: what serves now may soon be gone back to
 
 
 @dataclass(frozen=True)
 class Link:
-    """One revision on its parent's weights: its legs, with the steps of all of them in order. `folder` has the values
-    of so many `tensors`, and the factors of the changes."""
+    """One revision on its parent's weights: its segments, and the steps of all of them in order. `folder` has the
+    adapters' factors, and values for a number of `tensors`."""
 
     parent: int
     steps: tuple[Step, ...]
-    legs: tuple[Leg, ...]
+    segments: tuple[Segment, ...]
     digest: str | None
     dtype: str | None
     tensors: int
@@ -53,8 +51,8 @@ class Link:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Those of all its changes."""
-        return tuple(rank for leg in self.legs for rank in leg.ranks)
+        """Those of all its adapters."""
+        return tuple(rank for segment in self.segments for rank in segment.ranks)
 
 
 class Lineage:
@@ -74,9 +72,9 @@ class Lineage:
         links = self._links(name, path)
         image, start = self._model.base.image, 0
         for number in range(len(links), 0, -1):  # the nearest ancestor that is there already
-            found = yield from self._intact(links[number - 1].digest)
-            if found is not None:
-                image, start = found, number
+            there = yield from self._intact(links[number - 1].digest)
+            if there is not None:
+                image, start = there, number
                 break
         for link in links[start:]:
             image = yield from self._replayed(name, link, image)
@@ -89,27 +87,27 @@ class Lineage:
             image = yield from self._replayed(name, link, image, check=False)
         return (yield from image.open().digesting())
 
-    def changes(self, name: Name, path: Path, *, alone: bool) -> list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]:
-        """The low-rank changes of a line from the base on, with their ranks.
+    def adapters(self, name: Name, path: Path, *, alone: bool) -> list[tuple[dict[str, torch.Tensor], tuple[int, ...]]]:
+        """The low-rank adapters of a chain from the base on, with their ranks.
 
         Raises RevisionCorrupt, and Conflict where they are to be `alone` and something else has moved the weights.
         """
-        found = []
+        adapters = []
         for link in self._links(name, path):
             if alone and (link.steps or link.tensors):
-                raise Conflict("its line is not of low-rank changes alone: steps have moved the weights themselves")
+                raise Conflict("its chain is not of low-rank adapters alone: steps have moved the weights themselves")
             if link.ranks:
                 try:
-                    found.append((images.read([link.folder / LORA]).open().tensors, link.ranks))
+                    adapters.append((images.read([link.folder / LORA]).open().tensors, link.ranks))
                 except AgentdError as error:
                     raise RevisionCorrupt(name, str(error)) from None
-        return found
+        return adapters
 
     def prune(self, used: set[Path]) -> None:
         """Deletes images that nothing uses, but for the newest."""
-        found = [path for path in self._folder.glob("weights-*.safetensors") if path not in used]
-        found.sort(key=lambda path: path.stat().st_mtime)
-        for path in found[: -_KEPT or None]:
+        unused = [path for path in self._folder.glob("weights-*.safetensors") if path not in used]
+        unused.sort(key=lambda path: path.stat().st_mtime)
+        for path in unused[: -_SPARE_IMAGES or None]:
             path.unlink(missing_ok=True)
 
     def _links(self, name: Name, path: Path) -> list[Link]:
@@ -132,12 +130,12 @@ class Lineage:
         if digest is None or not (path := self._path(digest)).exists():
             return None
         shapes = {part.name: part.shape for part in self._model.base.image.parts}
-        found = images.arranged(images.read([path]), shapes, self._model.dtype)
-        if found is not None:
-            actual = yield from found.open().digesting()
+        image = images.arranged(images.read([path]), shapes, self._model.dtype)
+        if image is not None:
+            actual = yield from image.open().digesting()
             if actual == digest:
                 path.touch()  # prune goes by age
-                return found
+                return image
         path.unlink(missing_ok=True)
         return None
 
@@ -149,23 +147,25 @@ class Lineage:
         try:
             yield from images.copy(parent.open(), temporary)
             shapes = {part.name: part.shape for part in parent.parts}
-            made = images.arranged(images.read([temporary]), shapes, model.dtype)
-            assert made is not None
-            target = _Written(made, model.device)
+            copy = images.arranged(images.read([temporary]), shapes, model.dtype)
+            assert copy is not None
+            target = _WritableWeights(copy, model.device)
             try:
                 model.install(target)
                 stored = self._stored(name, link, shapes)
                 steps, ranks = 0, 0
-                for leg in link.legs:
-                    if leg.steps and not shapes.keys() <= stored.keys():
+                for segment in link.segments:
+                    if segment.steps and not shapes.keys() <= stored.keys():
                         model.install(target)  # thresholds come from these weights
-                        theta = InPlace(model.module, parameters=lambda each: each not in stored, **dict(leg.rule))
-                        for step in link.steps[steps : steps + leg.steps]:
+                        theta = InPlace(
+                            model.module, parameters=lambda each: each not in stored, **segment.rule.as_json()
+                        )
+                        for step in link.steps[steps : steps + segment.steps]:
                             model.install(target)
                             theta.replay([step])
                             yield
-                    yield from self._merged(name, link, target, ranks, ranks + len(leg.ranks))
-                    steps, ranks = steps + leg.steps, ranks + len(leg.ranks)
+                    yield from self._merged(name, link, target, ranks, ranks + len(segment.ranks))
+                    steps, ranks = steps + segment.steps, ranks + len(segment.ranks)
                 target.finish()
                 for part_name, values in stored.items():
                     target.mapped.tensors[part_name].copy_(values)
@@ -177,14 +177,14 @@ class Lineage:
                 model.uninstall(target)
             if check and link.digest not in (None, digest):
                 raise RevisionCorrupt(name, f"replaying its ledger gives weights {digest}, not {link.digest}")
-            images.keep(temporary, self._path(digest))
+            publish(temporary, self._path(digest))
         except ValueError as error:
             raise RevisionCorrupt(name, str(error)) from None
         finally:
             temporary.unlink(missing_ok=True)
-        kept = images.arranged(images.read([self._path(digest)]), shapes, model.dtype)
-        assert kept is not None
-        return kept
+        image = images.arranged(images.read([self._path(digest)]), shapes, model.dtype)
+        assert image is not None
+        return image
 
     def _stored(self, name: Name, link: Link, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """The values that a link has of its own. Raises RevisionCorrupt."""
@@ -192,30 +192,30 @@ class Lineage:
             return {}
         file = link.folder / TENSORS
         try:
-            found = images.read([file])
+            stored = images.read([file])
         except AgentdError as error:
             raise RevisionCorrupt(name, str(error)) from None
-        wanted = {part.name: shapes[part.name] for part in found.parts if part.name in shapes}
-        made = images.arranged(found, wanted, self._model.dtype)
-        if made is None or not len(wanted) == len(found.parts) == link.tensors:
+        own = {part.name: shapes[part.name] for part in stored.parts if part.name in shapes}
+        image = images.arranged(stored, own, self._model.dtype)
+        if image is None or not len(own) == len(stored.parts) == link.tensors:
             raise RevisionCorrupt(name, f"{file.name} does not hold {link.tensors} of this model's tensors")
-        return made.open().tensors
+        return image.open().tensors
 
     def _merged(self, name: Name, link: Link, target: Weights, first: int, end: int) -> Iterator[None]:
-        """Adds those of a link's low-rank changes to the weights, layer by layer. Raises RevisionCorrupt."""
+        """Adds adapters `first` to `end` - 1 of a link to the weights, layer by layer. Raises RevisionCorrupt."""
         if first == end:
             return
         numbers = {each: number for number, (each, _) in enumerate(self._model.module.named_parameters())}
         try:
-            found = images.read([link.folder / LORA]).open().tensors
+            factors = images.read([link.folder / LORA]).open().tensors
             modules = dict(self._model.module.named_modules())
-            for where, changes in paired(found, link.ranks):
+            for where, adapters in from_peft(factors, link.ranks):
                 weight = f"{where}.weight"
                 layer = layer_of(modules[where]) if where in modules and weight in numbers else None
                 if layer is None:
-                    raise ValueError(f"{LORA} has changes of {where}, which this model has not")
-                for factors in changes[first:end]:
-                    a, b = layer.as_stored(*(factor.to(self._model.device) for factor in factors))
+                    raise ValueError(f"{LORA} has adapters of {where}, which this model has not")
+                for pair in adapters[first:end]:
+                    a, b = layer.as_stored(*(factor.to(self._model.device) for factor in pair))
                     lora.merge(target.tensors[weight], a, b, numbers[weight])
                     yield
         except (AgentdError, ValueError) as error:
@@ -225,7 +225,7 @@ class Lineage:
         return self._folder / f"weights-{digest}.safetensors"
 
 
-class _Written(Weights):
+class _WritableWeights(Weights):
     """Weights that are written to their file: directly on the CPU, at the end on a GPU."""
 
     def __init__(self, image: Image, device: torch.device) -> None:
@@ -245,13 +245,13 @@ def _read(name: Name, path: Path) -> Link:
     try:
         steps = ledger.read(path)
         manifest: dict[str, Any] = {}
-        beside = path.parent / MANIFEST
-        if beside.exists():
-            manifest = json.loads(beside.read_text(encoding="utf-8"))
+        description = path.parent / MANIFEST
+        if description.exists():
+            manifest = json.loads(description.read_text(encoding="utf-8"))
         tensors = int(manifest.get("tensors") or 0)
-        told = manifest.get("weights_sha256"), manifest.get("dtype")
-        way = legs.of_manifest(manifest, len(steps.steps))
-        return Link(steps.parent, tuple(steps.steps), way, *told, tensors, path.parent)
+        digest, dtype = manifest.get("weights_sha256"), manifest.get("dtype")
+        segments = chain.of_manifest(manifest, len(steps.steps))
+        return Link(steps.parent, tuple(steps.steps), segments, digest, dtype, tensors, path.parent)
     except OSError as error:
         raise RevisionCorrupt(name, f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:

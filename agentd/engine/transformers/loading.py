@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from agentd.durable import replacement
 from agentd.engine.transformers import image as images
 from agentd.engine.transformers.image import Image
 from agentd.engine.transformers.vocabulary import Vocabulary
 from agentd.errors import AgentdError, ModelUnusable
-from agentd.processor import multiplies_bf16
+from agentd.host.cpu import multiplies_bf16
+from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.meta_model import TensorMap, Unsupported, build, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +114,6 @@ def _config(source: Source) -> Any:
     from transformers import AutoConfig
 
     if source.is_gguf:
-        from agentd.trainer.gguf_file import GGUFFile
-        from agentd.trainer.skeleton import Unsupported, read_config
-
         try:
             return read_config(GGUFFile(source.path))[0]
         except Unsupported as error:
@@ -123,15 +123,9 @@ def _config(source: Source) -> Any:
 
 def _build(config: Any, dtype: torch.dtype) -> nn.Module:
     """The model without its weights: memory that was never touched takes none."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    # SDPA knows no soft cap on attention scores.
-    eager = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    with no_init_weights():
-        made: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
+    made: nn.Module = build(config, dtype)
     made.tie_weights()  # type: ignore[operator]  # transformers' own
-    return made.eval().requires_grad_(False)
+    return made.requires_grad_(False)
 
 
 def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) -> Image:
@@ -151,17 +145,13 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
         if found is not None:
             return found
     logger.info("writing %s as it will be served to %s", source.path, path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    made = images.create(temporary, ((name, shape, dtype) for name, shape in shapes.items()))
-    try:
+    with replacement(path) as temporary:
+        made = images.create(temporary, ((name, shape, dtype) for name, shape in shapes.items()))
         target = made.open(mmap.ACCESS_WRITE).tensors
         if source.is_gguf:
             _dequantise(source, module, config, target)
         else:
             _convert(source, dtype, target)
-        images.keep(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     found = images.arranged(images.read([path]), shapes, dtype)
     assert found is not None
     return found
@@ -169,22 +159,15 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
 
 def _dequantise(source: Source, module: nn.Module, config: Any, target: Mapping[str, torch.Tensor]) -> None:
     """Writes a GGUF's tensors, one in memory at a time."""
-    from agentd.trainer.gguf_file import GGUFFile
-    from agentd.trainer.skeleton import read_config, tensor_names
-
     file = GGUFFile(source.path)
-    processor, names = tensor_names(file, module, read_config(file)[1])
+    tensors = TensorMap(file, module, read_config(file)[1])
     others: dict[str, torch.Tensor] = {}  # of which the file has parts (experts)
     written = set()
     for name in file.tensors:
-        stored = file.load(name).numpy()
-        made = processor.process(
-            weights=stored, name=name, tensor_key_mapping=names, parsed_parameters={"tensors": others}
-        )
-        wanted = names.get(made.name, "") if made.name is not None else ""
-        if wanted in target:
-            target[wanted].copy_(torch.from_numpy(made.weights))
-            written.add(wanted)
+        made = tensors.convert(name, file.load(name).numpy(), others)
+        if made is not None and made[0] in target:
+            target[made[0]].copy_(torch.from_numpy(made[1]))
+            written.add(made[0])
     for name, weights in others.items():
         if name in target:
             target[name].copy_(weights)

@@ -14,9 +14,9 @@ from torch import nn
 
 from agentd.engine.transformers.image import Image, Mapped
 from agentd.engine.transformers.loading import Loaded
-from agentd.learn.weights.replaced import as_made
-
-ROWS = 64  # of which a product in bfloat16 has a multiple: oneDNN compiles code for every number of rows it meets
+from agentd.limits import PRODUCT_ROWS
+from agentd.nn.forward_patch import as_made
+from agentd.nn.structure import block_list
 
 
 class Weights:
@@ -127,7 +127,7 @@ class Model:
         ids = torch.tensor([tokens], device=self.device)
         rows = list(keep)
         if self.pads and len(rows) > 1:
-            rows += [rows[-1]] * (-len(rows) % ROWS)
+            rows += [rows[-1]] * (-len(rows) % PRODUCT_ROWS)
         if self._keeps_logits:
             arguments["logits_to_keep"] = torch.tensor(rows, device=self.device)
         with nullcontext() if self._differentiates else torch.inference_mode():
@@ -135,6 +135,14 @@ class Model:
             if not self._keeps_logits:
                 logits = logits[rows]
             return torch.as_tensor(logits[: len(keep)].float())
+
+    def hidden(self, tokens: Sequence[int], **arguments: Any) -> torch.Tensor:
+        """The states (tokens, n_embd) in float32 behind the final norm, from which the head makes logits."""
+        ids = torch.tensor([tokens], device=self.device)
+        with torch.inference_mode():
+            base: nn.Module = self.module.base_model  # type: ignore[assignment]  # of every model of transformers
+            output = base(input_ids=ids, use_cache=True, **arguments)
+            return torch.as_tensor(output.last_hidden_state[0].float())
 
     def _before_block(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pause()
@@ -149,7 +157,7 @@ class Model:
 
     def _find_blocks(self) -> list[nn.Module]:
         """The model's blocks; every linear layer where they are in no list."""
-        for module in self.module.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == self.n_layer:
-                return list(module)
-        return [module for module in self.module.modules() if isinstance(module, nn.Linear)]
+        try:
+            return list(block_list(self.module, self.n_layer))
+        except ValueError:
+            return [module for module in self.module.modules() if isinstance(module, nn.Linear)]

@@ -1,65 +1,22 @@
-"""From logits to a token, with the settings and in the order of llama.cpp's samplers; answers among given choices.
-
-Grammars are llama.cpp's own: what asks for one is refused.
-"""
+"""From logits to a token, with the settings and in the order of llama.cpp's samplers."""
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
+from agentd.engine.constraints import Constraint
 from agentd.engine.probabilities import Floats
-from agentd.engine.protocol import Generate, Sampling
-from agentd.engine.transformers.vocabulary import Vocabulary
-from agentd.errors import AgentdError, NotSupported
+from agentd.engine.protocol import Sampling
+from agentd.errors import AgentdError
 
 _FORBIDDEN = np.float32(-np.inf)
 
 
-class Choices:
-    """What may still be said so that the answer is one of the choices, in bytes: tokens may end inside a character."""
+class TokenSampler:
+    """Samples the tokens of one request."""
 
-    def __init__(self, vocabulary: Vocabulary, choices: Sequence[str], *, space: bool) -> None:
-        """With `space`, one may come before the answer, as after a raw prompt."""
-        self._vocabulary = vocabulary
-        self._left = [choice.encode("utf-8", "replace") for choice in choices]
-        if space:
-            self._left += [b" " + choice for choice in self._left]
-
-    def allowed(self) -> list[int]:
-        """The tokens that may come next; the end of turn once a choice is complete."""
-        tokens = {
-            token
-            for beginning in {left[:n] for left in self._left for n in range(1, len(left) + 1)}
-            for token in self._vocabulary.tokens_of(beginning)
-        }
-        if b"" in self._left:
-            tokens.add(self._vocabulary.end)
-        return sorted(tokens)
-
-    def accept(self, token: int) -> None:
-        data = self._vocabulary.piece(token)
-        if data:
-            self._left = [left[len(data) :] for left in self._left if left.startswith(data)]
-
-
-class Sampler:
-    """Samples the tokens of one request. Raises NotSupported for grammars and JSON schemas."""
-
-    def __init__(self, vocabulary: Vocabulary, request: Generate) -> None:
-        self._sampling = sampling = request.sampling
-        for given, param in ((sampling.grammar, "grammar"), (sampling.json_schema, "response_format")):
-            if given is not None:
-                what = "grammars" if param == "grammar" and given != "json" else "JSON mode and JSON schemas"
-                raise NotSupported(
-                    f"the engine transformers has no {what} (a grammar is llama.cpp's own); use choices, or "
-                    f"engine: llamacpp",
-                    param=param,
-                )
-        self._choices: Choices | None = None
-        if request.choices:
-            raw = str(request.input.get("prompt", " "))
-            self._choices = Choices(vocabulary, request.choices, space=not raw[-1:].isspace())
+    def __init__(self, sampling: Sampling, constraint: Constraint | None) -> None:
+        self._sampling, self._constraint = sampling, constraint
         self._said: Counter[int] = Counter()
         self._random = np.random.default_rng(sampling.seed)
 
@@ -70,17 +27,16 @@ class Sampler:
             if 0 <= token < len(values):
                 values[token] += np.float32(bias)
         self._penalise(values)
-        if self._choices is not None:
-            allowed = self._choices.allowed()
+        if self._constraint is not None and (allowed := self._constraint.allowed()) is not None:
             only = np.full_like(values, _FORBIDDEN)
             only[allowed] = values[allowed]
             values = only
         if not np.isfinite(values.max()):
             raise AgentdError("no token can follow here: the model's numbers are not finite")
-        token = int(values.argmax()) if self._sampling.temperature == 0 else self._draw(values)
+        token = int(values.argmax()) if self._sampling.greedy else self._draw(values)
+        if self._constraint is not None:
+            token = self._constraint.take(token)
         self._said[token] += 1
-        if self._choices is not None:
-            self._choices.accept(token)
         return token
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """Text to tokens and back, by the tokenizer that comes with the model."""
 
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from agentd.engine.prompts import Prompts, encodable
@@ -13,7 +15,7 @@ class Vocabulary(Prompts):
     """`tokenizer` is transformers' fast tokenizer; `ends` are the tokens that the model's configuration ends at."""
 
     def __init__(self, tokenizer: Any, ends: list[int], size: int) -> None:
-        self._backend = tokenizer._tokenizer
+        self._backend, self._lock = tokenizer._tokenizer, threading.Lock()
         self.size = size
         special = {token: added for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         self._special = {token: str(added.content).encode() for token, added in special.items()}
@@ -24,7 +26,6 @@ class Vocabulary(Prompts):
         self._ends = {self.end, *ends, *(token for token in named if token is not None and token in self._special)}
         decoder = json.loads(self._backend.decoder.__getstate__()) if self._backend.decoder is not None else None
         self._bytes = _byte_characters() if '"ByteLevel"' in json.dumps(decoder) else None
-        self._characters = {byte: character for character, byte in (self._bytes or {}).items()}
         bos = tokenizer.bos_token_id
         beginning = self._backend.encode("", add_special_tokens=True).ids
         self._begin = [bos] if bos is not None and bos in beginning else []
@@ -35,8 +36,9 @@ class Vocabulary(Prompts):
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         encodable(text)
         begin = begin and not (special and self._bos and text.startswith(self._bos))
-        self._backend.encode_special_tokens = not special  # a user's text must never become a control token
-        tokens: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with self._lock:  # constraints are compiled by a thread of their own
+            self._backend.encode_special_tokens = not special  # a user's text must never become a control token
+            tokens: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._begin, *tokens] if begin else tokens
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
@@ -53,16 +55,9 @@ class Vocabulary(Prompts):
             return bytes([int(text[3:5], 16)])
         return str(text).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
-    def tokens_of(self, data: bytes) -> list[int]:
-        """The tokens whose piece is exactly `data`."""
-        if self._bytes is not None:
-            names = ["".join(self._characters[byte] for byte in data)]
-        else:
-            text = data.decode("utf-8", "replace")
-            names = [text.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")] if text.encode() == data else []
-            names += [f"<0x{data[0]:02X}>"] if len(data) == 1 else []
-        found = {self._backend.token_to_id(name) for name in names}
-        return [token for token in found if token is not None and token not in self._special]
+    def controls(self) -> Iterator[tuple[str, bool]]:
+        for token, text in self._added.items():
+            yield text.decode(), token in self._special
 
     def is_end(self, token: int) -> bool:
         return token in self._ends

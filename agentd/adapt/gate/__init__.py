@@ -1,0 +1,1 @@
+"""What lets a candidate in: held-out examples, drift, and their statistics."""

@@ -1,0 +1,259 @@
+"""Is the candidate better than what serves? Judged on holdout, scored and answered in the engine that will serve it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agentd.adapt.gate.metrics import GENERATED
+from agentd.adapt.planning.dataset import Member
+from agentd.config.schema import GateSettings
+from agentd.engine.protocol import Scores
+from agentd.learn.encoded import Encoded
+from agentd.learn.objectives import example_objective
+from agentd.learn.significance import mcnemar, paired_permutation, signed_rank, welch
+
+# The level at which higher losses on established holdout count where the new holdout gains more than it: then the two
+# say different things, and the pass has to show that it does no harm rather than be shown that it does.
+_SUSPICIOUS = 0.25
+# The level at which generated answers must be better where the loss is by far: a holdout too small to tell by its hits
+# may be helped out, but a loss that falls while the answers stay as wrong as they were is no gain.
+_HINT = 0.1
+
+_NONE: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one model does on a task's holdout.
+
+    hits         whether each answer is right; empty where none can be, None where nobody looked
+    established  says of each example whether it judged an earlier revision, and is empty where none did
+    metric       of the task
+    shares       how much of each answer is right, with a metric whose answers are generated
+    """
+
+    losses: list[float]
+    hits: Sequence[bool | None]
+    established: list[bool] = field(default_factory=list)
+    metric: str = "accuracy"
+    shares: list[float | None] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def accuracy(self) -> float | None:
+        known = self.known
+        return sum(known) / len(known) if known else None
+
+    @property
+    def known(self) -> list[bool]:
+        """The hits that somebody looked at; the same ones in two outcomes that are compared."""
+        return [hit for hit in self.hits if hit is not None]
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        figures = {"accuracy": self.accuracy, "loss": self.loss}
+        if self.metric == "json":
+            shares = [share for share in self.shares if share is not None]
+            figures["fields"] = math.fsum(shares) / len(shares) if shares else None
+        return figures
+
+    def among(self, chosen: Sequence[bool]) -> "Outcome":
+        """The same, on the chosen examples alone."""
+
+        def those(values: list[Any]) -> list[Any]:
+            return [value for value, taken in zip(values, chosen, strict=True) if taken]
+
+        hits = those(list(self.hits)) if self.hits else []
+        return Outcome(those(self.losses), hits, [], self.metric, those(self.shares) if self.shares else [])
+
+
+@dataclass(frozen=True)
+class NoCall:
+    """Whether what serves and the candidate called a tool for messages that want none; `source` says whose these are:
+    of the holdout, or small talk."""
+
+    source: str
+    before: list[bool]
+    after: list[bool]
+
+    @property
+    def rise(self) -> int:
+        return sum(self.after) - sum(self.before)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        n = len(self.before)
+        return {"source": self.source, "n": n, "before": sum(self.before) / n, "after": sum(self.after) / n}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to take the candidate, why, and the figures it rests on: per task, and the drift in nats per token."""
+
+    accepted: bool
+    reason: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drift: float | None = None
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """What it says of the tasks, without anybody's words."""
+        return {
+            name: {key: value for key, value in facts.items() if key != "answers"} for name, facts in self.tasks.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {"accepted": self.accepted, "reason": self.reason, "tasks": self.tasks, "drift": self.drift}
+
+
+def outcomes(
+    members: Sequence[Member],
+    encoded: Mapping[int, Encoded],
+    scores: Sequence[Scores],
+    nll_weight: float,
+) -> dict[str, Outcome]:
+    """Per task, from the engine's log-likelihoods of the members in their order."""
+    found: dict[str, Outcome] = {}
+    hits: dict[str, list[bool | None]] = defaultdict(list)
+    for member, score in zip(members, scores, strict=True):
+        example = encoded[member.number]
+        result = example_objective(example, score.choices, score.target, nll_weight)
+        outcome = found.setdefault(member.example.task, Outcome([], []))
+        outcome.losses.append(result.loss)
+        outcome.established.append(member.established)
+        # A task may have demonstrations among its labels: those have a loss and no hit.
+        right = None if result.predicted is None else result.predicted == example.correct
+        hits[member.example.task].append(right and all(map(math.isfinite, score.choices)))
+    return {
+        name: replace(outcome, hits=hits[name] if any(hit is not None for hit in hits[name]) else [])
+        for name, outcome in found.items()
+    }
+
+
+def judge(
+    before: Mapping[str, Outcome],
+    after: Mapping[str, Outcome],
+    *,
+    adapted: set[str],
+    drift: float | None,
+    gate: GateSettings,
+    seed: int,
+    no_calls: Mapping[str, NoCall] = _NONE,
+) -> Verdict:
+    """The candidate must be finite, stay under the drift cap, lose on no task, call no tools where none is wanted more
+    often than before, and be better on one task that it learned.
+
+    What was established before counts for itself: new feedback that contradicts it, as flipped labels do, brings new
+    holdout along that agrees with it, and could outvote the old. A pass is not to lose answers there, nor confidence in
+    them: its losses must not be significantly higher.
+
+    Better: the paired test of the hits (McNemar, mid-p) or of the losses (Wilcoxon's signed ranks) is significant. With
+    two tests on each of the adapted tasks, the level of each is alpha / (2 · tasks) (Bonferroni). Where answers are
+    generated the losses alone are not enough: the hits must say the same, at _HINT. `drift` None: not measured.
+    """
+    level = gate.alpha / (2 * max(1, len(adapted)))
+    figures: dict[str, dict[str, Any]] = {}
+    finite = (drift is None or math.isfinite(drift)) and all(math.isfinite(x) for o in after.values() for x in o.losses)
+    losers, winners, contradicted, callers = [], [], [], list[str]()
+    for name, old in before.items():
+        new = after[name]
+        facts: dict[str, Any] = {
+            "n": len(old.losses),
+            "adapted": name in adapted,
+            "metric": old.metric,
+            "before": old.figures,
+            "after": new.figures if finite else {**new.figures, "loss": None},
+        }
+        figures[name] = facts
+        if name in no_calls:
+            facts["no_call"] = no_calls[name].figures
+            if no_calls[name].rise > max(gate.max_regression * len(no_calls[name].before), 1.0):
+                callers.append(name)
+        if not finite:
+            continue
+        lost, allowed = _lost(old, new, gate)
+        if old.known:
+            facts["p_accuracy"] = mcnemar(old.known, new.known)
+        if old.metric in GENERATED:
+            facts["answered"] = len(old.known)
+        facts["p_loss"] = signed_rank(old.losses, new.losses, seed)
+        if lost > allowed:
+            losers.append(name)
+        elif any(old.established) and not all(old.established):
+            known, anew = old.among(old.established), new.among(old.established)
+            facts["established"] = {
+                "n": len(known.losses),
+                "before": known.figures,
+                "after": anew.figures,
+                **_contradiction(old, new, seed),
+            }
+            old_lost, old_allowed = _lost(known, anew, gate)
+            apart = facts["established"]["p_apart"] <= gate.alpha
+            if old_lost > old_allowed or facts["established"]["p_worse"] <= (_SUSPICIOUS if apart else gate.alpha):
+                contradicted.append(name)
+        if name in adapted and lost <= 0 and _better(facts, level):
+            winners.append(name)
+    if not finite:
+        return Verdict(False, "the candidate's outputs are not finite", figures, None)
+    if drift is not None and drift > gate.max_drift:
+        reason = (
+            f"it drifted {drift:.3f} nats per token from the base on neutral text; gate.max_drift is {gate.max_drift}"
+        )
+        return Verdict(False, reason, figures, drift)
+    if losers:
+        return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift)
+    if callers:
+        rates = [(name, figures[name]["no_call"]) for name in callers]
+        shown = [f"{name}: {f['before']:.1%} → {f['after']:.1%} of {f['n']} messages" for name, f in rates]
+        return Verdict(False, f"it calls tools where none is wanted: {'; '.join(shown)}", figures, drift)
+    if contradicted:
+        there = {name: figures[name]["established"] for name in contradicted}
+        reason = f"it lost on the holdout that earlier revisions were judged by: {_described(contradicted, there)}"
+        return Verdict(False, reason, figures, drift)
+    if not winners:
+        smallest = min(
+            (min(f.get("p_accuracy", 1.0), f["p_loss"]) for n, f in figures.items() if n in adapted), default=1
+        )
+        reason = f"no task improved significantly (smallest p {smallest:.3g}, needed {level:.3g})"
+        if unsaid := [name for name in figures if name in adapted and figures[name]["p_loss"] <= level]:
+            reason += f"; the loss fell, the answers did not get better: {_described(unsaid, figures)}"
+        return Verdict(False, reason, figures, drift)
+    return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift)
+
+
+def _better(facts: Mapping[str, Any], level: float) -> bool:
+    by_hits, by_loss = facts.get("p_accuracy", 1.0), facts["p_loss"]
+    if facts["metric"] in GENERATED:
+        return bool(by_hits <= level or (by_loss <= level and by_hits <= _HINT))
+    return bool(min(by_hits, by_loss) <= level)
+
+
+def _contradiction(old: Outcome, new: Outcome, seed: int) -> dict[str, float]:
+    """What the new feedback does to the established: p-values of "its losses are not higher than before" and of "the
+    new holdout did not gain more than it"."""
+    gains = [before - after for before, after in zip(old.losses, new.losses, strict=True)]
+    known = [gain for gain, established in zip(gains, old.established, strict=True) if established]
+    fresh = [gain for gain, established in zip(gains, old.established, strict=True) if not established]
+    return {"p_worse": paired_permutation([0.0] * len(known), known, seed), "p_apart": welch(fresh, known)}
+
+
+def _lost(old: Outcome, new: Outcome, gate: GateSettings) -> tuple[float, float]:
+    """What the new one lost and what it may lose: in examples that are right, or for free text in nats."""
+    if old.known and new.known:
+        # One more or less is no regression that a test could see.
+        return float(sum(old.known) - sum(new.known)), max(gate.max_regression * len(old.known), 1.0)
+    return new.loss - old.loss, gate.max_regression * abs(old.loss)
+
+
+def _described(names: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    for name in names:
+        old, new = figures[name]["before"], figures[name]["after"]
+        hits = None if old["accuracy"] is None else f"accuracy {old['accuracy']:.3f} → {new['accuracy']:.3f}, "
+        parts.append(f"{name}: {hits or ''}loss {old['loss']:.3f} → {new['loss']:.3f}")
+    return "; ".join(parts)

@@ -1,0 +1,149 @@
+"""The interface of an engine kind, and what the kinds that serve a language model share. Nothing here imports torch."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.memory_control import Replan
+from agentd.adapt.passes.progress import MemoryWatch
+from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.setting import NONE, Conditions, Machine, PassSetting, Setting, estimate
+from agentd.budget import planner
+from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.planner import Choice, Considered
+from agentd.budget.workload import Workload
+from agentd.config.schema import Config
+from agentd.engine.process.supervisor import Supervisor
+from agentd.errors import Conflict, NotALanguageModel
+from agentd.host import memory as probe
+from agentd.models import ModelFile
+from agentd.revision import archive
+
+S = TypeVar("S", bound=PassSetting)
+
+
+@dataclass(frozen=True)
+class PassPlan(Generic[S]):
+    """What a pass will do, what it works on, and how to find another setting when memory changes meanwhile."""
+
+    setting: S
+    data: Dataset
+    replan: Replan
+
+
+class EngineKind(ABC, Generic[S]):
+    """`model` is the file that the engine serves."""
+
+    name: ClassVar[str]
+    in_place: ClassVar[bool] = False
+    """Whether the weights themselves learn, in the engine's own process."""
+    mapped: ClassVar[tuple[str, ...]] = ()
+    """Processes whose weights are pages of files that come and go: of their memory only what is anonymous counts."""
+
+    def __init__(self, model: ModelFile) -> None:
+        self.model = model
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What the engine's process is started with, see engine/process/runner.py."""
+        return {
+            "engine": self.name,
+            "path": str(self.model.path),
+            "context": config.model.context,
+            "slots": config.serve.slots,
+            "threads": config.model_threads,
+            "gpu_layers": config.model.gpu_layers,
+        }
+
+    async def probe(
+        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+    ) -> dict[str, Any]:
+        """What this machine can do for a pass, and what that costs: {"supported", "reason", ...}, see `Machine`.
+
+        engine_is_free  no session is open in the engine and none will be meanwhile, so that it can be measured
+        """
+        return {"supported": True}
+
+    def shapes(self, config: Config) -> ModelShapes:
+        """The model's shapes as this engine serves them. Raises NotALanguageModel."""
+        raise NotALanguageModel(self.model.name, "`agentctl adapt --dry-run` shows what a pass of it would take")
+
+    def considered(
+        self,
+        config: Config,
+        workload: Workload,
+        options: dict[str, Any],
+        machine: Machine,
+        budget: int,
+        conditions: Conditions = NONE,
+    ) -> tuple[Considered, ...]:
+        """Every plan of the planner that the options allow, the best first.
+
+        Raises NotALanguageModel, PassRefused where the options cannot be met at all.
+        """
+        return planner.consider(
+            self.shapes(config),
+            workload,
+            budget=budget,
+            method=options.get("method", config.adapt.method),
+            blocks=options.get("blocks", config.adapt.blocks),
+            in_place=self.in_place,
+            overruns=conditions.overruns,
+            **machine.as_arguments(),
+        )
+
+    @abstractmethod
+    def setting(
+        self,
+        config: Config,
+        data: Dataset,
+        options: dict[str, Any],
+        machine: Machine,
+        conditions: Conditions = NONE,
+    ) -> S:
+        """The best setting that fits. Raises PassRefused: with the shortfall in bytes where memory is missing.
+
+        options     override the configuration
+        conditions  what a running pass knows besides
+        """
+
+    @abstractmethod
+    def make_pass(self, means: Means, plan: PassPlan[S], trainer: Training, memory: MemoryWatch) -> Attempt: ...
+
+    def import_pass(self, means: Means, imported: archive.Archive) -> Attempt:
+        """The pass that judges what another device learned."""
+        raise Conflict(f"engine {self.name} takes nothing in that another device learned")
+
+    def check_import(self, imported: archive.Archive, engine: Supervisor) -> None:
+        """Raises Conflict where it does not fit this engine and its model."""
+        archive.refuse_other_base(imported, self.model.sha256, self.name)
+
+
+class LanguageKind(EngineKind[Setting]):
+    """A kind whose settings are plans of the planner."""
+
+    def setting(
+        self,
+        config: Config,
+        data: Dataset,
+        options: dict[str, Any],
+        machine: Machine,
+        conditions: Conditions = NONE,
+    ) -> Setting:
+        limit = min((size for size in (config.memory.limit, conditions.ceiling) if size is not None), default=None)
+        available, reserve = probe.read().available + conditions.held, config.memory.reserve
+        budget = planner.budget_of(available, reserve, limit)
+        considered = self.considered(
+            config, conditions.workload or estimate(config, data), options, machine, budget, conditions
+        )
+        for each in considered:
+            if each.fits:
+                choice = Choice(each.plan, budget, available, reserve, considered)
+                return self.of_choice(choice, config, data, options.get("zo_steps", config.adapt.zo_steps))
+        raise planner.refusal(considered, available=available, reserve=reserve, limit=limit)
+
+    @abstractmethod
+    def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
+        """The setting that follows this choice; `steps` of zeroth order are what was asked for, or `auto`."""

@@ -1,0 +1,65 @@
+"""llama.cpp serves the mapped weights; a trainer process makes adapters for the last blocks, zeroth-order steps move
+control vectors in the trunk."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from agentd.adapt.kinds.kind import LanguageKind, PassPlan
+from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.imported import AdapterImport
+from agentd.adapt.passes.llamacpp import AdaptationPass
+from agentd.adapt.passes.progress import MemoryWatch
+from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.overhead import engine_runtime, needed
+from agentd.adapt.planning.setting import Setting
+from agentd.budget.expectation import ZO_STEPS
+from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.planner import Choice
+from agentd.config.schema import Config
+from agentd.engine.process.supervisor import Supervisor
+from agentd.formats.gguf_header import Header
+from agentd.host import memory
+from agentd.models import ModelFile
+from agentd.revision.archive import Archive
+
+
+class LlamaCpp(LanguageKind):
+    name = "llamacpp"
+
+    def __init__(self, model: ModelFile) -> None:
+        super().__init__(model)
+        self._probed: dict[str, Any] | None = None
+        self._measured = False
+
+    def shapes(self, config: Config) -> ModelShapes:
+        assert isinstance(self.model.header, Header)
+        return ModelShapes.from_header(self.model.header)
+
+    async def probe(
+        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+    ) -> dict[str, Any]:
+        """Asks the trainer once whether it can build this model's blocks, and measures a session in the engine once."""
+        if self._probed is None:
+            self._probed = await trainer.probe(self.model.path)
+        if engine_is_free and not self._measured:
+            shapes, context = self.shapes(config), config.model.context
+            reading = await asyncio.to_thread(memory.read)
+            if reading.available - config.memory.reserve >= needed(shapes, context):
+                self._probed["engine_runtime_bytes"] = await engine_runtime(engine, shapes, context, folder)
+                self._measured = True
+        return self._probed
+
+    def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
+        plan = choice.plan
+        zo_steps = ZO_STEPS[plan.method] if steps == "auto" else int(steps)
+        learned = data.of("train")
+        texts = 2 * sum(not member.choices for member in learned) > len(learned)
+        return Setting(plan.method, plan.blocks, zo_steps, config.adapt.rank, choice, texts=texts)
+
+    def make_pass(self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch) -> Attempt:
+        return AdaptationPass(means, trainer, plan.setting, memory, plan.replan, self.model.path)
+
+    def import_pass(self, means: Means, imported: Archive) -> Attempt:
+        return AdapterImport(means, imported)

@@ -1,0 +1,72 @@
+"""Torch serves a module whose own weights learn in place, in the engine's process; a revision is a ledger of steps."""
+
+from pathlib import Path
+from typing import Any
+
+from agentd.adapt.kinds.kind import LanguageKind, PassPlan
+from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.imported import WeightsImport
+from agentd.adapt.passes.progress import MemoryWatch
+from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.passes.transformers import InPlacePass, InPlaceSetting
+from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.setting import Setting
+from agentd.budget.expectation import in_place_steps
+from agentd.budget.in_place import served_shapes
+from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.planner import Choice
+from agentd.config.schema import Config
+from agentd.engine.process.supervisor import Supervisor
+from agentd.errors import Conflict
+from agentd.int8.header import ClassifierHeader
+from agentd.revision.archive import Archive, WeightsArchive
+
+
+class Transformers(LanguageKind):
+    name = "transformers"
+    in_place = True
+    mapped = ("engine",)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        state = config.state.dir
+        own = {"folder": str(state / "weights"), "revisions": str(state / "revisions")}
+        return {**super().settings(config), **own, "key": self.model.sha256, "dtype": config.model.dtype}
+
+    def shapes(self, config: Config) -> ModelShapes:
+        assert not isinstance(self.model.header, ClassifierHeader)
+        return served_shapes(self.model.header, config.model.dtype)
+
+    async def probe(
+        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+    ) -> dict[str, Any]:
+        return {"supported": False, "reason": "engine transformers learns in place, without a trainer"}
+
+    def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
+        plan, rank = choice.plan, config.adapt.rank
+        is_bp = plan.method in ("bp", "lora")
+        if steps == "auto" or is_bp:
+            steps = in_place_steps(plan.method, plan.blocks, len(data.of("train")))
+        return Setting(plan.method, plan.blocks, 0 if is_bp else int(steps), rank, choice, int(steps))
+
+    def make_pass(self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch) -> Attempt:
+        setting = plan.setting
+        dtype = _dtype(means.engine)
+        return InPlacePass(means, InPlaceSetting.of(setting.method, setting.blocks, setting.steps, dtype, setting.rank))
+
+    def check_import(self, imported: Archive, engine: Supervisor) -> None:
+        super().check_import(imported, engine)
+        assert isinstance(imported, WeightsArchive)
+        if imported.dtype != (dtype := _dtype(engine)):
+            raise Conflict(
+                f"it was learned in {imported.dtype}, and this device serves {dtype}; set model.dtype: {imported.dtype}"
+            )
+
+    def import_pass(self, means: Means, imported: Archive) -> Attempt:
+        assert isinstance(imported, WeightsArchive)
+        return WeightsImport(means, imported)
+
+
+def _dtype(engine: Supervisor) -> str:
+    """The type of the weights, from what the engine says that it has loaded."""
+    assert engine.info is not None
+    return "bfloat16" if engine.info.size_bytes < 3 * engine.info.n_params else "float32"

@@ -1,0 +1,1 @@
+"""A pass of each engine, and the parts that passes share."""

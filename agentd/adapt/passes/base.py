@@ -1,0 +1,272 @@
+"""What every pass does, read from top to bottom: encode → learn → gate → stage. How it learns is the engine's matter.
+
+Every step is written to the database before the act it describes. Whatever raises ends the pass as refused or failed;
+serving never depends on it.
+"""
+
+import asyncio
+import logging
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agentd.adapt.gate import gate
+from agentd.adapt.gate.answers import GateAnswers
+from agentd.adapt.gate.drift_corpus import drift_corpus
+from agentd.adapt.passes.progress import Progress
+from agentd.adapt.planning import dataset as datasets
+from agentd.adapt.planning.dataset import Dataset, Member
+from agentd.config.schema import Config
+from agentd.engine.operations import Abandon, Drift, Encode, Open, ScoreExamples, Unstage, Use
+from agentd.engine.process.supervisor import Supervisor
+from agentd.engine.protocol import BASE
+from agentd.errors import AgentdError, PassFailed, PassRefused
+from agentd.ids import now
+from agentd.learn.encoded import Encoded
+from agentd.revision.files import RevisionFiles
+from agentd.store import events, examples, passes, revisions
+from agentd.store.database import Store
+from agentd.store.revisions import Revision
+
+logger = logging.getLogger(__name__)
+
+ENCODED = "encoded.jsonl"  # in a pass's folder: what the engine made of the examples
+CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
+_MOST_NAMED = 20  # examples that cannot be used; more say nothing new
+
+
+class Rejected(Exception):
+    """The gate said no; the verdict is recorded already."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What every attempt works with. `folder` is its own, and exists."""
+
+    config: Config
+    store: Store
+    engine: Supervisor
+    files: RevisionFiles
+    progress: Progress
+    folder: Path
+    seed: int
+
+
+class Attempt(ABC):
+    """One attempt to learn. `run` returns the staged revision, ready for its trial; it raises Rejected, AgentdError."""
+
+    nll_weight: ClassVar[float]  # of an answer's own log-likelihood in the loss, beside the choice among answers
+    staged: ClassVar[tuple[str, ...]] = (CANDIDATE,)  # names that the engine may hold when the pass ends
+
+    def __init__(self, means: Means) -> None:
+        self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
+        self._progress, self._folder, self._seed = means.progress, means.folder, means.seed
+        self._parent = means.engine.revision
+        self._origin = self._parent  # what the candidate is made from
+        self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
+        self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
+
+    async def run(self, data: Dataset) -> int:
+        started = now()
+        await self._engine.call(Open())
+        try:
+            data = await self._encode(data)
+            await self._learn(data)
+            await self._advance("trained")
+            verdict = await self._gate(data)
+        finally:
+            await self._close()
+        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
+        learned = [member.example.id for member in data.of("train", "dev")]
+        await self._store.call(examples.mark_used, learned, started)
+        if not verdict.accepted:
+            await self._reject(verdict.reason)
+        return await self._stage(data, verdict)
+
+    # --- what differs
+
+    @abstractmethod
+    async def _learn(self, data: Dataset) -> None:
+        """Makes a candidate, starting from the parent, which the engine uses when this begins."""
+
+    @abstractmethod
+    async def _stage_candidate(self) -> None:
+        """Gives the engine the candidate as it is now, under its name."""
+
+    @abstractmethod
+    async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
+        """The new revision's files by name, and what its manifest says of how it was made: method, blocks, zo_steps."""
+
+    async def _drift(self) -> float | None:
+        """KL(base ‖ candidate) in nats per token on text that has nothing to do with any task; None: the model reads
+        no text."""
+        return await self._engine.call(Drift(drift_corpus(), BASE, CANDIDATE))
+
+    def _adapted(self, data: Dataset) -> set[str]:
+        """The tasks on which the candidate has to be better."""
+        return {member.example.task for member in data.of("train")}
+
+    # --- the steps
+
+    async def _encode(self, data: Dataset) -> Dataset:
+        """The engine reads what the pass works on; the parent's weights are what it starts from."""
+        self._progress.begin("tap", len(data.members), "reading the examples")
+        source, target = self._folder / "examples.jsonl", self._folder / ENCODED
+        data.write(source)
+        await self._engine.call(Encode(source, target), self._count)
+        learns = bool(data.of("train"))
+        data, self._encoded = await asyncio.to_thread(datasets.usable, data, target)
+        roles = [(member.example.id, member.role) for member in data.members]
+        await self._store.call(passes.add_examples, self._progress.id, roles)
+        n_train, n_holdout = len(data.of("train", "dev")), len(data.of("holdout"))
+        await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
+        for name, why in data.left_out.items():
+            await self._event("left out", f"task {name}: {why}")
+        if data.unusable:
+            await self._exclude(data.unusable)
+        if learns and not data.of("train"):
+            raise PassRefused(f"none of the training examples can be used; {next(iter(data.unusable.values()))}")
+        await self._engine.call(Use(str(self._parent)))
+        return data
+
+    async def _exclude(self, unusable: dict[str, str]) -> None:
+        """What cannot be encoded leaves the examples that passes look at, and is named this once."""
+        await self._store.call(examples.exclude, list(unusable))
+        for id, why in list(unusable.items())[:_MOST_NAMED]:
+            await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.model.context)
+        if (others := len(unusable) - _MOST_NAMED) > 0:
+            more = f"{others} more examples, see `agentctl examples --state excluded`"
+            await self._event(examples.UNUSABLE, more, context=self._config.model.context)
+
+    async def _gate(self, data: Dataset) -> gate.Verdict:
+        """Scores and answers holdout with what serves and with the candidate, in this engine."""
+        holdout, settings = data.of("holdout"), self._config.adapt.gate
+        answers = GateAnswers.of(data, self._folder / "answered.jsonl", self._seed)
+        asked = len(holdout) + len(answers.lines)
+        self._progress.begin("gate", 2 * asked, "holdout: what serves")
+        scored = await self._outcomes(holdout, str(self._parent), 0)
+        spent = await answers.ask(
+            self._engine, candidate=False, seconds=settings.max_time / 2, report=self._counting(len(holdout))
+        )
+        await self._stage_candidate()
+        self._progress.message = "holdout: the candidate"
+        rescored = await self._outcomes(holdout, CANDIDATE, asked)
+        left = settings.max_time - spent
+        await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(asked + len(holdout)))
+        self._progress.message = "drift from the base"
+        drift = await self._drift()
+        before = answers.judged(scored, holdout, candidate=False)
+        after = answers.judged(rescored, holdout, candidate=True)
+        adapted, no_calls = self._adapted(data), answers.no_calls()
+        verdict = await asyncio.to_thread(
+            lambda: gate.judge(
+                before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed, no_calls=no_calls
+            )
+        )
+        for name, shown in answers.shown().items():
+            verdict.tasks[name]["answers"] = shown
+        accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
+        self._progress.accuracy = accuracies[0] if accuracies else None
+        await self._advance("gated", gate=verdict.as_json())
+        return verdict
+
+    async def _stage(self, data: Dataset, verdict: gate.Verdict) -> int:
+        """Writes the revision: the pass's state, the files, its row. Files without a row go at the next start."""
+        self._progress.begin("stage")
+        number = await self._store.call(revisions.next_id)
+        files, made = await self._revision()
+        await self._refuse_known_to_be_bad(files)
+        await self._advance("staged", revision=number)
+        created = now()
+        manifest: dict[str, Any] = {
+            "parent": self._origin,
+            "pass": self._progress.id,
+            "created_at": created,
+            **made,
+            "tasks": verdict.figures,
+            "n_train": len(data.of("train", "dev")),
+        }
+        digest = await asyncio.to_thread(self._files.write, number, files, manifest)
+        summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}
+        row = Revision(
+            id=number,
+            parent=self._origin,
+            pass_id=self._progress.id,
+            created_at=created,
+            state="staged",
+            reason=verdict.reason,
+            method=made["method"],
+            blocks=made["blocks"],
+            manifest_sha256=digest,
+            summary=summary,
+        )
+        await self._store.call(revisions.add, row)
+        return number
+
+    # --- helpers
+
+    async def _refuse_known_to_be_bad(self, files: dict[str, Path]) -> None:
+        """What was rolled back once is not tried again unchanged."""
+        known = [row.id for row in await self._store.call(revisions.all) if row.state == "rolled_back"]
+        if (twin := await asyncio.to_thread(self._files.twin, files, known)) is not None:
+            await self._reject(f"it is the same as revision {twin}, which was rolled back")
+
+    async def _reject(self, reason: str) -> None:
+        await self._advance("rejected", reason=reason)
+        raise Rejected(reason)
+
+    async def _outcomes(self, holdout: Sequence[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
+        await self._engine.call(Use(weights))
+        scores = await self._engine.call(ScoreExamples([member.number for member in holdout]), self._counting(done))
+        return gate.outcomes(holdout, self._encoded, scores, self.nll_weight)
+
+    async def _advance(self, state: str, **columns: Any) -> None:
+        self._progress.state = state
+        await self._store.call(passes.advance, self._progress.id, state, **columns)
+
+    async def _event(self, kind: str, message: str, **data: Any) -> None:
+        # What clients call their tasks belongs in the database, from which it can be forgotten.
+        logger.info("pass %d: %s", self._progress.id, kind)
+        await self._store.call(events.add, kind, message, pass_id=self._progress.id, data=data)
+
+    async def _flush_steps(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            await self._store.call(passes.add_steps, self._progress.id, rows)
+
+    async def _close(self) -> None:
+        """Frees what the engine holds for the pass. An engine that died has freed it already."""
+        await _quietly(self._engine.call(Abandon()))
+        for name in self.staged:
+            await _quietly(self._engine.call(Unstage(name)))
+
+    def _count(self, done: int) -> None:
+        self._progress.step = done
+
+    def _counting(self, before: int) -> Callable[[int], None]:
+        """Counts on from there."""
+        return lambda done: self._count(before + done)
+
+
+async def _quietly(step: Awaitable[Any]) -> None:
+    try:
+        await step
+    except AgentdError as error:
+        logger.debug("while closing a pass: %s", error)
+
+
+def prune_folders(root: Path, keep: int) -> None:
+    """Deletes the working directories of all but the newest passes."""
+    folders = sorted((path for path in root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    for folder in folders[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_failure(error: BaseException) -> str:
+    """The reason a pass is recorded with."""
+    if isinstance(error, AgentdError | PassFailed):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,264 @@
+"""How a language model learns in a pass: backpropagation in the last blocks, zeroth-order steps in the trunk."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from agentd.adapt.passes import zeroth_order
+from agentd.adapt.passes.base import CANDIDATE, ENCODED, Attempt, Means
+from agentd.adapt.passes.memory_control import MemoryControl, Move, Replan, place, trainer_limit
+from agentd.adapt.passes.progress import MemoryWatch
+from agentd.adapt.passes.trainer_job import NLL_WEIGHT, TRAINED, Backpropagation
+from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.setting import Setting, with_answers, workload_of
+from agentd.budget.expectation import ZO_STEPS
+from agentd.engine.operations import Use, WriteControl
+from agentd.errors import PassFailed, PassRefused, TrainerKilled, TrainerOverLimit
+from agentd.formats import lora_gguf
+from agentd.learn import ledger
+from agentd.learn.optimise import StepResult
+from agentd.revision.files import ADAPTER, CONTROL, LEDGER
+from agentd.store import passes
+
+logger = logging.getLogger(__name__)
+
+_SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, so often at most
+_MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
+_SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
+_DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
+
+
+class AdaptationPass(Attempt):
+    """A language model's pass: adapters by backpropagation in the last blocks, control vectors by zeroth-order steps in
+    the trunk."""
+
+    nll_weight = NLL_WEIGHT
+    staged = (CANDIDATE, TRAINED)
+
+    def __init__(
+        self, means: Means, training: Training, setting: Setting, memory: MemoryWatch, replan: Replan, model: Path
+    ) -> None:
+        super().__init__(means)
+        self._training, self._setting, self._model = training, setting, model
+        self._control = MemoryControl(memory, means.config.memory.floor, replan, self._event)
+        self._memory = memory
+        self._new: dict[str, Path] = {}
+        self._steps: list[ledger.Step] = []
+        self._kept: tuple[int, int] | None = None  # step, of so many, at which the running trainer wrote last
+
+    async def _learn(self, data: Dataset) -> None:
+        config = self._config
+        workload = await asyncio.to_thread(
+            workload_of, list(self._encoded.values()), config.model.context, config.adapt.rank
+        )
+        with contextlib.suppress(PassRefused):  # then there is less memory than there was, which the control sees to
+            await self._record(await self._control.plan(with_answers(workload, config, data)), anew=True)
+        if self._setting.blocks:
+            try:
+                await self._train_blocks(data)
+            finally:
+                self._progress.controls_memory = False
+        if self._setting.zo_steps and not self._control.out_of_time:
+            await self._train_trunk(data, self._setting.zo_steps - len(self._steps))
+
+    async def _train_blocks(self, data: Dataset) -> None:
+        """Backpropagation in the last blocks: in as many as memory allows at any time, see memory_control.py."""
+        members = data.of("train", "dev")
+        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        at, steps = 0, 1  # how far training is
+        while self._setting.blocks:
+            options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT)
+            n_train = sum(member.role == "train" or not self._setting.chooses for member in members)
+            total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
+            options["first_step"] = place(at, steps, total)
+            learning = Backpropagation(
+                self._engine,
+                self._training,
+                model=self._model,
+                folder=self._folder,
+                setting=self._setting,
+                members=members,
+                encoded=self._encoded,
+                file=self._folder / ENCODED,
+                options=options,
+            )
+            done, move = await self._segment(learning, adapter, control, len(members))
+            if move is None:
+                assert done is not None
+                self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
+                self._new[ADAPTER] = self._folder / ADAPTER
+                break
+            if done is not None:
+                at, steps = done["step"], done["steps"]
+            elif self._kept is not None:
+                at, steps = self._kept
+            adapter = await asyncio.to_thread(self._keep, done)
+            if adapter is not None:
+                self._new[ADAPTER] = adapter
+            self._progress.begin("paused", message=move.reason)
+            goes_on = await self._move(move)
+            while goes_on and not self._setting.blocks and len(self._steps) < ZO_STEPS["mezo"]:
+                await self._train_trunk(data, _MEZO_CHUNK)
+                control = self._new.get(CONTROL, control)
+                goes_on = await self._move(Move("MeZO steps taken meanwhile"))
+            if not goes_on:
+                if not self._new:
+                    why = self._control.exhausted or move.reason
+                    raise PassFailed(f"nothing was learned before training had to end: {why}")
+                break
+            await self._stage_candidate()
+            await self._engine.call(Use(CANDIDATE))
+        if ADAPTER in self._new:
+            await self._shorten(self._new[ADAPTER])
+
+    async def _segment(
+        self, learning: Backpropagation, adapter: Path | None, control: Path | None, n: int
+    ) -> tuple[dict[str, Any] | None, Move | None]:
+        """Training with one setting: the trainer's last event (None if it was killed), and why it stopped before its
+        end (None if it did not)."""
+        progress, setting = self._progress, self._setting
+        self._kept = None
+        progress.begin("tap", 0 if learning.from_engine else n, "hidden states of the frozen trunk")
+        index = await learning.tap(self._count)
+        if progress.state == "planned":
+            await self._advance("tapped")
+        progress.begin("train", message=setting.choice.plan.setting)
+        progress.controls_memory = True
+        train = asyncio.ensure_future(
+            learning.train(index, adapter, control, self._folder / ADAPTER, self._on_training, trainer_limit(setting))
+        )
+        watch = asyncio.ensure_future(self._control.watch(setting, self._training, progress))
+        try:
+            await asyncio.wait({train, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+            try:
+                done = await train
+            except TrainerKilled as error:
+                asked = self._control.move
+                if asked and asked.lost:
+                    return None, asked
+                taken = (
+                    trainer_limit(setting)
+                    if isinstance(error, TrainerOverLimit)
+                    else self._memory.now.get("trainer", 0)
+                )
+                return None, Move(str(error), lost=True, smaller=True, taken=taken)
+            return done, None if done["event"] == "done" else self._control.move
+        finally:
+            for task in (train, watch):
+                task.cancel()
+            await asyncio.gather(train, watch, return_exceptions=True)
+            await self._flush_steps()
+
+    def _keep(self, done: dict[str, Any] | None) -> Path | None:
+        """What a stopped trainer left, under a name that the next one does not write to; else what there was before."""
+        parked, written = self._folder / ADAPTER, self._folder / f"kept-{ADAPTER}"
+        left = parked if done is not None else written
+        kept = self._new.get(ADAPTER)
+        if left.exists():
+            kept = left.replace(self._folder / f"{self._control.moves}-{ADAPTER}")
+        for path in (parked, written):  # older than what was kept; the next trainer must not be taken to have left it
+            path.unlink(missing_ok=True)
+        return kept
+
+    async def _move(self, move: Move) -> bool:
+        """Goes on with another setting, if there is one; the pass's record has the largest one, which its peak belongs
+        to."""
+        setting = await self._control.next(self._setting, move)
+        if setting is not None:
+            await self._record(setting)
+        return setting is not None
+
+    async def _record(self, setting: Setting, *, anew: bool = False) -> None:
+        """Goes on with this setting; `anew`: what was recorded of an earlier one counts no more."""
+        self._setting, plan = setting, setting.choice.plan
+        self._progress.method, self._progress.blocks = setting.method, setting.blocks
+        columns: dict[str, Any] = {"method": setting.method, "blocks": setting.blocks}
+        if anew or plan.needed > self._progress.predicted_bytes:
+            self._progress.predicted_bytes = plan.needed
+            columns |= {"plan": setting.as_json(), "predicted": plan.predicted, "predicted_bytes": plan.needed}
+        await self._store.call(lambda db: passes.update(db, self._progress.id, **columns))
+
+    async def _shorten(self, adapter: Path) -> None:
+        """Scales an adapter down until the model stays near the base on neutral text.
+
+        A candidate that forgets too much would be rejected by the gate, and nothing of its examples be learned. The
+        drift is all that is looked at: holdout judges one candidate, once.
+        """
+        limit = _DRIFT_ROOM * self._config.adapt.gate.max_drift
+        scale = 1.0
+        for _ in range(_SHORTENINGS):
+            await self._stage_candidate()
+            drift = await self._drift()
+            if drift is None or drift <= limit:
+                break
+            await asyncio.to_thread(lora_gguf.scale, adapter, _SHORTEN)
+            scale *= _SHORTEN
+            await self._event("shortened", f"drift {drift:.3f} nats per token; the adapter is scaled to {scale:.2f}")
+
+    async def _train_trunk(self, data: Dataset, steps: int) -> None:
+        """Zeroth-order steps on the control vector, with the new adapter in place."""
+        if steps <= 0:
+            return
+        await self._stage_candidate()  # MeZO starts from the parent's adapters
+        await self._engine.call(Use(CANDIDATE))
+        self._progress.begin("zo", steps, "SPSA on the control vectors")
+        try:
+            trajectory = await zeroth_order.run(
+                self._engine,
+                train=[member.number for member in data.of("train")],
+                dev=[member.number for member in data.of("dev")],
+                steps=steps,
+                nll_weight=NLL_WEIGHT,
+                seed=self._seed + self._progress.id + _SEEDS_APART * len(self._steps),
+                weights=CANDIDATE,
+                on_step=self._on_zo_step,
+                out_of_time=lambda: self._control.out_of_time,
+            )
+        finally:
+            await self._flush_steps()
+        self._steps += trajectory.best_steps
+        if trajectory.best_steps:
+            control = self._folder / CONTROL
+            await self._engine.call(WriteControl(control))
+            self._new[CONTROL] = control
+
+    async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
+        files = await asyncio.to_thread(self._files.verified, self._parent)
+        files = {name: path for name, path in files.items() if name in (ADAPTER, CONTROL)} | self._new
+        if self._steps:
+            path = self._folder / LEDGER
+            await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._parent, self._steps))
+            files[LEDGER] = path
+        setting = self._setting
+        return files, {"method": setting.method, "blocks": setting.blocks, "zo_steps": len(self._steps)}
+
+    # --- helpers
+
+    async def _stage_candidate(self) -> None:
+        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
+
+    def _on_training(self, event: dict[str, Any]) -> None:
+        progress = self._progress
+        if event["event"] == "trunk":
+            progress.step, progress.steps = event["blocks"], event["of"]
+        elif event["event"] == "step":
+            progress.step, progress.steps, progress.loss = event["step"], event["steps"], event["loss"]
+            row = {"phase": "bp", "step": event["step"], "loss": event["loss"], "seconds": event["seconds"]}
+            self._rows.append(row)
+        elif event["event"] == "kept":
+            self._kept = event["step"], event["steps"]
+        elif event["event"] == "dev":
+            progress.dev_loss, progress.accuracy = event["loss"], event["accuracy"]
+            dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}
+            self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
+
+    def _on_zo_step(self, result: StepResult) -> None:
+        self._progress.note(result)
+        self._rows.append(zeroth_order.row(result, self._progress.seconds))

@@ -1,0 +1,216 @@
+"""The examples of a pass: which ones, in which role, and their tokens."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from agentd.adapt.gate.metrics import resolved
+from agentd.config.schema import GateSettings
+from agentd.errors import PassRefused
+from agentd.learn.encoded import LIKELIHOOD, UNLIKELIHOOD, Encoded
+from agentd.store import examples, selection, tasks
+from agentd.store.demonstrations import MESSAGE
+from agentd.store.examples import Example
+from agentd.store.tasks import PREFERENCE, SCORE, THUMB, Task
+
+_HELD_OUT_EVERY = 5  # examples, see store/examples.py
+_DEV_EVERY = 8  # one training example in eight judges the training itself; the gate's holdout stays untouched
+
+_TOLD_APART = 0.02  # standard deviations from the mean of a task's scores; what is nearer says nothing
+_GOOD = 0.5  # of a score from 0 to 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """An example in its role: `train`, `dev` or `holdout`. `number` is its place in the engine's session;
+    `established` that it judged an earlier revision that was committed. `advantage` says of a scored answer how much
+    better it is than the task's others, from -1 to 1."""
+
+    number: int
+    example: Example
+    role: str
+    task: Task
+    established: bool = False
+    advantage: float = 1.0
+
+    @property
+    def choices(self) -> list[str]:
+        """Labels are told apart; a demonstration is learned as text, whatever the task."""
+        return self.task.choices if self.example.kind == "label" else []
+
+    @property
+    def answered(self) -> bool:
+        """Whether the right answer is known, and others are wrong. Answers that were only compared or judged say how
+        likely they should be: an answer to the same input that is generated is neither right nor wrong by them."""
+        return self.example.kind not in (PREFERENCE, THUMB, SCORE)
+
+    @property
+    def target(self) -> str | dict[str, Any]:
+        """The answer that is learned, or of what was judged the one that was given: a text, or a message."""
+        target: str | dict[str, Any] = self.as_line()["target"]
+        return target
+
+    def as_line(self) -> dict[str, Any]:
+        """As the engine encodes it: {"input", "choices", "target"}, of a preference "rejected", of what was judged
+        "objective" and "weight". Target and rejected are texts or assistant messages."""
+        example, line = self.example, {"input": self.example.input, "choices": self.choices}
+        if example.kind == PREFERENCE:
+            pair = json.loads(example.target)
+            return {**line, "target": pair["chosen"], "rejected": pair["rejected"]}
+        if example.kind in (THUMB, SCORE):
+            judged = json.loads(example.target)
+            good = judged["good"] if example.kind == THUMB else self.advantage > 0
+            objective = LIKELIHOOD if good else UNLIKELIHOOD
+            return {**line, "target": judged["answer"], "objective": objective, "weight": abs(self.advantage)}
+        return {**line, "target": json.loads(example.target) if example.kind == MESSAGE else example.target}
+
+    @property
+    def answers(self) -> set[str]:
+        """The texts of all answers that are told apart or learned; a message is as long as its JSON."""
+        given = [*self.choices, self.target, self.as_line().get("rejected", "")]
+        return {answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False) for answer in given} - {
+            ""
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`left_out` has reasons by task, `unusable` those of examples that could not be encoded, by their ids."""
+
+    members: list[Member]
+    left_out: dict[str, str]
+    unusable: dict[str, str] = field(default_factory=dict)
+
+    def of(self, *roles: str) -> list[Member]:
+        return [member for member in self.members if member.role in roles]
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """By task, how its answers are judged."""
+        calls = {member.task.name for member in self.members if member.example.kind == MESSAGE}
+        tasks = {member.task.name: member.task for member in self.members}
+        return {
+            name: resolved(task.metric, choices=bool(task.choices), calls=name in calls) for name, task in tasks.items()
+        }
+
+    def write(self, path: Path) -> None:
+        """As the engine's session reads it, a member a line."""
+        with path.open("w", encoding="utf-8") as file:
+            for member in self.members:
+                file.write(json.dumps(member.as_line(), ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a pass would find: the new training examples of tasks that it could adapt, and why it could not adapt the
+    other tasks that have training examples."""
+
+    new: int
+    waiting: dict[str, str]
+
+
+def readiness(db: Database, gate: GateSettings) -> Readiness:
+    """The one rule for whether a pass starts and what it takes. A task is adapted only if enough holdout can tell
+    whether that helped, and if there is something to tell apart."""
+    known = {task.name: task for task in tasks.all(db)}
+    new, waiting = 0, {}
+    for name, counts in sorted(examples.count(db).items()):
+        if not sum(counts["train"].values()):
+            continue
+        n = selection.held_out(db, name, gate.min_holdout)
+        if n < gate.min_holdout:
+            more = _HELD_OUT_EVERY * (gate.min_holdout - n)
+            asked = f"{n} are held out, gate.min_holdout asks for {gate.min_holdout}"
+            waiting[name] = f"about {more} more examples until a pass can be judged ({asked})"
+        elif known[name].choices and not selection.tells_apart(db, name):
+            waiting[name] = "all its training examples have the same label"
+        else:
+            new += counts["train"]["new"]
+    return Readiness(new, waiting)
+
+
+def select(db: Database, *, limit: int, seed: int, gate: GateSettings) -> Dataset:
+    """Takes what a pass learns from, and what judges it.
+
+    Examples of tasks that are not ready wait, and take no other's place. Every task with holdout is judged, adapted or
+    not. Raises PassRefused when nothing can be learned.
+    """
+    known = {task.name: task for task in tasks.all(db)}
+    left_out = readiness(db, gate).waiting
+    chosen = selection.for_training(db, limit, seed, [name for name in known if name not in left_out])
+    old = selection.established(db)
+    holdout = {name: selection.holdout(db, name, gate.max_holdout, old.get(name, set())) for name in known}
+    roles = [(example, "dev" if is_dev(example.text_key) else "train") for example in chosen]
+    roles += [(example, "holdout") for name in sorted(holdout) for example in holdout[name]]
+    dataset = Dataset(_members(roles, known, old), left_out)
+    if not dataset.of("train"):
+        why = "; ".join(f"task {name}: {reason}" for name, reason in left_out.items())
+        raise PassRefused(f"there is nothing to learn from: {why or 'no training examples'}. Send more feedback")
+    return dataset
+
+
+def judging(db: Database, gate: GateSettings) -> Dataset:
+    """The holdout of every task that has enough of it, and nothing to learn from; it may be empty."""
+    known = {task.name: task for task in tasks.all(db)}
+    old = selection.established(db)
+    holdout = {name: selection.holdout(db, name, gate.max_holdout, old.get(name, set())) for name in sorted(known)}
+    enough = [held for held in holdout.values() if len(held) >= gate.min_holdout]
+    return Dataset(_members([(example, "holdout") for held in enough for example in held], known, {}), {})
+
+
+def _members(
+    roles: Sequence[tuple[Example, str]], known: Mapping[str, Task], old: Mapping[str, set[str]]
+) -> list[Member]:
+    """Numbered in this order, without those whose score says nothing."""
+    scores: dict[tuple[str, bool], list[float]] = {}
+    for example, role in roles:
+        if example.kind == SCORE:
+            scores.setdefault((example.task, role == "holdout"), []).append(json.loads(example.target)["score"])
+    members: list[Member] = []
+    for example, role in roles:
+        advantage = 1.0
+        if example.kind == SCORE:
+            among = scores.get((example.task, False)) or scores[example.task, True]
+            advantage = _advantage(json.loads(example.target)["score"], among)
+            if abs(advantage) < _TOLD_APART:
+                continue
+        established = role == "holdout" and example.id in old.get(example.task, ())
+        members.append(Member(len(members), example, role, known[example.task], established, advantage))
+    return members
+
+
+def _advantage(score: float, scores: Sequence[float]) -> float:
+    """How many standard deviations a score is above the mean of its task's, from -1 to 1. Scores that are all the same
+    have no better and worse: there those from one half on are good."""
+    largest = max(map(abs, scores), default=0.0) or 1.0
+    scaled = [each / largest for each in scores]  # the square of a finite number need not be one
+    deviation = statistics.pstdev(scaled)
+    if deviation < 1e-9:
+        return 1.0 if score >= _GOOD else -1.0
+    return max(-1.0, min(1.0, (score / largest - statistics.fmean(scaled)) / deviation))
+
+
+def is_dev(text_key: str) -> bool:
+    """Whether a training example judges the training; like the split, for life, from other digits of its text's key."""
+    return int(text_key[8:16], 16) % _DEV_EVERY == 0
+
+
+def usable(dataset: Dataset, path: Path) -> tuple[Dataset, dict[int, Encoded]]:
+    """The dataset without what could not be encoded, and what the engine wrote of every other member, by its number."""
+    encoded: dict[int, Encoded] = {}
+    members = []
+    unusable: dict[str, str] = {}
+    with path.open(encoding="utf-8") as lines:
+        for member, line in zip(dataset.members, lines, strict=True):
+            tree = json.loads(line)
+            if "error" in tree:
+                unusable[member.example.id] = tree["error"]
+            else:
+                encoded[member.number] = Encoded.from_json(tree)
+                members.append(member)
+    return Dataset(members, dataset.left_out, unusable), encoded

@@ -1,0 +1,172 @@
+"""What a pass will do, and what is known when that is decided."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from agentd.adapt.gate.metrics import GENERATED
+from agentd.adapt.planning.dataset import Dataset
+from agentd.budget import history
+from agentd.budget.plan import Overrun
+from agentd.budget.planner import Choice
+from agentd.budget.recipe import recipe
+from agentd.budget.workload import Workload
+from agentd.config.schema import Config
+from agentd.learn.encoded import Encoded, shared_prefix
+
+ALPHA = 2.0  # LoRA alpha in units of the rank
+_CHARACTERS = 4.2  # of a token
+_PATIENCE = 4  # evaluations, of which an epoch has two
+
+
+class PassSetting(Protocol):
+    """What every kind's setting says. `blocks` is k, the last blocks or layers that learn by backpropagation."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def needed(self) -> int:
+        """Bytes beyond serving, all processes together."""
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term."""
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is known of this machine: what it can do for a pass and what that costs (`probed`), and the rows of earlier
+    passes here, the newest first."""
+
+    probed: Mapping[str, Any]
+    earlier: Sequence[Mapping[str, Any]] = ()
+
+    def as_arguments(self) -> dict[str, Any]:
+        """As `budget.planner.consider` takes it."""
+        keys = {"trainer": "runtime_bytes", "trainer's start": "start_bytes", "engine": "engine_runtime_bytes"}
+        return {
+            "bp": bool(self.probed["supported"]),
+            "no_bp_reason": str(self.probed.get("reason")),
+            "bf16": bool(self.probed.get("bf16")),
+            "runtime": {process: int(self.probed[key]) for process, key in keys.items() if self.probed.get(key)},
+            "calibration": history.calibration(self.earlier),
+            "history": history.outcomes(self.earlier),
+        }
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which a running pass plans anew.
+
+    held      bytes that the pass has taken already and that a plan therefore need not find free
+    ceiling   the most bytes that a plan may need, besides what the configuration allows
+    overruns  plans that turned out wrong in this pass
+    workload  what the engine found the examples to be, which is better than an estimate from their texts
+    """
+
+    held: int = 0
+    ceiling: int | None = None
+    overruns: tuple[Overrun, ...] = ()
+    workload: Workload | None = None
+
+
+NONE = Conditions()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a pass will do. `blocks` is k; `zo_steps` zeroth-order steps follow on the control vectors. `steps` are all
+    those of a pass on the weights themselves; `texts` says that most answers are no choices."""
+
+    method: str
+    blocks: int
+    zo_steps: int
+    rank: int
+    choice: Choice
+    steps: int = 0
+    texts: bool = False
+
+    @property
+    def needed(self) -> int:
+        """Bytes beyond serving, all processes together."""
+        return self.choice.plan.needed
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term."""
+        return self.choice.plan.predicted
+
+    @property
+    def chooses(self) -> bool:
+        """Whether training chooses among several states of the adapter by its loss on dev. After a single epoch there
+        is one to choose from, and dev is learned from like the rest."""
+        return recipe(self.method, self.blocks, self.texts).epochs > 1
+
+    def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
+        """Hyperparameters of the trainer; the rest are its defaults."""
+        how = recipe(self.method, self.blocks, self.texts)
+        return {
+            "rank": self.rank,
+            "alpha": ALPHA * self.rank,
+            "lr": how.lr,
+            "batch": how.batch,
+            "max_epochs": how.epochs,
+            "patience": _PATIENCE,
+            "seed": seed,
+            "threads": threads,
+            "nll_weight": nll_weight,
+            "micro_tokens": self.choice.plan.micro_tokens,
+            "checkpoint": self.choice.plan.checkpoint,
+            "bf16": self.choice.plan.bf16,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
+
+
+def workload_of(encoded: Sequence[Encoded], context: int, rank: int) -> Workload:
+    """What a pass works on, from its examples as the engine encoded them: exact where `Workload.estimated` has only
+    texts to go by."""
+    prefix = shared_prefix(encoded)
+    lengths = [each.n_distinct - prefix for each in encoded]
+    scored = [{(s if p >= len(each.shared) else 0, p) for s, p, _ in each.terms} for each in encoded]
+    return Workload(
+        seq_len=max(lengths),
+        tokens=sum(lengths),
+        examples=len(encoded),
+        prefix=prefix,
+        scored=max(map(len, scored)),
+        terms=max(len(each.terms) for each in encoded),
+        context=context,
+        rank=rank,
+        texts=2 * sum(not each.choices for each in encoded) > len(encoded),
+    )
+
+
+def estimate(config: Config, data: Dataset) -> Workload:
+    """What a pass works on, from its examples' texts: tools first, because that is where templates have them."""
+    inputs = [member.example.input for member in data.members]
+    ordered = [dict(sorted(input.items(), key=lambda item: item[0] != "tools")) for input in inputs]
+    workload = Workload.estimated(
+        [json.dumps(input, ensure_ascii=False) for input in ordered],
+        [member.answers for member in data.members],
+        rank=config.adapt.rank,
+        context=config.model.context,
+    )
+    return with_answers(workload, config, data)
+
+
+def with_answers(workload: Workload, config: Config, data: Dataset) -> Workload:
+    """With what the gate has generated, if answers are as long as the right ones."""
+    metric = data.metrics
+    holdout = data.of("holdout")
+    answered = [member for member in holdout if member.answered and metric[member.task.name] in GENERATED]
+    tokens = sum(int(len(member.example.target) / _CHARACTERS) + 1 for member in answered)
+    return replace(workload, answer_tokens=tokens, answer_seconds=config.adapt.gate.max_time)

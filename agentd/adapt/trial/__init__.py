@@ -1,0 +1,1 @@
+"""A committed candidate on trial: canaries and the feedback that it gets."""

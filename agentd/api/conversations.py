@@ -1,0 +1,117 @@
+"""Conversations to learn from, in the form of OpenAI's fine-tuning files and of TRL's data sets."""
+
+import json
+from typing import Any, TypeGuard
+
+from agentd.api.lenient import MAX_NAME
+from agentd.errors import InvalidRequest
+from agentd.store.demonstrations import MESSAGE, as_answer, checked_message, message_target
+from agentd.store.row import to_json
+from agentd.store.tasks import PREFERENCE, SCORE, THUMB
+
+Tree = dict[str, Any]
+
+
+def normal_form(line: Tree) -> Tree:
+    """A line as `ExampleLine` has it. TRL leaves out ids of calls and has arguments as objects, tools as functions or
+    as a JSON text, and prompt and completion as lists of messages. What is of another shape is left for the checks."""
+    line = dict(line)
+    if _are_messages(line.get("prompt")) and "messages" not in line:
+        line["messages"] = line.pop("prompt")
+    if isinstance(tools := line.get("tools"), str):
+        try:
+            line["tools"] = tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("tools is a text that is no JSON", param="tools") from None
+    if isinstance(tools, list):
+        line["tools"] = [_tool(tool) for tool in tools]
+    _split_pair(line)
+    for field in ("completion", "chosen", "rejected"):
+        if isinstance(line.get(field), dict):
+            line[field] = [line[field]]
+    for field in ("messages", "completion", "chosen", "rejected"):
+        if _are_messages(messages := line.get(field)):
+            line[field] = _with_ids(messages)
+    return line
+
+
+def _split_pair(line: Tree) -> None:
+    """A preference of two whole conversations, as TRL has it, that begin alike and part with the last message."""
+    chosen, rejected = line.get("chosen"), line.get("rejected")
+    if not (_are_messages(chosen) and _are_messages(rejected)) or "messages" in line or "prompt" in line:
+        return
+    if len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
+        line["messages"], line["chosen"], line["rejected"] = chosen[:-1], chosen[-1:], rejected[-1:]
+
+
+def answers(messages: list[Tree], weights: list[int | None]) -> list[tuple[list[Tree], Tree]]:
+    """(messages before it, an assistant's message) for every one that is to be learned."""
+    return [
+        (messages[:i], message)
+        for i, (message, weight) in enumerate(zip(messages, weights, strict=True))
+        if message["role"] == "assistant" and weight != 0 and i
+    ]
+
+
+def target_of(message: Tree, input: Tree) -> tuple[str, str]:
+    """The kind and the target of the example whose answer the message is. Raises InvalidRequest."""
+    checked = checked_message(message, input)
+    return (MESSAGE, message_target(checked)) if checked.get("tool_calls") else ("demonstration", checked["content"])
+
+
+def pair_of(chosen: str | Tree, rejected: str | Tree, input: Tree) -> tuple[str, str]:
+    """The kind and the target of the example of a preference. Raises InvalidRequest."""
+    sides = [as_answer(checked_message(side, input)) if isinstance(side, dict) else side for side in (chosen, rejected)]
+    if sides[0] == sides[1]:
+        raise InvalidRequest("the chosen and the rejected answer are the same")
+    return PREFERENCE, to_json(dict(zip(("chosen", "rejected"), sides, strict=True)))
+
+
+def judged(answer: str | Tree, how: Tree, input: Tree) -> tuple[str, str]:
+    """The kind and the target of the example of an answer that is {"good": bool} or has a {"score": number}. Raises
+    InvalidRequest."""
+    given = as_answer(checked_message(answer, input)) if isinstance(answer, dict) else answer
+    return SCORE if "score" in how else THUMB, to_json({"answer": given, **how})
+
+
+def _are_messages(value: Any) -> TypeGuard[list[Tree]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def _tool(tool: Any) -> Any:
+    is_function = isinstance(tool, dict) and "function" not in tool and isinstance(tool.get("name"), str)
+    return {"type": "function", "function": tool} if is_function else tool
+
+
+def _with_ids(messages: list[Tree]) -> list[Tree]:
+    """Messages whose calls have ids, and whose results name the call that they are of: without an id it is the oldest
+    that has none yet."""
+    made: list[Tree] = []
+    pending: list[Any] = []
+    for number, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and calls:
+            message = {**message, "tool_calls": [_call(call, f"call_{number}_{i}") for i, call in enumerate(calls)]}
+            pending += [call["id"] for call in message["tool_calls"] if isinstance(call, dict)]
+        elif message.get("role") == "tool":
+            message = dict(message)
+            if message.get("tool_call_id") is None and pending:
+                message["tool_call_id"] = pending[0]
+            if (id := message.get("tool_call_id")) in pending:
+                pending.remove(id)
+            if isinstance(message.get("content"), dict | list) and not _are_messages(message["content"]):
+                message["content"] = json.dumps(message["content"], ensure_ascii=False)
+        made.append(message)
+    return made
+
+
+def _call(call: Any, id: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    call = call if "function" in call or "name" not in call else {"function": call}
+    function = call.get("function")
+    if isinstance(function, dict) and isinstance(arguments := function.get("arguments", {}), dict):
+        function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    given = call.get("id")
+    kept = given if isinstance(given, str) and 0 < len(given) <= MAX_NAME else id
+    return {"type": "function", **{k: v for k, v in call.items() if k != "id"}, "id": kept, "function": function}

@@ -1,0 +1,1 @@
+"""The configuration: its keys, their checks and defaults, paths, and what a reload may change."""

@@ -1,0 +1,181 @@
+"""A model's own format of answers, read off its chat template by rendering conversations that differ in one thing."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from agentd.engine.calls.format import AnswerFormat, Around, CallFormat, JsonArguments
+from agentd.engine.calls.parameters import block, derive_parameters
+from agentd.engine.calls.probes import NAMES, SAID, THOUGHT, VARIANTS, NotDerivable, Pieces, Turns, Variant, take_apart
+from agentd.engine.calls.segments import Segment, common_end, common_start, segment, text_of, with_index
+from agentd.engine.chat_template import ChatTemplate
+
+_THINKING = (
+    *(("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")),
+    *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|inner_prefix|>", "<|inner_suffix|>")),
+    *(("<|channel>thought", "<channel|>"), ("<reasoning>", "</reasoning>")),
+)
+"""Around the reasoning of templates that mention it and do not lay it out."""
+_BARE = 4  # characters; a shorter text could open anything
+
+
+def derive(template: ChatTemplate) -> AnswerFormat:
+    """Raises NotDerivable saying why the template shows no format of calls."""
+    reasons = []
+    for variant in VARIANTS:
+        try:
+            return _derive(template, variant)
+        except NotDerivable as error:
+            reasons.append(str(error))
+    raise NotDerivable(reasons[0])
+
+
+def spans(template: ChatTemplate) -> tuple[Around | None, Around | None]:
+    """What stands around reasoning, and around text. Raises NotDerivable."""
+    return _spans(Turns(template, VARIANTS[0]), template.source)
+
+
+def _spans(turns: Turns, source: str) -> tuple[Around | None, Around | None]:
+    said = turns.answer(turns.before)
+    reasoning = next((Around(opening, closing) for opening, closing in _THINKING if closing in source), None)
+    try:
+        turn = turns.answer(turns.thinking())
+    except NotDerivable:
+        turn = ""
+    before, thought, rest = turn.partition(THOUGHT)
+    if thought and SAID in rest:
+        between = rest.split(SAID, 1)[0]
+        opening = before.strip() or turns.prompt[len(common_start(turns.prompt, turns.before)) :].strip()
+        if said.strip() and between != said and between.endswith(said):
+            between = between[: -len(said)]
+        if opening and between.strip():
+            reasoning = Around(opening, between.strip())
+    if reasoning:
+        said = _without_reasoning(said, reasoning)
+    if not said.strip():
+        return reasoning, None
+    closing = turns.after
+    try:
+        closing = turns.after[: len(turns.after) - len(common_end(turns.after, turns.calls({"alpha": "A"})))]
+    except NotDerivable:
+        closing = ""
+    return reasoning, Around(said.strip(), closing.strip())
+
+
+def _without_reasoning(text: str, reasoning: Around) -> str:
+    """The text without reasoning in front that is empty."""
+    opening, closing = re.escape(reasoning.opening), re.escape(reasoning.closing)
+    return re.sub(rf"^\s*({opening})?\s*{closing}", "", text)
+
+
+def _derive(template: ChatTemplate, variant: Variant) -> AnswerFormat:
+    turns = Turns(template, variant)
+    reasoning, said = _spans(turns, template.source)
+
+    def body(turn: str) -> str:
+        return _without_reasoning(turns.answer(turn), reasoning) if reasoning else turns.answer(turn)
+
+    one = body(turns.calls(_arguments(0)))
+    as_json = take_apart(one, 1, _object)
+    if as_json is None and take_apart(one, 1, block) is None:
+        raise NotDerivable("it does not render calls")
+    pattern, made = (_object, _arguments) if as_json else (block, _texts)
+    single = take_apart(body(turns.calls(made(0))), 1, pattern)
+    assert single is not None
+    several = _several(turns, body, pattern, made)
+    pieces = several or single
+    tail = pieces.tail[: len(pieces.tail) - len(common_end(pieces.tail, turns.after))]
+    gaps, befores, opening = _segments(turns, pieces)
+    later, alone = _behind_text(turns, body)
+    trigger, anchored = _trigger(turns, opening, later)
+    calls = CallFormat(
+        opening=opening,
+        later=later if trigger else None,
+        arguments=JsonArguments(befores),
+        gap=gaps,
+        closing=segment(tail, turns.ids),
+        trigger=trigger,
+        anchored=anchored,
+        as_text=variant.as_text,
+        ids=variant.ids,
+        alone=alone,
+    )
+    if not as_json:
+        calls = derive_parameters(turns, calls, body)
+    return AnswerFormat(calls, reasoning, said)
+
+
+def _arguments(number: int) -> dict[str, Any]:
+    return {"alpha": f"SENTINEL{number}", "beta": 7910 + number}
+
+
+def _texts(number: int) -> dict[str, Any]:
+    return {"alpha": f"SENTINEL{number}"}
+
+
+def _object(number: int) -> str:
+    return rf'\{{\s*"alpha"\s*:\s*"SENTINEL{number}"\s*,\s*"beta"\s*:\s*{7910 + number}\s*\}}'
+
+
+def _several(
+    turns: Turns, body: Callable[[str], str], pattern: Callable[[int], str], made: Callable[[int], dict[str, Any]]
+) -> Pieces | None:
+    """Three calls in one turn; None where the template has one at most."""
+    try:
+        return take_apart(body(turns.calls(*(made(i) for i in range(3)))), 3, pattern)
+    except NotDerivable:
+        return None
+
+
+def _segments(turns: Turns, pieces: Pieces) -> tuple[Segment | None, Segment, Segment]:
+    """(gap, what stands before arguments, opening), with holes where ids, names and numbers of calls stand."""
+    opening = segment(pieces.before_name[0], turns.ids)
+    befores = [segment(text, turns.ids, NAMES[i]) for i, text in enumerate(pieces.before_arguments)]
+    gaps = [segment(text, turns.ids) for text in pieces.before_name[1:]]
+    if not gaps:
+        return None, befores[0], opening
+    for first in (None, 0, 1):
+        if first is not None:
+            if len(set(befores)) > 1:
+                befores = [with_index(each, first + i) for i, each in enumerate(befores)]
+            if len(set(gaps)) > 1:
+                gaps = [with_index(each, first + i + 1) for i, each in enumerate(gaps)]
+                opening = with_index(opening, first)
+        if len(set(befores)) == len(set(gaps)) == 1:
+            return gaps[0], befores[0], opening
+        befores = [segment(text, turns.ids, NAMES[i]) for i, text in enumerate(pieces.before_arguments)]
+        gaps = [segment(text, turns.ids) for text in pieces.before_name[1:]]
+        opening = segment(pieces.before_name[0], turns.ids)
+    raise NotDerivable("its calls differ from one to the next")
+
+
+def _behind_text(turns: Turns, body: Callable[[str], str]) -> tuple[Segment | None, bool]:
+    """The opening behind text, and whether calls are lost beside text."""
+    try:
+        turn = body(turns.calls(_arguments(0), content=SAID))
+    except NotDerivable:
+        return None, True
+    at, place = turn.find(SAID), turn.find(NAMES[0])
+    if place < 0:
+        return None, True
+    if not 0 <= at < place:
+        return None, False
+    if (end := turns.after.strip()) and end in turn[at:place]:  # the text is a turn of its own
+        return None, False
+    return segment(turn[at + len(SAID) : place], turns.ids), False
+
+
+def _trigger(turns: Turns, opening: Segment, later: Segment | None) -> tuple[str, bool]:
+    head = text_of(opening)
+    if later:
+        other = text_of(later)
+        head = common_end(head, other) if len(opening) == len(later) else head
+    head = head.lstrip()
+    plain = turns.prompt + turns.before + turns.after
+    for found in re.finditer(r"[>\]]", head):
+        if found.end() >= _BARE and head[: found.end()] not in plain:
+            return head[: found.end()], False
+    bare = re.split(r"[\[{]", head, maxsplit=1)[0]
+    if len(bare) >= _BARE:
+        return bare, False
+    return (head, True) if len(head) >= _BARE else ("", True)

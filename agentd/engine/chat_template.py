@@ -1,0 +1,122 @@
+"""A model's chat template: a program in the model file that lays out messages and tools as text."""
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+
+_CHANGES = re.compile(r"\.(append|extend|insert|pop|remove|update|setdefault)\(")
+
+
+class TemplateRefusal(Exception):
+    """The template cannot lay out what it was given; the message says why."""
+
+
+class ChatTemplate:
+    """`source` is Jinja; `bos` and `eos` are the texts of the tokens it may ask for. Raises jinja2.TemplateError and
+    others for what is no template."""
+
+    def __init__(self, source: str, bos: str, eos: str) -> None:
+        self.source, self._bos, self._eos = source, bos, eos
+        self._changes = _CHANGES.search(source) is not None  # lists and objects: a copy of what it is given
+        self._template = _compile(source, self._changes)
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        generate: bool,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of messages and tools as they are; with `generate`, ready to be answered. Raises TemplateRefusal."""
+        given: dict[str, Any] = {
+            **(variables or {}),
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "add_generation_prompt": generate,
+            "bos_token": self._bos,
+            "eos_token": self._eos,
+            "raise_exception": _raise,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+        }
+        if tools and "functions" in self.source:  # Firefunction's name for them, as text
+            given.setdefault("functions", json.dumps([tool["function"] for tool in tools], indent=4))
+            given.setdefault("datetime", datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        try:
+            return self._template.render(copy.deepcopy(given) if self._changes else given)
+        except jinja2.UndefinedError as error:
+            if not tools:
+                raise TemplateRefusal(str(error)) from None
+            return self._leniently(given)
+        except RecursionError:
+            raise TemplateRefusal("it is nested too deeply") from None
+        except Exception as error:  # a template is a program: it may divide by zero
+            raise TemplateRefusal(str(error)) from None
+
+    def _leniently(self, given: dict[str, Any]) -> str:
+        """With nothing for what is not there: schemas of tools seldom have all that a template looks for."""
+        try:
+            template = _compile(self.source, self._changes, _Nothing)
+            return template.render(copy.deepcopy(given) if self._changes else given)
+        except Exception as error:
+            raise TemplateRefusal(str(error)) from None
+
+
+class _Nothing(jinja2.ChainableUndefined):
+    """What is not there, as an empty text."""
+
+    def __add__(self, other: Any) -> Any:
+        return other
+
+    __radd__ = __add__
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks what the assistant says for those who train."""
+
+    tags = {"generation"}  # noqa: RUF012  # the name is jinja's
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(source: str, changes: bool, undefined: type[jinja2.Undefined] = jinja2.Undefined) -> jinja2.Template:
+    sandbox = SandboxedEnvironment if changes else ImmutableSandboxedEnvironment
+    environment = sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], undefined=undefined
+    )
+    environment.filters["tojson"] = _to_json
+    return environment.from_string(source)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it, rather than Jinja's, which makes text safe for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Iterator):  # what filters such as `map` make
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,66 @@
+"""A request on its way through serving, and the slot of the cache in which it is answered."""
+
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from agentd.engine.calls.piece_reader import PieceReader
+from agentd.engine.choices import ChoiceSearch
+from agentd.engine.constraints import Compilation
+from agentd.engine.decoder import Sampler
+from agentd.engine.pooling import MeanPooling
+from agentd.engine.process.wire import describe
+from agentd.engine.protocol import Generate, Piece, Weights
+from agentd.engine.text import Detokenizer
+from agentd.engine.weight_registry import W
+
+
+@dataclass
+class Choosing:
+    """A choice on its way: `answers` are its tokens and texts, `entries` log-probabilities by prefix and token."""
+
+    search: ChoiceSearch
+    answers: list[tuple[list[int], str]]
+    entries: dict[tuple[int, ...], dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Job(Generic[W]):
+    """A request on its way; `number` counts requests."""
+
+    number: int
+    request: Generate
+    prompt: list[int]
+    weights: Weights
+    adapters: W
+    text: Detokenizer
+    sampler: Sampler | None = None  # None while its constraint is compiled, and where it chooses
+    compilation: Compilation | None = None
+    choosing: Choosing | None = None
+    pooling: MeanPooling | None = None  # where it is to be embedded
+    reader: PieceReader | None = None  # where there is more than text in answers
+    prompted: bool = False  # the whole prompt is computed
+    reused: int = 0
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # with places in the text, to be sent
+
+    @property
+    def revision(self) -> int:
+        """Whose answer it is; a candidate is none yet."""
+        return int(self.weights) if self.weights.isdecimal() else 0
+
+    def failed(self, error: Exception) -> Piece:
+        return Piece(self.request.key, revision=self.revision, error=describe(error))
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
+
+
+@dataclass
+class Slot(Generic[W]):
+    """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`."""
+
+    sequence: int
+    tokens: list[int] = field(default_factory=list)
+    adapters: W | None = None
+    job: Job[W] | None = None

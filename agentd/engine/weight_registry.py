@@ -1,0 +1,85 @@
+"""What an engine holds beside its base, by name, and who still needs which."""
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from agentd.engine.protocol import BASE, Weights
+from agentd.errors import RevisionCorrupt
+
+W = TypeVar("W")
+"""What an engine makes of a revision: adapters, or whole weights. Compared by identity."""
+W_co = TypeVar("W_co", covariant=True)
+
+
+class WeightsSource(Protocol[W_co]):
+    """Where serving has weights from."""
+
+    def __getitem__(self, weights: Weights) -> W_co:
+        """Raises RevisionCorrupt."""
+
+    def sweep(self) -> None:
+        """Frees what is not needed any more."""
+
+
+class Single(Generic[W]):
+    """The same weights by every name; others see to it that they stay."""
+
+    def __init__(self, weights: W) -> None:
+        self._weights = weights
+
+    def __getitem__(self, weights: Weights) -> W:
+        return self._weights
+
+    def sweep(self) -> None:
+        """There is nothing else."""
+
+
+class Staged(Generic[W]):
+    """What was replaced or removed is freed as soon as nobody computes with it any more."""
+
+    def __init__(self, base: W, in_use: Callable[[W], bool], free: Callable[[W], None]) -> None:
+        self._in_use, self._free = in_use, free
+        self._by_name: dict[Weights, W] = {BASE: base}
+        self._leaving: list[W] = []
+
+    def __getitem__(self, weights: Weights) -> W:
+        """Raises RevisionCorrupt."""
+        try:
+            return self._by_name[weights]
+        except KeyError:
+            raise RevisionCorrupt(weights, "it is not staged") from None
+
+    def __contains__(self, weights: Weights) -> bool:
+        return weights in self._by_name
+
+    def put(self, weights: Weights, staged: W) -> None:
+        self.remove(weights)
+        self._by_name[weights] = staged
+
+    def remove(self, weights: Weights) -> None:
+        if weights in self._by_name:
+            self._leaving.append(self._by_name.pop(weights))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Frees what is not needed any more."""
+        if not self._leaving:
+            return
+        kept = [staged for staged in self._leaving if self._in_use(staged)]
+        for staged in self._leaving:
+            if not any(staged is other for other in kept):
+                self._free(staged)
+        self._leaving = kept
+
+    def values(self) -> list[W]:
+        """Everything that is held, what is leaving included."""
+        return [*self._by_name.values(), *self._leaving]
+
+    @property
+    def names(self) -> list[Weights]:
+        return list(self._by_name)
+
+    @property
+    def leaving(self) -> int:
+        """How many were removed and are still computed with."""
+        return len(self._leaving)

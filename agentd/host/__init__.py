@@ -1,0 +1,1 @@
+"""The machine: memory, control groups, processor, clock, and the service manager."""

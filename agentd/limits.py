@@ -1,0 +1,19 @@
+"""The pieces in which engines and trainer work: what they allocate follows from these, and so does what is planned."""
+
+BACKGROUND_CONTEXT = 2048  # tokens of the longest example that passes use, unless model.context is less
+
+# Engine llama.cpp
+MICRO_BATCH = 128  # tokens of a decode
+SCORED_ROWS = 64  # with logits in one decode: llama.cpp keeps n_vocab floats of each, and as many in its graph
+
+# Engine transformers
+LOSS_TOKENS = 1024  # of a forward that makes a loss, for which perturbed weights are made once a forward
+# Numbers of rows of which a product in bfloat16 has a multiple, alone and where a backward follows: oneDNN compiles
+# code for every number that it meets, some 20 MB with the backward's.
+PRODUCT_ROWS, GRADIENT_ROWS = 64, 256
+PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
+
+# Trainer
+HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
+MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
+ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied

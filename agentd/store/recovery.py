@@ -1,0 +1,23 @@
+"""After a start: what had begun when the daemon ended, and which files belong to a row."""
+
+from sqlite_utils import Database
+
+from agentd.store import events, inferences, passes, revisions, transitions
+
+
+def recover(db: Database) -> list[str]:
+    """Every pass that was cut short is failed with the reason; a trial is left to be resumed. Answers end as far as
+    they had come."""
+    inferences.end_streams(db)
+    notes = []
+    for row in passes.unfinished(db):
+        reason = f"the daemon stopped while the pass was {row.state}"
+        if transitions.abandon(db, row.id, reason, keep_trial=True) == "failed":
+            events.add(db, "pass failed", reason, pass_id=row.id)
+            notes.append(f"pass {row.id}: {reason}")
+    return notes
+
+
+def known_directories(db: Database) -> set[int]:
+    """Revisions whose files must be kept."""
+    return {row.id for row in revisions.all(db) if row.state in ("committed", "trial", "rolled_back")}

@@ -1,0 +1,203 @@
+"""Examples answered in the background: what serving says to the same requests, however often it cuts in."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.engine.operations import Answer, Answered, Use
+from agentd.engine.protocol import Engine, Generate, Sampling
+from agentd.engine.reply import Reply
+from agentd.engine.session import Session, Steps
+from tests.support.engine_samples import ENGINES, write_revision
+from tools import tiny_model
+
+SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"room": {"enum": ["hall", "attic", "cellar"]}, "level": {"enum": [1, 2, 3]}},
+                "required": ["room"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("turn_on", "turn_off")
+]
+
+
+def said(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text} for text in texts]
+
+
+INPUTS: list[dict[str, Any]] = [
+    *({"messages": said(f"light {i}"), "tools": TOOLS, "tool_choice": "required"} for i in range(4)),
+    *({"messages": said(f"who are you, {i}?"), "tools": TOOLS} for i in range(1)),
+    {"messages": said("say a number"), "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+    {"prompt": "Once upon a time"},
+    {"messages": said("Say. " * 40)},
+]
+
+
+class Interruption:
+    """Asks for the processor every so many times that it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = self.every = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return bool(self.every) and self.asked % self.every == 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", seed=3)
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.support.engine_samples.CONTEXT", 2048)
+        made = ENGINES[request.param](model)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def interruption() -> Interruption:
+    return Interruption()
+
+
+@pytest.fixture
+def session(engine: Engine, interruption: Interruption) -> Iterator[Session]:
+    made: Session = engine.session(interruption, lambda: False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def answers(session: Session, tmp_path: Path) -> Callable[..., list[Answered | None]]:
+    def run(inputs: list[dict[str, Any]], seconds: float = 600.0, max_tokens: int = 64) -> list[Answered | None]:
+        lines = [json.dumps({"input": each, "target": "", "max_tokens": max_tokens}) for each in inputs]
+        source = tmp_path / "asked.jsonl"
+        source.write_text("\n".join(lines) + "\n")
+        steps = session.begin(Answer(source, list(range(len(inputs))), seconds))
+        reports: list[int] = []
+        found: list[Answered | None] = result(steps, reports)
+        assert reports == sorted(reports)
+        assert reports[-1:] in ([], [sum(each is not None for each in found)])
+        return found
+
+    return run
+
+
+def result(steps: Steps[Any, Any], reports: list[int] | None = None) -> Any:
+    """What an operation returns when it has come to its end."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as stop:
+            return stop.value
+        if progress is not None and reports is not None:
+            reports.append(progress)
+
+
+def served(engine: Engine, inputs: list[dict[str, Any]], max_tokens: int = 64) -> list[tuple[str, list[Any]]]:
+    """What clients get who ask for the same, alone."""
+    found = []
+    for input in inputs:
+        schema = json.dumps(SCHEMA) if "response_format" in input else None
+        body = {name: value for name, value in input.items() if name != "response_format"}
+        engine.submit(Generate("k", body, Sampling(temperature=0, json_schema=schema), max_tokens))
+        reply = Reply()
+        while engine.busy:
+            for piece in engine.step():
+                assert piece.error is None, piece.error
+                reply.add(piece)
+        found.append((reply.text, reply.calls))
+    return found
+
+
+def plain(answer: Answered | None) -> tuple[str, list[Any]]:
+    assert answer is not None
+    assert answer.error is None
+    return answer.text, answer.calls
+
+
+def without_ids(answer: tuple[str, list[Any]]) -> tuple[str, list[Any]]:
+    """Ids of calls are drawn where the format has none."""
+    text, calls = answer
+    return text, [call["function"] for call in calls]
+
+
+def test_answers_are_those_that_are_served(engine: Engine, answers: Callable[..., list[Answered | None]]) -> None:
+    found = [without_ids(plain(answer)) for answer in answers(INPUTS)]
+    assert found == [without_ids(answer) for answer in served(engine, INPUTS)]
+    assert all(calls and not text for text, calls in found[:4])
+    assert any(text and not calls for text, calls in found[4:5])
+    assert re.match(r"\s*{\s*\"n", found[5][0])
+
+
+def test_interruptions_change_nothing(
+    engine: Engine, answers: Callable[..., list[Answered | None]], interruption: Interruption
+) -> None:
+    expected = [without_ids(plain(answer)) for answer in answers(INPUTS)]
+    interruption.every = 1009
+    before = interruption.asked
+    assert [without_ids(plain(answer)) for answer in answers(INPUTS)] == expected
+    assert interruption.asked > before + 1009
+
+
+def test_requests_are_served_meanwhile(engine: Engine, session: Session, tmp_path: Path) -> None:
+    alone = served(engine, INPUTS[:1])
+    source = tmp_path / "asked.jsonl"
+    source.write_text("".join(json.dumps({"input": each, "target": "x" * 8}) + "\n" for each in INPUTS))
+    steps = session.begin(Answer(source, list(range(len(INPUTS))), 600.0))
+    for _ in range(len(INPUTS) + 20):
+        next(steps)
+    assert [without_ids(a) for a in served(engine, INPUTS[:1])] == [without_ids(a) for a in alone]
+    assert None not in result(steps)
+
+
+def test_what_is_not_answered_in_time_is_none(answers: Callable[..., list[Answered | None]]) -> None:
+    assert answers(INPUTS[:3], seconds=0.0) == [None] * 3
+
+
+def test_what_cannot_be_answered_says_why(answers: Callable[..., list[Answered | None]]) -> None:
+    wrong = {"messages": said("hi"), "tools": TOOLS, "response_format": {"type": "json_object"}, "grammar": None}
+    too_long = {"prompt": "a" * 4000}
+    fine, refused = answers([wrong, too_long])
+    assert fine is not None
+    assert fine.error is None
+    assert refused is not None
+    assert refused.error is not None
+    assert "tokens" in refused.error
+
+
+def test_the_weights_in_use_answer(
+    engine: Engine,
+    session: Session,
+    answers: Callable[..., list[Answered | None]],
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    base = answers(INPUTS[-2:])
+    engine.stage("7", write_revision(engine, tmp_path / "revision", model, seed=1, size=8.0), None)
+    use: Steps[None, None] = session.begin(Use("7"))
+    result(use)
+    changed = answers(INPUTS[-2:])
+    assert changed != base
+    engine.swap("7")
+    try:
+        assert [plain(each) for each in changed] == served(engine, INPUTS[-2:])
+    finally:
+        engine.swap("0")
+        engine.unstage("7")

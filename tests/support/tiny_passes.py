@@ -1,0 +1,113 @@
+"""Passes over a tiny model in a real daemon: its settings, what it learns from, and what tests ask of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agentd.ctl.app import run
+from tools import tiny_model
+from tools.daemon import DaemonProcess, eventually
+
+# A random model forgets nothing and learns little: the gate looks for any improvement.
+_ADAPT: dict[str, Any] = {
+    "enabled": False,
+    "trial": {"duration": "300ms", "max_latency": 100},
+    "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100},
+}
+SETTINGS: dict[str, Any] = {
+    "engine": "transformers",
+    "model": {"dtype": "float32", "threads": 1, "context": 512},
+    "serve": {"slots": 2},
+    "adapt": {**_ADAPT, "method": "mezo", "zo_steps": 60},
+}
+LLAMACPP: dict[str, Any] = {"serve": {"slots": 2}, "adapt": _ADAPT}
+LETTERS = {"yes": "a", "no": "z"}
+
+
+def gguf(folder: Path) -> Path:
+    return tiny_model.write(folder / "tiny.gguf")
+
+
+def directory(folder: Path, gguf: Path) -> Path:
+    """The same model as a directory of transformers, in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    given = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    target = folder / "tiny"
+    read = AutoModelForCausalLM.from_pretrained(**given)
+    described = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
+    model = LlamaForCausalLM(LlamaConfig(**described))
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(str(target))
+    AutoTokenizer.from_pretrained(**given).save_pretrained(str(target))
+    return target
+
+
+def examples(n: int, first: int = 0, length: int = 8, letters: dict[str, str] = LETTERS) -> bytes:
+    """A task that even a random model can learn: which of two letters a text is made of, `length` of them or more."""
+    lines = []
+    for i in range(first, first + n):
+        label = "yes" if i % 2 else "no"
+        text = letters[label] * (length + i % 7) + f" {i}"
+        lines.append(json.dumps({"task": "reviews", "text": text, "label": label}))
+    return "\n".join(lines).encode()
+
+
+def teach(daemon: DaemonProcess, n: int = 120) -> None:
+    answer = daemon.post("/v1/examples", examples(n, length=5))
+    assert answer.status == 200, answer.body
+
+
+def begin(daemon: DaemonProcess, **options: Any) -> int:
+    """Starts a pass; returns its number."""
+    answer = daemon.post("/admin/adapt", options, admin=True)
+    assert answer.status == 202, answer.body
+    return int(answer.json["pass"])
+
+
+def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
+    """A pass with these options; how it ended."""
+    return finished(daemon, begin(daemon, **options))
+
+
+def progress(daemon: DaemonProcess) -> dict[str, Any]:
+    row: dict[str, Any] = daemon.get("/admin/progress", admin=True).json["pass"] or {"done": False, "phase": None}
+    return row
+
+
+def finished(daemon: DaemonProcess, number: int, timeout: float = 60) -> dict[str, Any]:
+    """The pass's row, once it has ended."""
+    eventually(lambda: daemon.get(f"/admin/passes/{number}", admin=True).json["pass"]["finished_at"], timeout)
+    # how long its phases took is written at its very end
+    eventually(lambda: (daemon.get("/admin/progress", admin=True).json["pass"] or {"done": True})["done"], timeout)
+    row: dict[str, Any] = daemon.get(f"/admin/passes/{number}", admin=True).json["pass"]
+    return row
+
+
+def said(daemon: DaemonProcess) -> list[tuple[str, list[float]]]:
+    """Answers with the log-probabilities of their tokens: another weight anywhere shows."""
+    found = []
+    for text in ("What now?", "aaaaaa", "zzzzzz"):
+        choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
+        found.append((choice["message"]["content"], [entry["logprob"] for entry in choice["logprobs"]["content"]]))
+    return found
+
+
+def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
+    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
+    return found
+
+
+def roll(daemon: DaemonProcess, revision: int) -> None:
+    answer = daemon.post("/admin/rollback", {"revision": revision}, admin=True)
+    assert answer.status == 200, answer.body
+
+
+def ctl(daemon: DaemonProcess, *arguments: str) -> int:
+    return run([*arguments, "--socket", str(daemon.admin)])
+
+
+def clean(daemon: DaemonProcess) -> None:
+    """As if the disk had been cleaned: weights are made again from what revisions keep."""
+    for image in (daemon.state / "weights").glob("weights-*"):
+        image.unlink()

@@ -1,0 +1,34 @@
+"""Passes and answers with more labels than the engine has sequences."""
+
+import json
+
+import pytest
+
+from tests.support.tiny_passes import adapt
+from tools.daemon import DaemonProcess
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("n", [77, 200])
+def test_a_pass_learns_and_judges_many_labels(n: int) -> None:
+    labels = [f"c{i}" for i in range(n)]
+    settings = {
+        "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
+        "adapt": {"enabled": False, "max_examples": 32, "trial": {"duration": "1s"}, "gate": {"max_holdout": 20}},
+    }
+    with DaemonProcess(None, settings).start() as daemon:
+        lines = [{"task": "parts", "text": f"item {i}", "label": labels[i * 7 % n]} for i in range(130)]
+        stored = daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode())
+        assert stored.json["added"] == len(lines)
+        row = adapt(daemon)
+        assert row["state"] in ("committed", "rejected", "rolled_back"), row["reason"]
+        assert row["n_train"] > 20
+        judged = row["gate"]["tasks"]["parts"]
+        assert judged["n"] == 20
+        status = daemon.status()
+        assert status["unusable_examples"] == {}
+        answer = daemon.ask("Which part is it? item 3", metadata={"task": "parts"}, max_tokens=16).json
+        assert answer["choices"][0]["message"]["content"] in labels
+        about = {"inference_id": answer["id"], "kind": "label", "value": labels[-1]}
+        assert daemon.post("/v1/feedback", about).status == 201

@@ -1,0 +1,68 @@
+"""Demonstrations that are messages: what is stored of them, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from sqlite_utils import Database
+
+from agentd.errors import InvalidRequest
+from agentd.store import examples, feedback
+from agentd.store.database import Store
+from agentd.store.demonstrations import checked_message
+from agentd.store.feedback import Feedback, NewFeedback
+from tests.support.store_samples import recorded
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"room": {"type": "string"}, "degrees": {"type": ["number", "null"]}},
+    "required": ["room"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "heat", "parameters": PARAMETERS}}]
+INPUT = {"messages": [{"role": "user", "content": "warmer"}], "tools": TOOLS}
+
+
+def calling(name: str = "heat", **arguments: Any) -> dict[str, Any]:
+    return {"content": None, "tool_calls": [{"function": {"name": name, "arguments": json.dumps(arguments)}}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        (calling("cool", room="bath"), "cool"),
+        (calling(degrees=2), "'room' is missing"),
+        (calling(room="bath", floor=2), "no argument 'floor'"),
+        (calling(room=7), "'room' is no string"),
+        (calling(room="bath", degrees="two"), "'degrees' is no number or null"),
+        (calling(room="bath", degrees=True), "'degrees' is no number or null"),
+        ({"tool_calls": [{"function": {"name": "heat", "arguments": "{"}}]}, "no JSON"),
+        ({"tool_calls": [{"function": {"name": "heat", "arguments": "[]"}}]}, "no JSON object"),
+        ({"tool_calls": ["heat"]}, "tool_calls.0"),
+        ({"role": "user", "content": "x"}, "role"),
+        ({"content": ""}, "says nothing"),
+        ({"content": "x", "said": "x"}, "said"),
+    ],
+)
+def test_what_could_not_have_been_answered_is_refused(message: dict[str, Any], what: str) -> None:
+    with pytest.raises(InvalidRequest, match=what):
+        checked_message(message, INPUT)
+
+
+def test_calls_become_an_example_whatever_their_ids(store: Store) -> None:
+    def give(db: Database, value: Any) -> Feedback:
+        return feedback.add(db, NewFeedback(recorded(db, input=INPUT, episode="e"), "demonstration", value))[0]
+
+    row = store.do(give, calling(room="bath", degrees=21))
+    (call,) = row.value["tool_calls"]
+    assert (call["type"], json.loads(call["function"]["arguments"])) == ("function", {"room": "bath", "degrees": 21})
+    again = calling(room="bath", degrees=21)
+    again["tool_calls"][0]["id"] = "another"
+    assert store.do(give, again).state == "duplicate"
+    (example,) = store.do(examples.list_, 10)
+    assert (example.id, example.kind, example.input) == (row.example_id, "message", INPUT)
+    target = json.loads(example.target)
+    assert target == {"role": "assistant", "content": "", "tool_calls": [{**call, "id": "call_0"}]}
+    store.do(give, {"content": "It is warm already."})
+    (corrected,) = store.do(examples.list_, 10)
+    assert (corrected.id, corrected.kind, corrected.target) == (example.id, "demonstration", "It is warm already.")

@@ -1,0 +1,78 @@
+"""The outcome of an episode is shared out among its steps."""
+
+import pytest
+
+from agentd.errors import InvalidRequest, NotFound
+from agentd.store import examples, feedback, forgetting
+from agentd.store.database import Store
+from agentd.store.feedback import Feedback, NewFeedback
+from agentd.store.forgetting import Selection
+from tests.support.store_samples import recorded
+
+
+@pytest.fixture
+def steps(store: Store) -> list[str]:
+    return [store.do(recorded, text=f"step {i}", task="home", output=f"done {i}", episode="night") for i in range(4)]
+
+
+def outcome(store: Store, value: object, kind: str = "boolean", **more: object) -> Feedback:
+    new = NewFeedback(None, kind, value, episode="night", **more)  # type: ignore[arg-type]
+    return store.do(feedback.add, new)[0]
+
+
+def states(store: Store) -> list[str]:
+    return [row.state for row in reversed(store.do(feedback.list_, 20)) if row.part_of]
+
+
+def test_every_step_has_its_share(store: Store, steps: list[str]) -> None:
+    store.do(recorded, text="another episode", task="home", episode="day")
+    whole = outcome(store, True, source="program", idempotency_key="k", tags={"a": "b"})
+    assert (whole.inference_id, whole.example_id, whole.episode) == (None, None, "night")
+    assert store.do(feedback.parts, whole.id) == (4, 4)
+    found = store.do(examples.list_, 10)
+    assert {example.weight for example in found} == {0.25}
+    assert {example.source_inference_id for example in found} == set(steps)
+    again, created = store.do(
+        feedback.add,
+        NewFeedback(None, "boolean", True, episode="night", source="program", idempotency_key="k", tags={"a": "b"}),
+    )
+    assert (again.id, created) == (whole.id, False)
+
+
+def test_what_is_said_of_a_step_wins_whenever_it_is_said(store: Store, steps: list[str]) -> None:
+    store.do(feedback.add, NewFeedback(steps[0], "boolean", False))
+    store.do(feedback.add, NewFeedback(steps[1], "demonstration", "done well"))
+    outcome(store, True)
+    assert states(store) == ["outweighed", "outweighed", "accepted", "accepted"]
+    low = {"program": 0.1}
+    said, _ = store.do(feedback.add, NewFeedback(steps[2], "boolean", False, source="program"), low)
+    assert said.state == "accepted"
+    by_step = {example.source_inference_id: example for example in store.do(examples.list_, 10)}
+    assert [by_step[step].weight for step in steps] == [1.0, 1.0, 0.1, 0.25]
+    assert '"good":false' in by_step[steps[2]].target
+
+
+def test_a_later_outcome_replaces_an_earlier_one(store: Store, steps: list[str]) -> None:
+    outcome(store, True)
+    outcome(store, False)
+    assert states(store) == ["accepted"] * 8
+    assert all('"good":false' in example.target for example in store.do(examples.list_, 10))
+
+
+def test_forgetting_it_takes_its_shares_along(store: Store, steps: list[str]) -> None:
+    whole = outcome(store, 0.75, kind="float")
+    store.do(forgetting.forget, Selection(feedback=(whole.id,)))
+    assert store.do(feedback.list_, 10) == []
+    assert store.do(examples.list_, 10) == []
+
+
+def test_a_comment_is_kept_and_shared_with_no_step(store: Store, steps: list[str]) -> None:
+    assert store.do(feedback.parts, outcome(store, "a calm night", kind="comment").id) == (0, 0)
+
+
+def test_what_only_a_step_can_be_told(store: Store, steps: list[str]) -> None:
+    with pytest.raises(InvalidRequest, match="about one step"):
+        outcome(store, "yes", kind="label")
+    with pytest.raises(NotFound, match="episode"):
+        store.do(feedback.add, NewFeedback(None, "boolean", True, episode="none"))
+    assert store.do(feedback.list_, 10) == []

@@ -1,0 +1,177 @@
+"""What feedback teaches: a thumb is a label where there is no doubt, a preference its chosen text."""
+
+import json
+from typing import Any
+
+import pytest
+
+from agentd.store import examples, feedback, forgetting, tasks
+from agentd.store.database import Store
+from agentd.store.feedback import NewFeedback
+from agentd.store.feedback_targets import Lesson, lesson
+from agentd.store.forgetting import Selection
+from agentd.store.tasks import Task
+from tests.support.store_samples import recorded
+
+
+def task(*choices: str, grows: bool = False) -> Task:
+    return Task("reviews", list(choices), grows, "accuracy" if choices else "loss", None, "config", "")
+
+
+TWO, THREE, OPEN, FREE = task("yes", "no"), task("good", "bad", "so so"), task("yes", "no", grows=True), task()
+
+PAIR = Lesson("preference", '{"chosen":"Fine.","rejected":"Bad."}')
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "output", "task", "taught"),
+    [
+        ("label", "no", "yes", None, Lesson("label", "no")),
+        ("demonstration", "No.", "yes", TWO, Lesson("demonstration", "No.")),
+        ("boolean", True, "yes", TWO, Lesson("label", "yes")),
+        ("boolean", True, " Yes.\n", TWO, Lesson("label", "yes")),
+        ("boolean", False, "**Yes**", TWO, Lesson("label", "no")),
+        ("boolean", True, "So so!", THREE, Lesson("label", "so so")),
+        ("boolean", False, "bad", THREE, None),  # two others are left
+        ("boolean", False, "yes", OPEN, None),  # there may be more
+        ("boolean", True, "no", OPEN, Lesson("label", "no")),
+        ("boolean", True, "Yes, it is wonderful", TWO, None),  # no answer of the task: nobody meant a label
+        ("boolean", False, "", TWO, None),
+        ("boolean", True, "A fine film.", FREE, Lesson("thumb", '{"answer":"A fine film.","good":true}')),
+        ("boolean", False, "yes", None, Lesson("thumb", '{"answer":"yes","good":false}')),
+        ("boolean", True, "", FREE, None),
+        ("float", 0.25, "Fine.", FREE, Lesson("score", '{"answer":"Fine.","score":0.25}')),
+        ("boolean", True, "A", task("a", "A"), Lesson("label", "A")),
+        ("boolean", True, "A.", task("a", "A"), None),  # either of them
+        ("preference", {"chosen": "No", "rejected": "yes"}, "yes", TWO, Lesson("label", "no")),
+        ("preference", {"chosen": "maybe", "rejected": "yes"}, "yes", TWO, None),
+        ("preference", {"chosen": "Fine.", "rejected": "Bad."}, "Bad.", FREE, PAIR),
+        ("preference", {"chosen": "Fine.", "rejected": "Bad."}, "Bad.", None, PAIR),
+        ("preference", {"chosen": "Fine.", "rejected": ""}, "", FREE, Lesson("demonstration", "Fine.")),
+        ("float", 1.0, "yes", TWO, None),
+        ("comment", "yes", "yes", TWO, None),
+    ],
+)
+def test_lessons(kind: str, value: Any, output: str, task: Task | None, taught: Lesson | None) -> None:
+    assert lesson(kind, value, output, task) == taught
+
+
+@pytest.fixture
+def asked(store: Store) -> str:
+    store.do(tasks.declare, TWO)
+    return store.do(recorded, task="reviews", output="Yes.")
+
+
+def targets(store: Store) -> list[tuple[str, str]]:
+    return [(example.kind, example.target) for example in store.do(examples.list_, 10)]
+
+
+def test_a_thumb_becomes_an_example_that_later_feedback_replaces(store: Store, asked: str) -> None:
+    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", True))
+    assert given.example_id is not None
+    assert (given.task, given.value, given.state) == ("reviews", True, "accepted")
+    assert targets(store) == [("label", "yes")]
+    assert store.do(feedback.add, NewFeedback(asked, "boolean", True))[0].state == "duplicate"
+    store.do(feedback.add, NewFeedback(asked, "boolean", False))
+    assert targets(store) == [("label", "no")]
+    store.do(feedback.add, NewFeedback(asked, "label", "yes"))
+    assert targets(store) == [("label", "yes")]
+
+
+def test_a_source_that_is_believed_less_does_not_outweigh_a_label_with_a_thumb(store: Store, asked: str) -> None:
+    weights = {"implicit": 0.3}
+    store.do(feedback.add, NewFeedback(asked, "label", "yes"), weights)
+    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", False, source="implicit"), weights)
+    assert given.state == "outweighed"
+    assert targets(store) == [("label", "yes")]
+
+
+def test_a_thumb_that_was_kept_apart_teaches_when_it_is_released(store: Store, asked: str) -> None:
+    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", False, quarantine="a flood"))
+    assert (given.state, targets(store)) == ("quarantined", [])
+    (released,) = store.do(feedback.release, [given.id])
+    assert released.state == "accepted"
+    assert targets(store) == [("label", "no")]
+
+
+def test_what_is_forgotten_leaves_the_answer_that_an_earlier_thumb_gave(store: Store, asked: str) -> None:
+    store.do(feedback.add, NewFeedback(asked, "boolean", True, author="uid:1"))
+    label, _ = store.do(feedback.add, NewFeedback(asked, "label", "no", author="uid:2"))
+    assert targets(store) == [("label", "no")]
+    store.do(forgetting.forget, Selection(feedback=(label.id,)))
+    (example,) = store.do(examples.list_, 10)
+    assert (example.kind, example.target, example.author) == ("label", "yes", "uid:1")
+    store.do(forgetting.forget, Selection(authors=("uid:1",)))
+    assert targets(store) == []
+
+
+@pytest.fixture
+def said(store: Store) -> str:
+    return store.do(recorded, task="prose", output="It rained.")
+
+
+def judged(store: Store) -> list[tuple[str, Any]]:
+    return [(kind, json.loads(target) if target[0] == "{" else target) for kind, target in targets(store)]
+
+
+def test_a_thumb_on_free_text_judges_the_answer_as_it_was(store: Store, said: str) -> None:
+    store.do(feedback.add, NewFeedback(said, "boolean", True))
+    assert judged(store) == [("thumb", {"answer": "It rained.", "good": True})]
+    store.do(feedback.add, NewFeedback(said, "boolean", False))
+    assert judged(store) == [("thumb", {"answer": "It rained.", "good": False})]
+
+
+def test_a_thumb_on_calls_judges_the_message(store: Store) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "light", "parameters": {"properties": {"on": {"type": "boolean"}}}},
+    }
+    call = {"id": "c9", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
+    input = {"messages": [{"role": "user", "content": "Dark here."}], "tools": [tool]}
+    asked = store.do(recorded, input=input, output="", tool_calls=[call], finish_reason="tool_calls")
+    store.do(feedback.add, NewFeedback(asked, "boolean", False))
+    (thumb,) = judged(store)
+    function = {"name": "light", "arguments": '{"on":true}'}
+    calls = [{"id": "call_0", "type": "function", "function": function}]
+    assert thumb == ("thumb", {"answer": {"role": "assistant", "content": "", "tool_calls": calls}, "good": False})
+    store.do(feedback.add, NewFeedback(asked, "preference", {"chosen": "It is day."}))
+    assert judged(store)[0][1]["rejected"] == thumb[1]["answer"]
+
+
+@pytest.mark.parametrize("finish", ["length", "streaming", "cancelled"])
+def test_a_thumb_on_half_an_answer_teaches_nothing(store: Store, finish: str) -> None:
+    asked = store.do(recorded, task="prose", output="It rai", finish_reason=finish)
+    for kind, value in (("boolean", True), ("boolean", False), ("float", 0.1)):
+        assert store.do(feedback.add, NewFeedback(asked, kind, value))[0].example_id is None
+
+
+def test_what_is_right_outweighs_a_thumb_on_another_answer(store: Store, said: str) -> None:
+    store.do(feedback.add, NewFeedback(said, "demonstration", "It poured."))
+    for kind, value in (("boolean", False), ("boolean", True), ("float", 0.9)):
+        given, _ = store.do(feedback.add, NewFeedback(said, kind, value))
+        assert given.state == "outweighed"
+    assert targets(store) == [("demonstration", "It poured.")]
+    again = store.do(recorded, task="prose", output="It poured.")
+    store.do(feedback.add, NewFeedback(again, "boolean", False))  # now that one is said to be wrong
+    assert judged(store) == [("thumb", {"answer": "It poured.", "good": False})]
+
+
+def test_the_better_of_two_scored_answers_is_learned(store: Store, said: str) -> None:
+    other = store.do(recorded, task="prose", output="Rain.")
+    store.do(feedback.add, NewFeedback(said, "float", 0.6))
+    assert store.do(feedback.add, NewFeedback(other, "float", 0.2))[0].state == "outweighed"
+    store.do(feedback.add, NewFeedback(other, "float", 0.9))
+    assert judged(store) == [("score", {"answer": "Rain.", "score": 0.9})]
+    store.do(feedback.add, NewFeedback(other, "float", 0.1))  # of the same answer the last word counts
+    assert judged(store) == [("score", {"answer": "Rain.", "score": 0.1})]
+
+
+def test_a_label_gives_choices_to_a_task_that_only_thumbs_had_named(store: Store, said: str) -> None:
+    store.do(feedback.add, NewFeedback(said, "boolean", True))
+    other = store.do(recorded, text="another", task="prose", output="yes")
+    store.do(feedback.add, NewFeedback(other, "label", "yes"))
+    task = store.do(tasks.get, "prose")
+    assert (task.choices, task.open, task.metric) == (["yes"], True, "accuracy")
+    states = {example.kind: example.state for example in store.do(examples.list_, 10)}
+    assert states == {"label": "new", "thumb": "stale"}
+    assert store.do(feedback.add, NewFeedback(other, "boolean", True))[0].state == "accepted"

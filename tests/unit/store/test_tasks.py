@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+
+from agentd import ids
+from agentd.errors import Conflict, InvalidRequest, NotFound
+from agentd.store import examples, selection, tasks
+from agentd.store.database import Store
+from agentd.store.examples import NewExample
+from agentd.store.tasks import Task
+
+SENTIMENT = Task("sentiment", ["good", "bad"], False, "accuracy", "{text} It was", "config", ids.now())
+
+
+def test_a_task_comes_back_as_it_was(store: Store) -> None:
+    store.do(tasks.declare, SENTIMENT)
+    assert store.do(tasks.get, "sentiment") == SENTIMENT
+    assert store.do(tasks.all) == [SENTIMENT]
+    assert SENTIMENT.as_json()["open"] is False
+
+
+def test_an_unknown_task_is_not_found(store: Store) -> None:
+    assert store.do(tasks.find, "sentiment") is None
+    with pytest.raises(NotFound, match="no task 'sentiment'"):
+        store.do(tasks.get, "sentiment")
+
+
+def test_the_configuration_replaces_what_feedback_declared_and_not_the_other_way(store: Store) -> None:
+    learned = Task("sentiment", ["good"], True, "accuracy", None, "feedback", ids.now())
+    store.do(tasks.declare, learned)
+    store.do(tasks.declare, SENTIMENT)
+    assert store.do(tasks.get, "sentiment") == replace(SENTIMENT, created_at=learned.created_at)
+    store.do(tasks.declare, learned)
+    assert store.do(tasks.get, "sentiment").choices == ["good", "bad"]
+
+
+def test_examples_rest_while_their_label_is_no_choice(store: Store) -> None:
+    store.do(tasks.declare, SENTIMENT)
+    for n in range(40):
+        store.do(examples.add, NewExample("sentiment", "label", {"prompt": str(n)}, SENTIMENT.choices[n % 2]))
+    before = store.do(examples.count)
+    store.do(tasks.declare, replace(SENTIMENT, choices=["good", "awful"]))
+    assert {example.target for example in store.do(selection.for_training, 100, 0)} == {"good"}
+    assert {example.target for example in store.do(selection.holdout, "sentiment", 100)} == {"good"}
+    assert len(store.do(examples.list_, 100, state="stale")) == 20
+    store.do(tasks.declare, SENTIMENT)
+    assert store.do(examples.count) == before
+
+
+def test_choices_are_merged_and_removed(store: Store) -> None:
+    for n, label in enumerate(["on", "switch on", "off", "noise", "on"]):
+        store.do(examples.add, NewExample("lights", "label", {"prompt": f"command number {n}"}, label))
+    store.do(examples.mark_used, [example.id for example in store.do(examples.list_, 9)])
+    task, counts = store.do(tasks.edit, "lights", {"switch on": "on"}, ["noise"])
+    assert (task.choices, counts) == (["on", "off"], {"relabelled": 1, "set_aside": 1})
+    rows = {example.input["prompt"][-1]: (example.target, example.state) for example in store.do(examples.list_, 9)}
+    assert rows["1"] == ("on", "new")
+    assert rows["3"] == ("noise", "stale")
+    assert rows["0"] == ("on", "used")
+
+    renamed, _ = store.do(tasks.edit, "lights", {"off": "out"}, [])
+    assert renamed.choices == ["on", "out"]
+
+
+@pytest.mark.parametrize(
+    ("merge", "remove", "error"),
+    [({"red": "on"}, [], "no choice"), ({}, ["red"], "no choice"), ({"on": "off"}, ["off"], "taken away and kept")],
+)
+def test_an_edit_that_fits_nothing_changes_nothing(
+    store: Store, merge: dict[str, str], remove: list[str], error: str
+) -> None:
+    for n, label in enumerate(["on", "off"]):
+        store.do(examples.add, NewExample("lights", "label", {"prompt": f"command number {n}"}, label))
+    with pytest.raises(InvalidRequest, match=error):
+        store.do(tasks.edit, "lights", merge, remove)
+    assert store.do(tasks.get, "lights").choices == ["on", "off"]
+
+
+def test_what_the_configuration_declares_is_edited_there(store: Store) -> None:
+    store.do(tasks.declare, SENTIMENT)
+    with pytest.raises(Conflict, match="configuration"):
+        store.do(tasks.edit, "sentiment", {"good": "bad"}, [])

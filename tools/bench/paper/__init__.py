@@ -1,0 +1,1 @@
+"""Measurements of the papers' algorithms themselves, outside a daemon."""
