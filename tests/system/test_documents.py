@@ -32,8 +32,9 @@ def test_the_readme_s_client_works_as_printed(real_model: Path) -> None:
 def test_the_api_s_examples_are_accepted(real_model: Path) -> None:
     daemon = shared(real_model)
     lines = [line.strip() for line in API.splitlines() if line.strip().startswith('{"task"')]
-    assert len(lines) == 2
-    assert daemon.post("/v1/examples", "\n".join(lines).encode()).status == 200
+    assert len(lines) == 6  # a label, a text, a pair, a thumb, a score, a call
+    imported = daemon.post("/v1/examples", "\n".join(lines).encode())
+    assert (imported.status, imported.json.get("tasks")) == (200, {"reviews": 1, "notes": 1, "style": 3, "home": 1})
     (shown,) = [line.strip() for line in API.splitlines() if line.strip().startswith('{"inference_id"')]
     answer = daemon.ask("Was it good?", metadata={"task": "reviews"})
     body = {**json.loads(shown), "inference_id": answer.json["id"]}
