@@ -3,6 +3,7 @@
 Standard library only: nothing is installed yet. pip shows how far it is; its log tells why it failed.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -42,13 +43,27 @@ def main() -> int:
     pins = {line.split("==")[0]: line for line in CONSTRAINTS.read_text().splitlines() if line[:1].isalpha()}
     # pip's cache does not tell builds with different options apart
     options = ["--no-input", "--log", str(LOG), *(["--no-cache-dir"] if os.environ.get("CMAKE_ARGS") else [])]
+    environment = {**os.environ, **without_amx()}
     for number, (title, arguments) in enumerate(STEPS.items(), 1):
         print(f"{number}/{len(STEPS)} {title} (log: {LOG})", flush=True)
         what = [pins.get(argument, argument) for argument in arguments]
         command = [sys.executable, "-m", "pip", "install", *options, "--constraint", str(CONSTRAINTS), *what]
-        if subprocess.run(command, cwd=CONSTRAINTS.parent, check=False).returncode:
+        if subprocess.run(command, cwd=CONSTRAINTS.parent, env=environment, check=False).returncode:
             sys.exit(f"\nsetup failed; {LOG} says why. {hints(LOG.read_text(errors='replace'))}")
     return 0
+
+
+def without_amx(cpu: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Compilers' flags for a processor with AMX. GCC 12 drops half of the configuration that llama.cpp gives its tiles,
+    and the process dies at the first product. Older compilers know neither AMX nor the flags."""
+    flags = ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
+    if not cpu.exists() or "amx_tile" not in cpu.read_text():
+        return {}
+    compiler = (os.environ.get("CC") or "cc").split()
+    with contextlib.suppress(OSError):
+        if subprocess.run([*compiler, *flags, "-E", "-x", "c", os.devnull], capture_output=True).returncode == 0:
+            return {name: " ".join([os.environ.get(name, ""), *flags]).strip() for name in ("CFLAGS", "CXXFLAGS")}
+    return {}
 
 
 def hints(text: str) -> str:

@@ -34,11 +34,19 @@ def last_words() -> str:
     return "; ".join(line for line in list(_recent)[-3:]) or "llama.cpp gave no reason"
 
 
+def _library(name: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(lc.__file__).parent / "lib" / name))
+
+
+@cache
+def _cpu() -> ctypes.CDLL:
+    return _library("libggml-cpu.so")
+
+
 @cache
 def ggml() -> ctypes.CDLL:
     """ggml's own library, for reading tensors in the evaluation callback."""
-    name = "libggml-base.so"
-    library = ctypes.CDLL(str(Path(lc.__file__).parent / "lib" / name))
+    library = _library("libggml-base.so")
     library.ggml_get_name.restype, library.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     library.ggml_nelements.restype, library.ggml_nelements.argtypes = ctypes.c_int64, [ctypes.c_void_p]
     library.ggml_backend_tensor_get.restype = None
@@ -51,7 +59,10 @@ def load_model(path: Path, gpu_layers: int | str = "auto") -> Any:
     lc.llama_log_set(_log, None)
     lc.llama_backend_init()
     parameters = lc.llama_model_default_params()
-    parameters.use_mmap = True
+    parameters.load_mode = lc.LLAMA_LOAD_MODE_MMAP
+    # Matrices for AMX would be copies in a layout of their own, and compiled by GCC 12 they end the process
+    # (tools/setup.py, by which agentd's own llama.cpp has none).
+    parameters.use_extra_bufts = not _cpu().ggml_cpu_has_amx_int8()
     if gpu_layers != "auto":
         parameters.n_gpu_layers = int(gpu_layers)
     _recent.clear()

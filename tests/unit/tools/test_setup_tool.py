@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -105,3 +106,16 @@ def test_missing_compilers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert setup.missing_compilers() == ["CXX (c++ or g++ or clang++)"]
     monkeypatch.setenv("CXX", "special-c++ -m64")
     assert setup.missing_compilers() == ["CXX (special-c++)"]
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no compiler")
+def test_processors_with_amx_get_a_build_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-O3")
+    monkeypatch.delenv("CC", raising=False)
+    cpu = tmp_path / "cpuinfo"
+    assert setup.without_amx(cpu) == {}
+    cpu.write_text("flags : fpu avx512_bf16\n")
+    assert setup.without_amx(cpu) == {}
+    cpu.write_text("flags : fpu amx_bf16 amx_tile\n")
+    flags = setup.without_amx(cpu)
+    assert flags == {} or flags["CXXFLAGS"] == f"-O3 {flags['CFLAGS']}"  # a compiler may know no AMX
