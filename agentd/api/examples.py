@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -53,8 +54,9 @@ async def _check_prompts(s: Services, new: list[NewExample]) -> None:
     asked = list(kinds.values())[:_KINDS_ASKED]
     try:
         refusals = Refusals([example.input for example in asked])
-        found = await asyncio.wait_for(s.supervisor.call(refusals), _PATIENCE)
-    except (AgentdError, asyncio.TimeoutError):
+        with anyio.fail_after(_PATIENCE):
+            found = await s.supervisor.call(refusals)
+    except (AgentdError, TimeoutError):
         return
     for example, refusal in zip(asked, found, strict=True):
         if refusal is not None:

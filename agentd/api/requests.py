@@ -1,12 +1,12 @@
 """Reading request bodies within bounds, and turning every failure into the error shape that clients expect."""
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import anyio
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -39,10 +39,11 @@ async def read(request: Request, limit: int, key: str = "serve.max_body") -> byt
     stream: AsyncIterator[bytes] = request.stream()
     while True:
         try:
-            part = await asyncio.wait_for(anext(stream), SILENCE)
+            with anyio.fail_after(SILENCE):
+                part = await anext(stream)
         except StopAsyncIteration:
             return b"".join(parts)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise BodyTooSlow(SILENCE) from None
         size += len(part)
         if size > limit:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
@@ -70,12 +71,13 @@ class EventStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def patiently(message: Message) -> None:
-            await asyncio.wait_for(send(message), PATIENCE)
+            with anyio.fail_after(PATIENCE):
+                await send(message)
 
         async with aclosing(self._events):
             try:
                 await super().stream_response(patiently)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 logger.warning("a client did not read its stream for %g s; it is given up", PATIENCE)
 
 

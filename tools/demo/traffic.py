@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+import anyio
 import openai
 
 from tools.demo.agent import Agent, Answer
@@ -64,9 +65,10 @@ class Traffic:
             }
             pause = start + (tick + 1) * EVERY * self.sparse - time.monotonic()
             try:
-                await asyncio.wait_for(self._stopping.wait(), max(0.0, pause))
+                with anyio.fail_after(max(0.0, pause)):
+                    await self._stopping.wait()
                 break
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 running = {task for task in running if not task.done()}
         await asyncio.gather(*running)
 

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import anyio
 from sqlite_utils import Database
 
 from agentd.adapt.passes.progress import Progress
@@ -72,7 +73,7 @@ class TrialWatch:
 
     async def measure(self) -> None:
         """Times the canaries with what serves now, once warm. A failure here is not the candidate's."""
-        with contextlib.suppress(AgentdError, ArithmeticError, asyncio.TimeoutError):
+        with contextlib.suppress(AgentdError, ArithmeticError, TimeoutError):
             for _ in range(2):
                 await self._canaries()
         self._committed, self._best = (None if math.isinf(self._best) else self._best), math.inf
@@ -99,7 +100,7 @@ class TrialWatch:
         """Canary prompts must be answered, with finite probabilities."""
         try:
             await self._canaries()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return f"a canary prompt was not answered within {_PATIENCE:.0f} s"
         except AgentdError as error:
             return f"a canary prompt failed: {error}"
@@ -120,7 +121,8 @@ class TrialWatch:
         """Asks all of them and notes the time of the fastest round."""
         started = self._clock()
         for prompt in canaries.PROMPTS:
-            await _within(_PATIENCE, canaries.ask(self._engine, self._engine.info, prompt))
+            with anyio.fail_after(_PATIENCE):
+                await canaries.ask(self._engine, self._engine.info, prompt)
         self._best = min(self._best, self._clock() - started)
 
 
@@ -226,18 +228,3 @@ class Trials:
         finally:  # where the disk is full the trial counts as running, and what is known to be good serves all the same
             with contextlib.suppress(AgentdError):  # an engine that is down comes back on the committed revision
                 await self._engine.swap(previous)
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes when the work has just ended: a
-    trial would go on that its owner had stopped. Raises asyncio.TimeoutError."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            raise asyncio.TimeoutError
-        task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})

@@ -11,6 +11,8 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+import anyio
+
 from agentd.engine.operations import Cancel, Classify, Embed, Operation, P, R, Submit
 from agentd.engine.process import wire
 from agentd.engine.protocol import CallDelta, Classification, Generate, ModelInfo, Piece
@@ -160,8 +162,9 @@ class EngineClient:
         """
         assert self._process is not None
         try:
-            await asyncio.wait_for(self._process.wait(), seconds)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(seconds):
+                await self._process.wait()
+        except TimeoutError:
             self._process.kill()
             await self._process.wait()
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
+
 from agentd import faults
 from agentd.engine import canaries
 from agentd.engine.operations import Operation, P, R, Stage, Stats, Swap, Unstage
@@ -129,8 +131,9 @@ class Supervisor:
     async def alive(self, timeout: float) -> bool:
         """Whether the engine thread answers within `timeout` seconds."""
         try:
-            await asyncio.wait_for(self.call(Stats()), timeout)
-        except (AgentdError, asyncio.TimeoutError):
+            with anyio.fail_after(timeout):
+                await self.call(Stats())
+        except (AgentdError, TimeoutError):
             return False
         return True
 
@@ -237,8 +240,9 @@ class Supervisor:
     async def _wait_until_up(self) -> EngineClient:
         if not self._up.is_set():
             try:
-                await asyncio.wait_for(self._up.wait(), 60)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(60):
+                    await self._up.wait()
+            except TimeoutError:
                 raise EngineUnavailable(self.problem or "the engine is starting") from None
         assert self._client is not None
         return self._client
@@ -267,8 +271,9 @@ class Supervisor:
         """Raises EngineDied where the revision kills the engine; an answer of whatever kind clears it."""
         for prompt in canaries.PROMPTS:
             try:
-                await asyncio.wait_for(canaries.ask(client, self.info, prompt), _CANARY)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(_CANARY):
+                    await canaries.ask(client, self.info, prompt)
+            except TimeoutError:
                 raise EngineDied(f"no answer to a canary prompt in {_CANARY:.0f} s") from None
             except EngineDied:
                 raise
@@ -326,9 +331,10 @@ class Supervisor:
             client = await self._when_up()
             self._asked = loop.time()
             try:
-                stats = await asyncio.wait_for(client.call(Stats()), limit)
+                with anyio.fail_after(limit):
+                    stats = await client.call(Stats())
                 limit = max(_HUNG, _STEPS * stats["longest_step"])
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 logger.error("%s; it is ended", self.stalled)
                 client.kill()
                 await client.dead.wait()

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import anyio
 import psutil
 import pytest
 
@@ -132,7 +133,8 @@ def test_background_work_waits_while_held() -> None:
         await asyncio.sleep(0.05)
         before = waiting.done()
         activity.hold(False)
-        await asyncio.wait_for(waiting, 1)
+        with anyio.fail_after(1):
+            await waiting
         return before
 
     assert asyncio.run(run()) is False
@@ -170,7 +172,11 @@ def test_where_nobody_reports_pressure_nothing_happens(path: str) -> None:
     async def never() -> None:
         raise AssertionError
 
-    asyncio.run(asyncio.wait_for(MemoryPressure({"MEMORY_PRESSURE_WATCH": path}).watch(never), 1))
+    async def run() -> None:
+        with anyio.fail_after(1):
+            await MemoryPressure({"MEMORY_PRESSURE_WATCH": path}).watch(never)
+
+    asyncio.run(run())
 
 
 def test_jumps_of_the_wall_clock_are_noticed_and_large_ones_not_trusted() -> None:

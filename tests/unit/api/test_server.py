@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -87,7 +88,8 @@ def serve(path: Path, visit: Callable[[], Awaitable[None]], *routes: Route) -> N
         running = Server(app, [unix_socket(path, 0o600)])
         task = asyncio.create_task(running.run_until_stopped())
         try:
-            await asyncio.wait_for(visit(), 20)
+            with anyio.fail_after(20):
+                await visit()
         finally:
             running.stop()
             await task
@@ -104,7 +106,8 @@ async def conversation(path: Path, *parts: bytes, pause: float = 0.0) -> bytes:
                 break
             writer.write(part)
             await asyncio.sleep(pause)
-        return await asyncio.wait_for(reader.read(), 10)
+        with anyio.fail_after(10):
+            return await reader.read()
     except ConnectionError:  # hung up on in the middle of a part
         return b""
     finally:
@@ -194,7 +197,8 @@ def test_a_reader_who_stops_reading_is_given_up(path: Path, monkeypatch: pytest.
     async def visit() -> None:
         _, writer = await asyncio.open_unix_connection(str(path), limit=1)
         writer.write(GET)
-        await asyncio.wait_for(closed.wait(), 5)
+        with anyio.fail_after(5):
+            await closed.wait()
         writer.transport.abort()
 
     serve(path, visit, Route("/hello", stream))
@@ -219,6 +223,7 @@ def test_a_reader_who_leaves_closes_the_stream(path: Path) -> None:
         writer.write(GET)
         await reader.readuntil(b"data: x")
         writer.close()
-        await asyncio.wait_for(closed.wait(), 5)
+        with anyio.fail_after(5):
+            await closed.wait()
 
     serve(path, visit, Route("/hello", stream))
