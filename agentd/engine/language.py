@@ -1,5 +1,6 @@
 """What every engine of a language model does alike, whatever computes its tokens: requests, weights, sessions."""
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from agentd.engine.serving import Serving
 from agentd.engine.session import Session
 from agentd.engine.weight_registry import Staged, W
 from agentd.errors import AgentdError
+
+logger = logging.getLogger(__name__)
 
 W_contra = TypeVar("W_contra", contravariant=True)
 
@@ -73,6 +76,12 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     def embed(self, key: str, input: dict[str, Any]) -> None:
         self._serving.embed(key, input)
+
+    def prepare(self) -> None:
+        try:
+            self._prompts.prepare()
+        except Exception as error:  # a template may raise anything; each conversation is told of it
+            logger.warning("the chat template: %s", error)
 
     def refusal(self, input: dict[str, Any]) -> str | None:
         try:

@@ -72,6 +72,10 @@ class Prompts(ABC):
         """The texts of tokens that control something, and whether they do in any text that is tokenised with `special`
         alone; of the others (a vocabulary's own additions, such as `<tool_call>`) every text may be made."""
 
+    def prepare(self) -> None:
+        """Reads off the template now what the first conversation would wait for. Raises what that would get."""
+        _ = self._control_texts, self._added_texts, self._visible
+
     def prompt(self, input: dict[str, Any]) -> list[int]:
         """Tokens of {"messages": [...]} in the chat template, ready to be answered, or of {"prompt": text or tokens};
         with {"special": True} such a text may hold control tokens. What messages say never becomes one."""

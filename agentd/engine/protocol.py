@@ -332,6 +332,9 @@ class Embedder(Protocol):
 class Prompting(Protocol):
     """What an engine can do besides when its model reads text."""
 
+    def prepare(self) -> None:
+        """Does now what the first request would wait for."""
+
     def refusal(self, input: dict[str, Any]) -> str | None:
         """Why an input cannot be made a prompt, whatever its length; None: it can."""
 

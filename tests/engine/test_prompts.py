@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from agentd.engine.calls import rendering
 from agentd.engine.prompts import Prompts
-from agentd.engine.protocol import Engine
+from agentd.engine.protocol import Engine, Prompting
 from agentd.errors import InvalidRequest
 from tests.support.engine_samples import ENGINES
 from tools import tiny_model
@@ -34,6 +35,15 @@ def said(vocabulary: Prompts, tokens: list[int]) -> str:
 
 def controls(vocabulary: Prompts, tokens: list[int]) -> int:
     return sum(not vocabulary.piece(token) for token in tokens)
+
+
+def test_a_first_conversation_waits_for_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to be read off the template is known when an engine is ready."""
+    assert isinstance(engine, Prompting)
+    engine.prepare()
+    monkeypatch.setattr(rendering, "derive", lambda _: pytest.fail("derived for a request"))
+    conversation = engine.vocabulary.conversation  # type: ignore[attr-defined]  # every language engine has one
+    assert conversation.form.calls.origin
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])

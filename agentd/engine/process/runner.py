@@ -102,6 +102,8 @@ class Runner:
             self._fail(0, "loading", error)
             return 1
         self._send({"id": 0, "result": self._engine.info})
+        if isinstance(self._engine, Prompting):
+            self._engine.prepare()
         page_cache.forget()
         while True:
             self._wake.clear()
