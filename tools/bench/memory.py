@@ -65,6 +65,10 @@ CASES = [
     Case("blockwise-bp", 30, length=512, batch=8),
     Case("blockwise-bp", 30, length=1024, batch=8),
     Case("blockwise-bp", 30, fp32=True),
+    Case("mezo", 0, objective="call"),
+    *(Case("suffix-bp", k, objective="call") for k in (1, 4, 16)),
+    Case("suffix-bp", 16, objective="call", checkpoint=True),
+    Case("blockwise-bp", 30, objective="call"),
 ]
 
 

@@ -25,6 +25,8 @@ from agentd.engine.protocol import Generate, Sampling
 from agentd.formats.gguf_header import read_header
 from agentd.host.cpu import multiplies_bf16
 from agentd.learn.encoded import Encoded
+from agentd.store.demonstrations import MESSAGE, checked_message, message_target
+from tools import home
 from tools.bench.parts import THREADS, member, supervisor
 from tools.reviews import rows
 
@@ -51,7 +53,8 @@ CHARACTERS_PER_TOKEN = 4.6  # of the reviews; a little high, so that examples st
 @dataclass(frozen=True)
 class Case:
     """One plan on one kind of example. `length` in tokens, the chat template included; `context` is model.context;
-    of `labels` an example's right one is one, all of them of several tokens if there are more than two.
+    of `labels` an example's right one is one, all of them of several tokens if there are more than two. The objective
+    "call" takes the home's commands as they are, behind its tools, whatever `length` says.
 
     Matrices are multiplied in bfloat16 where the processor does so and `fp32` is not set.
     """
@@ -78,6 +81,8 @@ class Case:
 
     @property
     def examples(self) -> int:
+        if self.objective == "call":
+            return 40
         if self.labels != 2:
             return 16 if self.length <= 160 else 4
         return 40 if self.length <= 128 else 10
@@ -186,7 +191,9 @@ async def _gate(engine: Supervisor, plan: Plan, case: Case, adapter: Path | None
 
 
 def examples(case: Case) -> list[Member]:
-    """Reviews, one after the other, until an example has its length."""
+    """Reviews, one after the other, until an example has its length; or the home's commands."""
+    if case.objective == "call":
+        return [_call(i, row) for i, row in enumerate(home.commands("train")[: case.examples])]
     texts = [row["text"] for row in rows()]
     chosen = random.Random(0)
     free = case.objective == "completion"
@@ -203,6 +210,13 @@ def examples(case: Case) -> list[Member]:
         role, target = "dev" if i % 8 == 0 else "train", ANSWER if free else answers[(i + 1) % len(answers)]
         members.append(member(i, role, "reviews", [] if free else answers, asked, target))
     return members
+
+
+def _call(number: int, row: dict[str, Any]) -> Member:
+    asked = {"messages": [{"role": "user", "content": row["text"]}], "tools": home.TOOLS}
+    target = message_target(checked_message(home.answer(row), asked))
+    said = member(number, "dev" if number % 8 == 0 else "train", home.TASK, [], asked, target)
+    return replace(said, example=replace(said.example, kind=MESSAGE))
 
 
 def predicted(plan: Plan) -> dict[str, int]:
