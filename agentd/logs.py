@@ -35,7 +35,7 @@ def configure(default: str = "INFO", prefix: str = "", environment: Mapping[str,
 def stderr_is_journal(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether JOURNAL_STREAM (systemd.exec(5)) names what stderr is now: a child may have been given another."""
     try:
-        found = os.fstat(sys.stderr.fileno())
+        status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):
         return False
-    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -61,14 +61,14 @@ async def check(services: Services, told: str) -> None:
     an event unless the last one, `told`, said the same."""
     kept = sorted(await services.store.call(recovery.known_directories))
     files = services.adaptation.files
-    found = await asyncio.to_thread(services.store.raw, _database_problems)
-    found += await asyncio.to_thread(lambda: list(_file_problems(files, kept)))
+    problems = await asyncio.to_thread(services.store.raw, _database_problems)
+    problems += await asyncio.to_thread(lambda: list(_file_problems(files, kept)))
     try:
         await asyncio.to_thread(lambda: services.model.verify(read=True))
     except ModelUnusable as error:
-        found.append(str(error))
-    services.damage = "; ".join(found)
-    if not found:
+        problems.append(str(error))
+    services.damage = "; ".join(problems)
+    if not problems:
         await services.store.call(
             events.add, CHECKED, f"the database, the model, and the files of {len(kept)} revisions"
         )

@@ -230,8 +230,8 @@ class Adaptation:
                 lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
             )
             await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
-            found = await self._store.call(datasets.readiness, self._config.adapt.gate)
-            self.triggers.note(found.new, outcome == "committed")
+            readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
+            self.triggers.note(readiness.new, outcome == "committed")
         keep = self._config.retention.passes
         await asyncio.to_thread(prune_folders, self._folders, keep)
         with contextlib.suppress(AgentdError):
@@ -292,8 +292,8 @@ class Adaptation:
             return 0, 0.0
         if self._store.problem:  # a pass's files would take what is left
             return 0, 0.0
-        found = await self._store.call(datasets.readiness, self._config.adapt.gate)
-        return found.new, self._activity.idle_seconds
+        readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
+        return readiness.new, self._activity.idle_seconds
 
     async def _ages(self) -> Ages:
         """How long what a pass would learn has waited, see `Triggers`."""

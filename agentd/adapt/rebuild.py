@@ -21,13 +21,13 @@ async def forget(store: Store, adaptation: Adaptation, selection: Selection, *, 
 
     A running pass is stopped: it may be learning from it. Raises NotFound.
     """
-    found: Forgotten = await store.call(forgetting.look, selection)
+    forgotten: Forgotten = await store.call(forgetting.look, selection)
     if not dry_run:
         await adaptation.stop("feedback is being forgotten")
-        found = await store.call(forgetting.forget, selection)
-        await asyncio.to_thread(_remove_folders, adaptation, found.passes)
+        forgotten = await store.call(forgetting.forget, selection)
+        await asyncio.to_thread(_remove_folders, adaptation, forgotten.passes)
         await store.checkpoint()  # deleted pages are overwritten in the log first
-    return {**found.as_json(), "dry_run": dry_run}
+    return {**forgotten.as_json(), "dry_run": dry_run}
 
 
 async def rebuild(

@@ -53,14 +53,14 @@ class Rollback:
         If its files are intact and the engine dies of it all the same, nothing learned is trusted: the base.
         """
         await self._tell("revision corrupt", str(error), revision)
-        found = 0
+        fallback = 0
         if not isinstance(error, CrashLoop):
             for ancestor in (await self._store.call(revisions.lineage, revision))[1:]:
                 if await asyncio.to_thread(self._intact, ancestor):
-                    found = ancestor
+                    fallback = ancestor
                     break
-        await self._store.call(revisions.activate, found, str(error))
-        return found
+        await self._store.call(revisions.activate, fallback, str(error))
+        return fallback
 
     def _intact(self, revision: int) -> bool:
         try:

@@ -55,10 +55,10 @@ async def _check_prompts(s: Services, new: list[NewExample]) -> None:
     try:
         refusals = Refusals([example.input for example in asked])
         with anyio.fail_after(_PATIENCE):
-            found = await s.supervisor.call(refusals)
+            answers = await s.supervisor.call(refusals)
     except (AgentdError, TimeoutError):
         return
-    for example, refusal in zip(asked, found, strict=True):
+    for example, refusal in zip(asked, answers, strict=True):
         if refusal is not None:
             raise InvalidLine(example.line or 1, refusal)
 

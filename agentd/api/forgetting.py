@@ -14,8 +14,8 @@ from agentd.store.forgetting import Selection
 async def forget(request: Request) -> Response:
     s = services(request)
     body = await parse(request, ForgetBody, s.config.serve.max_body)
-    found = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run)
-    return JSONResponse(found)
+    forgotten = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run)
+    return JSONResponse(forgotten)
 
 
 async def rebuild(request: Request) -> Response:

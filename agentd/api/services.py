@@ -48,5 +48,5 @@ class Services:
 
 
 def services(request: Request) -> Services:
-    found: Services = request.app.state.services
-    return found
+    bundle: Services = request.app.state.services
+    return bundle

@@ -34,8 +34,8 @@ async def replay(request: Request) -> Response:
     line = await s.store.call(revisions.lineage, number)
     steps = 0
     for each in line[:-1]:
-        found = await asyncio.to_thread(s.adaptation.files.verified, each)
-        steps += len((await asyncio.to_thread(ledger.read, found[LEDGER])).steps) if LEDGER in found else 0
+        paths = await asyncio.to_thread(s.adaptation.files.verified, each)
+        steps += len((await asyncio.to_thread(ledger.read, paths[LEDGER])).steps) if LEDGER in paths else 0
     answer: dict[str, Any] = {
         "revision": number,
         "lineage": line,

@@ -213,7 +213,7 @@ def expect(
     scale = (_PRIOR_WEIGHT + _dot(weights, ratios)) / (_PRIOR_WEIGHT + sum(weights))
     paces = [past.seconds / predicted(past) for past in history]
     pace = math.exp(_dot(weights, [math.log(min(4.0, max(0.25, p))) for p in paces]) / (_PRIOR_WEIGHT + sum(weights)))
-    found = []
+    expectations = []
     for setting in settings:
         # ... and how this plan does compared with that: passes with the same or a similar setting tell.
         near = [w * _similarity(setting, past) for w, past in zip(weights, history, strict=True)]
@@ -222,8 +222,8 @@ def expect(
         seconds = pace * predicted(setting)
         # Beyond the horizon nothing is left, but of two such plans the quicker one is still the better.
         left = 1 - seconds / horizon if seconds < 0.9 * horizon else 0.09 * horizon / seconds
-        found.append(Expected(gain, seconds, gain * left, len(history)))
-    return found
+        expectations.append(Expected(gain, seconds, gain * left, len(history)))
+    return expectations
 
 
 def _similarity(setting: Expectable, past: PastPass) -> float:

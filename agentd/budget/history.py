@@ -12,12 +12,14 @@ Row = Mapping[str, Any]
 
 def calibration(rows: Iterable[Row]) -> dict[tuple[str, str], Factor]:
     """The factors that the rows, the newest first, give. Passes that ended before their peak are left out."""
-    found: list[Measured] = []
+    measurements: list[Measured] = []
     for row in rows:
         if row["state"] in ("committed", "rejected", "rolled_back") and row["predicted"] and row["method"]:
             checkpoint = bool(row["plan"].get("checkpoint"))
-            found += measured(row["method"], row["blocks"] or 0, checkpoint, row["predicted"], _added(row["peaks"]))
-    return factors(found)
+            measurements += measured(
+                row["method"], row["blocks"] or 0, checkpoint, row["predicted"], _added(row["peaks"])
+            )
+    return factors(measurements)
 
 
 def _added(peaks: Mapping[str, int]) -> dict[str, int]:
@@ -32,7 +34,7 @@ def _added(peaks: Mapping[str, int]) -> dict[str, int]:
 
 def outcomes(rows: Iterable[Row]) -> list[PastPass]:
     """What the rows' passes gained; a rejected or rolled back one gained nothing."""
-    found = []
+    past = []
     for row in rows:
         if row["state"] not in ("committed", "rejected", "rolled_back") or not row["method"]:
             continue
@@ -42,8 +44,8 @@ def outcomes(rows: Iterable[Row]) -> list[PastPass]:
             plan = row["plan"]
             how = {"checkpoint": bool(plan.get("checkpoint")), "computes_trunk": bool(plan.get("computes_trunk"))}
             micro = int(plan.get("micro_tokens") or 0)
-            found.append(PastPass(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
-    return found
+            past.append(PastPass(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
+    return past
 
 
 def _gain(tasks: Mapping[str, Any]) -> float | None:

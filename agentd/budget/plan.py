@@ -216,14 +216,14 @@ class PlanSpace:
 
     def _correction(self, terms: list[Term], method: str, blocks: int, checkpoint: bool) -> list[Term]:
         """A term for each process that earlier passes have shown to take more or less than its terms say."""
-        family, found = calibrations.family(method, blocks, checkpoint), []
+        family, corrections = calibrations.family(method, blocks, checkpoint), []
         for process in dict.fromkeys(term.process for term in terms):
             factor = (self.calibration or {}).get((process, family))
             if factor is not None:
                 size = int((factor.factor - 1) * total(term for term in terms if term.process == process))
                 formula = f"{factor.factor - 1:+.3f} x the process's terms, from {factor.passes} earlier passes"
-                found.append(Term(calibrations.TERM, size, formula, process))
-        return found
+                corrections.append(Term(calibrations.TERM, size, formula, process))
+        return corrections
 
 
 def _taken_in_turns(terms: Sequence[Term]) -> Term:

@@ -109,8 +109,10 @@ def consider(
         horizon=horizon,
         in_place=in_place,
     )
-    found = [Considered(plan, what, max(0, plan.needed - budget)) for plan, what in zip(wished, expected, strict=True)]
-    return tuple(sorted(found, key=lambda each: (-each.expected.score, each.plan.needed)))
+    candidates = [
+        Considered(plan, what, max(0, plan.needed - budget)) for plan, what in zip(wished, expected, strict=True)
+    ]
+    return tuple(sorted(candidates, key=lambda each: (-each.expected.score, each.plan.needed)))
 
 
 def choose(

@@ -72,23 +72,23 @@ def doctor(as_json: Json = False, socket: Socket = None) -> None:
 
 def _socket(path: Path) -> Iterator[Check]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         yield Check("socket", "error", f"{path}: {error.strerror}", "start agentd, or name its socket with --socket")
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         yield Check("socket", "error", f"{path} is not a socket", "name the admin socket with --socket")
         return
     yield Check("socket", "ok", str(path))
-    mode = stat.S_IMODE(found.st_mode)
+    mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         yield Check("permissions", "error", f"mode {mode:04o}: others may administer agentd", f"chmod 600 {path}")
     elif not os.access(path, os.R_OK | os.W_OK):
         yield Check(
-            "permissions", "error", f"it belongs to uid {found.st_uid}", "run agentctl as that user, or with sudo"
+            "permissions", "error", f"it belongs to uid {status.st_uid}", "run agentctl as that user, or with sudo"
         )
     else:
-        yield Check("permissions", "ok", f"mode {mode:04o}, uid {found.st_uid}")
+        yield Check("permissions", "ok", f"mode {mode:04o}, uid {status.st_uid}")
 
 
 def _version(status: JSON) -> Iterator[Check]:

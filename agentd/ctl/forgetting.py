@@ -116,10 +116,10 @@ def _selection(
 def _confirm(daemon: Daemon, chosen: JSON, yes: bool, what: str) -> None:
     if yes:
         return
-    found = daemon.post("/admin/forget", {**chosen, "dry_run": True})
-    plan = f"{found['feedback']} feedback, {found['examples']} examples and {found['inferences']} answers would go"
-    if found["revisions"]:
-        plan += f"; revisions {', '.join(map(str, found['revisions']))} have learned from them"
+    result = daemon.post("/admin/forget", {**chosen, "dry_run": True})
+    plan = f"{result['feedback']} feedback, {result['examples']} examples and {result['inferences']} answers would go"
+    if result["revisions"]:
+        plan += f"; revisions {', '.join(map(str, result['revisions']))} have learned from them"
     _ask(plan, what)
 
 

@@ -24,11 +24,11 @@ def requests(source: Path, lines: Sequence[int], vocabulary: Prompts) -> Iterato
     """What lines of a JSONL file ask for, in this order: {"input", "target"} as they are encoded; the input may have
     the request's `response_format` or `grammar` too. An answer may have twice the tokens of the right one and a few
     more, or `max_tokens` where the line says so: one that is longer is wrong anyway."""
-    wanted = set(lines)
+    numbers = set(lines)
     with source.open(encoding="utf-8", newline="\n") as file:
-        found = {number: json.loads(line) for number, line in enumerate(file) if number in wanted}
+        trees = {number: json.loads(line) for number, line in enumerate(file) if number in numbers}
     for number in lines:
-        tree = found[number]
+        tree = trees[number]
         input = dict(tree["input"])
         form = FormatConstraint.of(input.pop("response_format", None), input.pop("grammar", None))
         sampling = Sampling(temperature=0.0, grammar=form.grammar, json_schema=form.json_schema)

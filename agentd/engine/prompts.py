@@ -61,11 +61,11 @@ class Prompts(ABC):
 
     def _end_texts(self) -> list[str]:
         """The texts of the tokens at which answers end, as far as the template writes them."""
-        found = [self.piece(self.end, special=True).decode("utf-8", "replace"), self._eos]
+        ends = [self.piece(self.end, special=True).decode("utf-8", "replace"), self._eos]
         for text, _ in self.controls():
             if text and text in (self._source or "") and len(tokens := self.tokenize(text, special=True)) == 1:
-                found += [text] if self.is_end(tokens[0]) else []
-        return list(dict.fromkeys(text for text in found if text))
+                ends += [text] if self.is_end(tokens[0]) else []
+        return list(dict.fromkeys(text for text in ends if text))
 
     @abstractmethod
     def controls(self) -> Iterable[tuple[str, bool]]:
@@ -208,8 +208,8 @@ class Prompts(ABC):
             return {}
         markers = self.conversation.form.markers()
         texts = [text for text, always in self.controls() if always and any(text in marker for marker in markers)]
-        found = {text: self.tokenize(text, special=True) for text in texts if text}
-        return {text: tokens[0] for text, tokens in found.items() if len(tokens) == 1}
+        tokenized = {text: self.tokenize(text, special=True) for text in texts if text}
+        return {text: tokens[0] for text, tokens in tokenized.items() if len(tokens) == 1}
 
     @cached_property
     def _visible(self) -> dict[int, bytes]:
@@ -257,5 +257,5 @@ def encodable(text: str) -> bytes:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    found = sorted({text for text in texts if text}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found)) or r"(?!)")
+    longest_first = sorted({text for text in texts if text}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

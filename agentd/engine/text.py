@@ -33,10 +33,10 @@ class Detokenizer:
         return text
 
     def _release(self, text: str) -> str:
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
+        places = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if places:
             self.stopped, self._held = True, ""
-            end = min(found)
+            end = min(places)
         else:
             end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
             self._held = text[end:]

@@ -83,10 +83,10 @@ def read(
 
     `root` is where proc/ and the mount points are looked for.
     """
-    found = list(groups(root))
-    limits = tuple(limit for directory, version in found for limit in _limits(directory, version, root))
+    hierarchy = list(groups(root))
+    limits = tuple(limit for directory, version in hierarchy for limit in _limits(directory, version, root))
     files = [root / "proc/pressure/memory"]
-    files += [directory / "memory.pressure" for directory, version in found[:1] if version == 2]
+    files += [directory / "memory.pressure" for directory, version in hierarchy[:1] if version == 2]
     pressures = [value for value in map(_pressure, files) if value is not None]
     measured = sensors() if sensors else Sensors()
     return Reading(ids.now(), system_available(), limits, max(pressures, default=None), measured)
@@ -142,12 +142,12 @@ def reclaimable(statistics: str, version: int) -> int:
     That is what no process maps, for instance the libraries of a trainer that has ended. What is mapped is the model
     that serves: the kernel would take it, and read it again for every answer.
     """
-    found = dict(line.split() for line in statistics.splitlines() if line.count(" ") == 1)
+    counters = dict(line.split() for line in statistics.splitlines() if line.count(" ") == 1)
     names = ("inactive_file", "active_file", "file_mapped")
     if version == 1:
         names = ("total_inactive_file", "total_active_file", "total_mapped_file")
-    inactive, active, mapped = (int(found.get(name, 0)) for name in names)
-    return max(0, inactive + active - mapped) if names[2] in found else inactive
+    inactive, active, mapped = (int(counters.get(name, 0)) for name in names)
+    return max(0, inactive + active - mapped) if names[2] in counters else inactive
 
 
 def _number(path: Path) -> int | None:
@@ -220,11 +220,11 @@ class Meter:
             return None
         at, walked, size = self._walks.get(pid, (-math.inf, 0, 0))
         if now - at >= _WALK_EVERY or resident > walked + _WALK_BEYOND:
-            found = pss(pid, self._root)
-            if found is None:
+            share = pss(pid, self._root)
+            if share is None:
                 return None
-            self._walks[pid] = (now, resident, found)
-            return found
+            self._walks[pid] = (now, resident, share)
+            return share
         return max(0, size + resident - walked)
 
 

@@ -35,7 +35,7 @@ def _clean_mappings(smaps: str) -> list[tuple[int, int, int]]:
 
     A page that was written to (relocations, a debugger's breakpoints) would be lost: it counts as anonymous.
     """
-    found = []
+    mappings = []
     at: tuple[int, int] | None = None
     resident = 0
     for line in smaps.splitlines():
@@ -46,5 +46,5 @@ def _clean_mappings(smaps: str) -> list[tuple[int, int, int]]:
         elif at and line.startswith("Rss:"):
             resident = int(line.split()[1]) << 10
         elif at and line.startswith("Anonymous:") and resident and line.split()[1] == "0":
-            found.append((*at, resident))
-    return found
+            mappings.append((*at, resident))
+    return mappings

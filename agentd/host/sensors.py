@@ -66,7 +66,7 @@ def _of_the_processor(temperatures: dict[str, float]) -> dict[str, float]:
 
 def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
     """Name and °C of every sensor that reads something possible. Two of one name count as the hotter one."""
-    found: dict[str, float] = {}
+    highest: dict[str, float] = {}
     places = [(path, path.with_name("type")) for path in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
     for path in sorted(root.glob("sys/class/hwmon/hwmon*/temp*_input")):
         places.append((path, path.with_name(path.name.replace("_input", "_label"))))
@@ -76,8 +76,8 @@ def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
         with suppress(ValueError):
             value = float(_text(path)) / 1000
             if 0 < value < _IMPOSSIBLE:
-                found[name] = max(value, found.get(name, value))
-    yield from found.items()
+                highest[name] = max(value, highest.get(name, value))
+    yield from highest.items()
 
 
 def _battery(root: Path) -> tuple[float | None, bool | None]:

@@ -103,9 +103,9 @@ def example_objective(
         loss, slope = unlikelihood(math.fsum(target) / len(target))
         by_choice, by_target = [], [slope / len(target)] * len(target)
     else:
-        found = objective([[total] for total in choices], example.correct, target, nll_weight)
-        loss, predicted, by_target = found.loss, found.predicted, found.target
-        by_choice = [[slope] * n for (slope,), n in zip(found.choices, lengths, strict=True)]
+        combined = objective([[total] for total in choices], example.correct, target, nll_weight)
+        loss, predicted, by_target = combined.loss, combined.predicted, combined.target
+        by_choice = [[slope] * n for (slope,), n in zip(combined.choices, lengths, strict=True)]
     weight = example.weight
     return Objective(
         weight * loss,

@@ -55,7 +55,7 @@ def _agree(plain: Forward, fused: Forward, width: int) -> bool:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 3, width, generator=generator)
     slope = torch.randn(2, 3, width, generator=generator)
-    found = []
+    results = []
     for forward in (plain, fused):
         own = x.clone().requires_grad_()
         try:
@@ -63,10 +63,10 @@ def _agree(plain: Forward, fused: Forward, width: int) -> bool:
             (gradient,) = torch.autograd.grad(vjp([(y, slope)]), own)
         except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
-        found.append((y.detach(), gradient))
+        results.append((y.detach(), gradient))
     return all(
         ours.dtype == theirs.dtype and (ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max()
-        for theirs, ours in zip(*found, strict=True)
+        for theirs, ours in zip(*results, strict=True)
     )
 
 

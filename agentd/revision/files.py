@@ -91,7 +91,7 @@ class RevisionFiles:
             return {}
         if manifest.get("base_sha256") != self._base:
             raise RevisionCorrupt(revision, "it was made for another base model")
-        found = {}
+        paths = {}
         for name, facts in manifest["files"].items():
             path = self.directory(revision) / Path(name).name
             try:
@@ -100,8 +100,8 @@ class RevisionFiles:
                 raise RevisionCorrupt(revision, f"{name} cannot be read ({error.strerror})") from None
             if not isinstance(facts, dict) or digest != facts.get("sha256"):
                 raise RevisionCorrupt(revision, f"{name} is not what was written (sha256 differs)")
-            found[name] = path
-        return found
+            paths[name] = path
+        return paths
 
     def weights(self, revision: int) -> tuple[Path | None, Path | None]:
         """Adapter (or a classifier's network, or a ledger that is all there is) and control vector of a revision,

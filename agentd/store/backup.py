@@ -111,7 +111,7 @@ def _unpack(archive: Path, target: Path) -> dict[str, Any]:
     """Every member is a plain file with one of our names, and what the index says it is."""
     try:
         with tarfile.open(archive, "r:") as packed:
-            found: dict[str, str] = {}
+            digests: dict[str, str] = {}
             index: dict[str, Any] | None = None
             for member in packed:
                 parts = PurePosixPath(member.name).parts
@@ -129,9 +129,9 @@ def _unpack(archive: Path, target: Path) -> dict[str, Any]:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with new_file(path) as to:
                     to.write(data)
-                found[member.name] = hashlib.sha256(data).hexdigest()
+                digests[member.name] = hashlib.sha256(data).hexdigest()
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise BackupUnusable(archive, str(error) or type(error).__name__) from None
-    if index is None or not isinstance(index, dict) or index.get("sha256") != found or DATABASE not in found:
+    if index is None or not isinstance(index, dict) or index.get("sha256") != digests or DATABASE not in digests:
         raise BackupUnusable(archive, "it is incomplete, or not what was written")
     return index

@@ -48,14 +48,14 @@ def latest(db: Database, limit: int, after_id: int | None = None, pass_id: int |
     order = "DESC" if after_id is None else "ASC"
     clause, parameters = where(pass_id=pass_id)
     clause = f"{clause} AND id > ?" if clause else "WHERE id > ?"
-    found = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id or 0, limit])
-    return sorted(found, key=lambda event: event.id)
+    rows = select(db, Event, f"{clause} ORDER BY id {order} LIMIT ?", [*parameters, after_id or 0, limit])
+    return sorted(rows, key=lambda event: event.id)
 
 
 def last(db: Database, kinds: Sequence[str]) -> Event | None:
     """The newest event of one of these kinds."""
-    found = select(db, Event, f"WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY id DESC LIMIT 1", [*kinds])
-    return found[0] if found else None
+    rows = select(db, Event, f"WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY id DESC LIMIT 1", [*kinds])
+    return rows[0] if rows else None
 
 
 def paused(db: Database) -> bool:

@@ -91,12 +91,12 @@ def add(db: Database, new: NewExample) -> Example:
 def put(db: Database, new: NewExample) -> tuple[Example, str]:
     """Stores an example that its task has admitted, and says whether it was added, replaced or unchanged."""
     id, now = identify(new.task, new.input), ids.now()
-    found = select(db, Example, "WHERE id = ?", [id])
-    if found and (found[0].kind, found[0].target) == (new.kind, new.target):
-        if new.weight > found[0].weight:  # somebody who is believed more says the same
+    rows = select(db, Example, "WHERE id = ?", [id])
+    if rows and (rows[0].kind, rows[0].target) == (new.kind, new.target):
+        if new.weight > rows[0].weight:  # somebody who is believed more says the same
             db.execute("UPDATE examples SET weight = ? WHERE id = ?", [new.weight, id])
-        return found[0], "unchanged"
-    if found:
+        return rows[0], "unchanged"
+    if rows:
         db.execute(
             "UPDATE examples SET kind = ?, target = ?, state = 'new', updated_at = ?, author = ?, weight = ?,"
             " source_inference_id = coalesce(?, source_inference_id) WHERE id = ?",

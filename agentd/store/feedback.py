@@ -208,8 +208,8 @@ def release(db: Database, given: list[str], weights: Mapping[str, float] | None 
 
 def get(db: Database, id: str) -> Feedback:
     """Raises NotFound."""
-    if found := select(db, Feedback, "WHERE id = ?", [id]):
-        return found[0]
+    if rows := select(db, Feedback, "WHERE id = ?", [id]):
+        return rows[0]
     raise NotFound("feedback", id)
 
 
@@ -256,9 +256,9 @@ def _judged(
     if weight <= 0:
         return "quarantined", f"feedback.weight_{new.source} is 0"
     id = examples.identify(task, inference.asked)
-    found = select(db, examples.Example, "WHERE id = ?", [id])
-    share = bool(found) and _is_share(db, id)
-    if part_of is not None and ((found and not share) or _said_of(db, inference.id)):
+    rows = select(db, examples.Example, "WHERE id = ?", [id])
+    share = bool(rows) and _is_share(db, id)
+    if part_of is not None and ((rows and not share) or _said_of(db, inference.id)):
         return "outweighed", "something was said of this step itself"
     mine = select(
         db,
@@ -270,9 +270,9 @@ def _judged(
         return "duplicate", f"the same as feedback {mine[0].id}"
     if len(mine) >= CHANGES_OF_MIND:
         return "quarantined", f"the same source has given {len(mine)} other answers for this input before"
-    if found and Lesson(found[0].kind, found[0].target) != taught and found[0].weight > weight and not share:
-        return "outweighed", f"a source of weight {found[0].weight:g} said otherwise"
-    if found and found[0].state in ("new", "used") and says_less(taught, Lesson(found[0].kind, found[0].target)):
+    if rows and Lesson(rows[0].kind, rows[0].target) != taught and rows[0].weight > weight and not share:
+        return "outweighed", f"a source of weight {rows[0].weight:g} said otherwise"
+    if rows and rows[0].state in ("new", "used") and says_less(taught, Lesson(rows[0].kind, rows[0].target)):
         return "outweighed", "a better answer to this input is known"
     return "accepted", None
 

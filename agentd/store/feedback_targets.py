@@ -52,11 +52,11 @@ def lesson_on(inference: Inference | None, kind: str, value: Any, task: Task | N
     """`lesson` of feedback on this inference."""
     if inference is None:
         return lesson(kind, value, None, task)
-    found = lesson(kind, value, answer_of(inference), task)
-    if found is None or found.kind not in (PREFERENCE, THUMB, SCORE):
-        return found
-    cut_off = found.kind != PREFERENCE and inference.finish_reason not in _WHOLE
-    return None if cut_off or inference.kind == "classification" else found
+    target = lesson(kind, value, answer_of(inference), task)
+    if target is None or target.kind not in (PREFERENCE, THUMB, SCORE):
+        return target
+    cut_off = target.kind != PREFERENCE and inference.finish_reason not in _WHOLE
+    return None if cut_off or inference.kind == "classification" else target
 
 
 def lesson(kind: str, value: Any, answer: Answer | None, task: Task | None) -> Lesson | None:

@@ -90,25 +90,31 @@ def forget(db: Database, selection: Selection) -> Forgotten:
 
     Raises NotFound for unknown ids, and authors who left nothing. Revisions stay, marked; see `adapt.rebuild`.
     """
-    found = look(db, selection)
+    forgotten = look(db, selection)
     with db.atomic():
-        named = _tasks_of(db, found)
-        for id in found.revisions:
-            db.execute("UPDATE revisions SET forgotten = forgotten + ? WHERE id = ?", [len(found.examples) or 1, id])
-        for number in found.passes:
-            passes.forget_answers(db, number, set(found.examples))
-        gone = to_json(found.feedback)
+        named = _tasks_of(db, forgotten)
+        for id in forgotten.revisions:
+            db.execute(
+                "UPDATE revisions SET forgotten = forgotten + ? WHERE id = ?", [len(forgotten.examples) or 1, id]
+            )
+        for number in forgotten.passes:
+            passes.forget_answers(db, number, set(forgotten.examples))
+        gone = to_json(forgotten.feedback)
         db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
-        for example in select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(found.examples)]):
+        for example in select(
+            db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(forgotten.examples)]
+        ):
             if example.id in selection.examples or not _answered(db, example):
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
-        asked = to_json(found.inferences)
+        asked = to_json(forgotten.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [asked])
         for name in named:
             _forget_labels(db, name)
         faults.change("feedback forgotten")
-        events.add(db, "forgotten", _told(found), data={"revisions": found.revisions, "passes": found.passes})
-    return found
+        events.add(
+            db, "forgotten", _told(forgotten), data={"revisions": forgotten.revisions, "passes": forgotten.passes}
+        )
+    return forgotten
 
 
 def clean_ancestor(db: Database, revision: int) -> int:
@@ -145,20 +151,20 @@ def _feedback(db: Database, selection: Selection) -> set[str]:
             db.execute(f"SELECT 1 FROM {table} WHERE author = ? LIMIT 1", [author]).fetchone() for table in tables
         ):
             raise NotFound("author", author)
-    found = set(selection.feedback)
-    found |= _ids(db, "SELECT id FROM feedback WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
+    ids = set(selection.feedback)
+    ids |= _ids(db, "SELECT id FROM feedback WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
     for name, text in selection.tags:
         statement = "SELECT feedback.id FROM feedback, json_each(tags) AS tag WHERE tag.key = ? AND tag.value = ?"
-        found |= {id for (id,) in db.execute(statement, [name, text])}
-    return found
+        ids |= {id for (id,) in db.execute(statement, [name, text])}
+    return ids
 
 
 def _inferences(db: Database, selection: Selection, given: set[str]) -> set[str]:
     """Those asked for, and those that only the feedback in `given` was about: they hold its author's words."""
     _require(db, "inferences", "inference", selection.inferences)
-    found = set(selection.inferences)
-    found |= _ids(db, "SELECT id FROM inferences WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
-    return found | _ids(
+    ids = set(selection.inferences)
+    ids |= _ids(db, "SELECT id FROM inferences WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
+    return ids | _ids(
         db,
         "SELECT DISTINCT inference_id FROM feedback AS f WHERE inference_id IS NOT NULL"
         " AND id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (SELECT 1 FROM feedback AS other"
@@ -169,11 +175,11 @@ def _inferences(db: Database, selection: Selection, given: set[str]) -> set[str]
 
 def _examples(db: Database, selection: Selection, given: set[str], asked: set[str]) -> set[str]:
     _require(db, "examples", "example", selection.examples)
-    found = set(selection.examples)
+    ids = set(selection.examples)
     inside = "IN (SELECT value FROM json_each(?))"
-    found |= _ids(db, f"SELECT DISTINCT example_id FROM feedback WHERE example_id NOT NULL AND id {inside}", given)
-    found |= _ids(db, f"SELECT id FROM examples WHERE source_inference_id {inside}", asked)
-    return found | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
+    ids |= _ids(db, f"SELECT DISTINCT example_id FROM feedback WHERE example_id NOT NULL AND id {inside}", given)
+    ids |= _ids(db, f"SELECT id FROM examples WHERE source_inference_id {inside}", asked)
+    return ids | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
 
 
 def _answered(db: Database, example: Example) -> bool:
@@ -193,13 +199,13 @@ def _answered(db: Database, example: Example) -> bool:
     return False
 
 
-def _tasks_of(db: Database, found: Forgotten) -> list[str]:
+def _tasks_of(db: Database, forgotten: Forgotten) -> list[str]:
     """The tasks of what is to go."""
     rows = db.execute(
         "SELECT task FROM examples WHERE id IN (SELECT value FROM json_each(?))"
         " UNION SELECT task FROM feedback WHERE id IN (SELECT value FROM json_each(?))"
         " UNION SELECT task FROM inferences WHERE id IN (SELECT value FROM json_each(?))",
-        [to_json(found.examples), to_json(found.feedback), to_json(found.inferences)],
+        [to_json(forgotten.examples), to_json(forgotten.feedback), to_json(forgotten.inferences)],
     )
     return sorted(name for (name,) in rows if name is not None)
 
@@ -253,11 +259,12 @@ def _set_text(db: Database, table: str, column: str, rowid: int, text: str) -> N
     db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", [text, rowid])
 
 
-def _told(found: Forgotten) -> str:
-    text = f"{len(found.feedback)} feedback, {len(found.examples)} examples, {len(found.inferences)} inferences"
-    if not found.revisions:
+def _told(forgotten: Forgotten) -> str:
+    feedback, examples, inferences = map(len, (forgotten.feedback, forgotten.examples, forgotten.inferences))
+    text = f"{feedback} feedback, {examples} examples, {inferences} inferences"
+    if not forgotten.revisions:
         return f"{text}; no revision had learned from them"
-    return f"{text}; revisions that learned from them: {', '.join(map(str, found.revisions))}"
+    return f"{text}; revisions that learned from them: {', '.join(map(str, forgotten.revisions))}"
 
 
 def _require(db: Database, table: str, noun: str, ids: Iterable[str]) -> None:

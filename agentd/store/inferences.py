@@ -77,8 +77,8 @@ def get(db: Database, id: str) -> Inference:
 
 
 def find(db: Database, id: str) -> Inference | None:
-    found = select(db, Inference, "WHERE id = ?", [id])
-    return found[0] if found else None
+    rows = select(db, Inference, "WHERE id = ?", [id])
+    return rows[0] if rows else None
 
 
 def latest(db: Database, limit: int, offset: int = 0, episode: str | None = None) -> list[Inference]:
@@ -89,10 +89,10 @@ def latest(db: Database, limit: int, offset: int = 0, episode: str | None = None
 
 def steps(db: Database, episode: str, limit: int) -> list[Inference]:
     """The last `limit` steps of an episode in their order. Raises NotFound where it has none."""
-    found = latest(db, limit, episode=episode)
-    if not found:
+    newest_first = latest(db, limit, episode=episode)
+    if not newest_first:
         raise NotFound("episode", episode)
-    return found[::-1]
+    return newest_first[::-1]
 
 
 @priority(Priority.DELETING)

@@ -78,8 +78,8 @@ def last_end(db: Database) -> str | None:
 
 def get(db: Database, id: int) -> Pass:
     """Raises NotFound."""
-    if found := select(db, Pass, "WHERE id = ?", [id]):
-        return found[0]
+    if rows := select(db, Pass, "WHERE id = ?", [id]):
+        return rows[0]
     raise NotFound("pass", id)
 
 

@@ -56,8 +56,8 @@ def add(db: Database, revision: Revision) -> None:
 
 def get(db: Database, id: int) -> Revision:
     """Raises NotFound."""
-    if found := select(db, Revision, "WHERE id = ?", [id]):
-        return found[0]
+    if rows := select(db, Revision, "WHERE id = ?", [id]):
+        return rows[0]
     raise NotFound("revision", id)
 
 

@@ -52,8 +52,8 @@ def priority(value: Priority) -> Callable[[F], F]:
 
 
 def priority_of(fn: Callable[..., object]) -> Priority:
-    found: Priority = getattr(fn, _MARK, Priority.NORMAL)
-    return found
+    priority: Priority = getattr(fn, _MARK, Priority.NORMAL)
+    return priority
 
 
 class Room:

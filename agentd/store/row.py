@@ -49,8 +49,8 @@ def insert(db: Database, row: Row) -> int:
 def select(db: Database, kind: type[R], rest: str = "", parameters: Sequence[Any] = ()) -> list[R]:
     """The rows of `kind`'s table that the rest of the statement (WHERE, ORDER BY, LIMIT) leaves."""
     decode = {field.name: _decoder(field.type) for field in fields(kind)}
-    found = db.query(f"SELECT * FROM {kind.table} {rest}", parameters)
-    return [kind(**{name: decode[name](value) for name, value in values.items()}) for values in found]
+    rows = db.query(f"SELECT * FROM {kind.table} {rest}", parameters)
+    return [kind(**{name: decode[name](value) for name, value in values.items()}) for values in rows]
 
 
 def where(**conditions: Any) -> tuple[str, list[Any]]:

@@ -70,15 +70,15 @@ def _fits(arguments: dict[str, Any], schema: dict[str, Any]) -> bool:
     return True
 
 
-def _set(db: Database, task: str, found: dict[str, list[str]], state: str, event: str) -> None:
-    ids = [id for some in found.values() for id in some]
+def _set(db: Database, task: str, drifted: dict[str, list[str]], state: str, event: str) -> None:
+    ids = [id for some in drifted.values() for id in some]
     if not ids:
         return
     db.execute("UPDATE examples SET state = ? WHERE id IN (SELECT value FROM json_each(?))", [state, to_json(ids)])
     if event == BACK:
         events.add(db, event, f"task {task}: {len(ids)} examples take part again: the tools that they call are back")
         return
-    names = sorted(found)
+    names = sorted(drifted)
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     what = f"task {task}: {len(ids)} examples are set aside: newer requests do not declare {shown} as they call it"
     events.add(db, event, what, data={"task": task, "examples": len(ids), "tools": names})

@@ -45,8 +45,8 @@ def holdout(db: Database, task: str, limit: int, known: set[str] | None = None) 
     known = established(db).get(task, set()) if known is None else known
     # Those of weight below 1 that took part once do so for life: the draw is the same for every pass.
     old = list(_by_turns([_shares(_newest_of(db, known), 0)]))
-    found = _by_turns(_by_task(db, "holdout", ["new", "used"], [task], lambda group, _: _newest(db, group), 0))
-    fresh = list(itertools.islice((id for id in found if id not in known), limit))
+    ids = _by_turns(_by_task(db, "holdout", ["new", "used"], [task], lambda group, _: _newest(db, group), 0))
+    fresh = list(itertools.islice((id for id in ids if id not in known), limit))
     kept = max(limit - len(fresh), min(len(old), limit // 2))
     return _newest_first(db, old[:kept] + fresh[: max(0, limit - len(old[:kept]))])
 
@@ -70,13 +70,13 @@ def established(db: Database) -> dict[str, set[str]]:
         "SELECT example_id, max(passes.created_at) AS at FROM passes CROSS JOIN pass_examples"
         " ON pass_id = passes.id AND role = 'holdout' WHERE passes.state = 'committed' GROUP BY example_id"
     )
-    found: dict[str, set[str]] = {}
+    by_task: dict[str, set[str]] = {}
     for task, id in db.execute(
         f"SELECT task, id FROM ({judges}) CROSS JOIN examples ON examples.id = example_id"
         f" WHERE split = 'holdout' AND {USABLE} AND updated_at <= at"
     ):
-        found.setdefault(task, set()).add(id)
-    return found
+        by_task.setdefault(task, set()).add(id)
+    return by_task
 
 
 # --- the groups of examples that have task, split, state and label in common, each in an order of its own
@@ -168,5 +168,5 @@ def _newest_first(db: Database, ids: Sequence[str]) -> list[Example]:
 def _by_id(db: Database, ids: Sequence[str]) -> list[Example]:
     """In the order of `ids`."""
     rows = select(db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(list(ids))])
-    found = {example.id: example for example in rows}
-    return [found[id] for id in ids]
+    by_id = {example.id: example for example in rows}
+    return [by_id[id] for id in ids]

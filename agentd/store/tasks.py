@@ -32,8 +32,8 @@ class Task(Row):
 
 
 def find(db: Database, name: str) -> Task | None:
-    found = select(db, Task, "WHERE name = ?", [name])
-    return found[0] if found else None
+    rows = select(db, Task, "WHERE name = ?", [name])
+    return rows[0] if rows else None
 
 
 def get(db: Database, name: str) -> Task:
@@ -160,10 +160,10 @@ def _is_provisional(db: Database, task: Task) -> bool:
     if task.source == "config" or task.choices or task.open:
         return False
     kinds = ", ".join(f"'{kind}'" for kind in _PROVISIONAL)
-    found = db.execute(
+    cursor = db.execute(
         f"SELECT max(kind IN ({kinds})), max(kind NOT IN ({kinds})) FROM examples WHERE task = ?", [task.name]
     )
-    judged, answered = found.fetchone()
+    judged, answered = cursor.fetchone()
     return bool(judged) and not answered
 
 

@@ -51,11 +51,11 @@ def finish(db: Database, revision: int, state: str, reason: str | None = None) -
 
 def running(db: Database) -> Trial | None:
     """The trial that has not ended, if there is one."""
-    found = select(db, Trial, "WHERE state = 'running' ORDER BY started_at DESC LIMIT 1")
-    return found[0] if found else None
+    rows = select(db, Trial, "WHERE state = 'running' ORDER BY started_at DESC LIMIT 1")
+    return rows[0] if rows else None
 
 
 def _get(db: Database, revision: int) -> Trial:
-    if found := select(db, Trial, "WHERE revision = ?", [revision]):
-        return found[0]
+    if rows := select(db, Trial, "WHERE revision = ?", [revision]):
+        return rows[0]
     raise NotFound("trial of revision", revision)

@@ -102,20 +102,20 @@ class Batch:
     @cached_property
     def rows(self) -> list[int]:
         """Per term of every example the row that it is scored at, in the flattened (rows x tokens)."""
-        found, at, sequence = [], self.prefix, 0
+        indices, at, sequence = [], self.prefix, 0
         for example in self.examples:
             encoded, shared = example.encoded, len(example.encoded.shared)
             own = [sum(map(len, encoded.own[:s])) for s in range(len(encoded.own))] if self.together else []
             for s, position, _ in encoded.terms:
                 if not self.together:
-                    found.append((sequence + s) * self.shape[1] + position)
+                    indices.append((sequence + s) * self.shape[1] + position)
                 elif position < self.prefix:
-                    found.append(position)
+                    indices.append(position)
                 else:
-                    found.append(at + position - self.prefix + (own[s] if position >= shared else 0))
+                    indices.append(at + position - self.prefix + (own[s] if position >= shared else 0))
             at += encoded.n_distinct - self.prefix
             sequence += len(encoded.own)
-        return found
+        return indices
 
 
 def batches(examples: Sequence[Example], prefix: int, tokens: int, together: bool) -> list[Batch]:

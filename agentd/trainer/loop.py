@@ -124,11 +124,11 @@ def batches_of(training: Sequence[Example], seed: int, epoch: int, size: int) ->
     chance = random.Random(f"{seed} {epoch}")
     order = chance.sample(training, len(training))
     span = max(1, _ALIKE // size) * size
-    found: list[list[Example]] = []
+    batches: list[list[Example]] = []
     for begin in range(0, len(order), span):
         alike = sorted(order[begin : begin + span], key=_length)
-        found += [alike[i : i + size] for i in range(0, len(alike), size)]
-    return chance.sample(found, len(found))
+        batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+    return chance.sample(batches, len(batches))
 
 
 def _length(example: Example) -> int:

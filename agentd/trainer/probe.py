@@ -52,8 +52,8 @@ def _memory(what: str) -> int | None:
     getrusage(2) would count what the process that started this one had at that moment.
     """
     with contextlib.suppress(OSError):
-        if found := re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return int(found[1]) * 1024
+        if match := re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(match[1]) * 1024
     return None
 
 

@@ -91,18 +91,18 @@ class Spec:
 
     def problems(self) -> list[str]:
         """What is wrong although every field is of its type."""
-        found = []
+        messages = []
         if self.end_block <= self.first_block:
-            found.append(f"end_block ({self.end_block}) is not above first_block ({self.first_block})")
+            messages.append(f"end_block ({self.end_block}) is not above first_block ({self.first_block})")
         if not self.train:
-            found.append("train is empty, so there is nothing to train on")
+            messages.append("train is empty, so there is nothing to train on")
         if self.states not in STATES:
-            found.append(f"states must be one of {', '.join(STATES)}, not {self.states!r:.60}")
+            messages.append(f"states must be one of {', '.join(STATES)}, not {self.states!r:.60}")
         if self.states == "computed" and not self.first_block:
-            found.append("states cannot be computed where there is no trunk")
+            messages.append("states cannot be computed where there is no trunk")
         if self.states == "tapped" and len(self.starts) != len(self.train) + len(self.dev):
-            found.append(f"starts has {len(self.starts)} rows for {len(self.train) + len(self.dev)} examples")
-        return found
+            messages.append(f"starts has {len(self.starts)} rows for {len(self.train) + len(self.dev)} examples")
+        return messages
 
 
 def read_spec(path: Path) -> Spec:
@@ -141,19 +141,19 @@ def _examples(spec: Spec, problems: list[str]) -> list[Example]:
     except OSError as error:
         problems.append(f"encoded: {spec.encoded}: {error.strerror or error}")
         return []
-    found = []
+    examples = []
     for i, number in enumerate(numbers):
         where = f"encoded: {spec.encoded}: example {number}"
         try:
             encoded = Encoded.from_json(json.loads(lines[number]))
             if trouble := _trouble(encoded, spec.prefix):
                 problems.append(f"{where} {trouble}")
-            found.append(Example(number, encoded, dev=i >= len(spec.train)))
+            examples.append(Example(number, encoded, dev=i >= len(spec.train)))
         except KeyError:
             problems.append(f"{where} is not there")
         except (TypeError, ValueError) as error:
             problems.append(f"{where} is none: {error}")
-    return found
+    return examples
 
 
 def _trouble(encoded: Encoded, prefix: int) -> str | None:

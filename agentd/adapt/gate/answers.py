@@ -86,8 +86,8 @@ class GateAnswers:
         for i, numbers in enumerate(groups.values()):
             done, started = len(answers), time.monotonic()
             share = max(0.0, left) / (len(groups) - i)
-            found = await engine.call(Answer(self.file, numbers, share), lambda n, done=done: report(done + n))  # type: ignore[misc]
-            answers |= {number: answer for number, answer in zip(numbers, found, strict=True) if answer is not None}
+            replies = await engine.call(Answer(self.file, numbers, share), lambda n, done=done: report(done + n))  # type: ignore[misc]
+            answers |= {number: answer for number, answer in zip(numbers, replies, strict=True) if answer is not None}
             left -= min(share, time.monotonic() - started)
         return min(seconds, time.monotonic() - begun)
 
@@ -101,18 +101,18 @@ class GateAnswers:
             metric = self.metric[line.task]
             if line.member is not None and metric in metrics.GENERATED and self._both(number):
                 shares[line.member.number] = metrics.share_right(metric, said.text, said.calls, line.target)
-        found = {}
+        by_task = {}
         for name, outcome in outcomes.items():
-            found[name] = replace(outcome, metric=self.metric[name])
+            by_task[name] = replace(outcome, metric=self.metric[name])
             if self.metric[name] in metrics.GENERATED:
                 mine = [shares.get(member.number) for member in holdout if member.task.name == name]
                 hits = [None if share is None else share == 1.0 for share in mine]
-                found[name] = replace(found[name], hits=hits, shares=mine)
-        return found
+                by_task[name] = replace(by_task[name], hits=hits, shares=mine)
+        return by_task
 
     def no_calls(self) -> dict[str, NoCall]:
         """By task, whether calls were made where none is wanted."""
-        found: dict[str, NoCall] = {}
+        by_task: dict[str, NoCall] = {}
         for own in (True, False):  # where a task has few of its own, small talk has the last word
             for task in dict.fromkeys(line.task for line in self.lines):
                 lines = enumerate(self.lines)
@@ -120,12 +120,12 @@ class GateAnswers:
                 numbers = [n for n in mine if self.lines[n].wants_no_call and self._both(n)]
                 if numbers:
                     calls = [[bool(said[n].calls) for n in numbers] for said in (self.before, self.after)]
-                    found[task] = NoCall("holdout" if own else "small talk", *calls)
-        return found
+                    by_task[task] = NoCall("holdout" if own else "small talk", *calls)
+        return by_task
 
     def shown(self) -> dict[str, list[dict[str, Any]]]:
         """Some answers of every task, for people: of those that changed, and of those that did not, in turn."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        samples: dict[str, list[dict[str, Any]]] = {}
         for task, metric in self.metric.items():
             if metric not in metrics.GENERATED:
                 continue
@@ -135,8 +135,8 @@ class GateAnswers:
                     entry = _entry(line, line.member, metric, self.before[number], self.after[number])
                     kinds.setdefault((entry["before_right"], entry["after_right"]), []).append(entry)
             ordered = sorted(kinds, key=lambda kind: kind[0] == kind[1])
-            found[task] = _in_turn([kinds[kind] for kind in ordered])[:_SHOWN]
-        return found
+            samples[task] = _in_turn([kinds[kind] for kind in ordered])[:_SHOWN]
+        return samples
 
     def _both(self, number: int) -> bool:
         return number in self.before and number in self.after

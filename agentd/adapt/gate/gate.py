@@ -118,12 +118,12 @@ def outcomes(
     nll_weight: float,
 ) -> dict[str, Outcome]:
     """Per task, from the engine's log-likelihoods of the members in their order."""
-    found: dict[str, Outcome] = {}
+    by_task: dict[str, Outcome] = {}
     hits: dict[str, list[bool | None]] = defaultdict(list)
     for member, score in zip(members, scores, strict=True):
         example = encoded[member.number]
         result = example_objective(example, score.choices, score.target, nll_weight)
-        outcome = found.setdefault(member.example.task, Outcome([], []))
+        outcome = by_task.setdefault(member.example.task, Outcome([], []))
         outcome.losses.append(result.loss)
         outcome.established.append(member.established)
         # A task may have demonstrations among its labels: those have a loss and no hit.
@@ -131,7 +131,7 @@ def outcomes(
         hits[member.example.task].append(right and all(map(math.isfinite, score.choices)))
     return {
         name: replace(outcome, hits=hits[name] if any(hit is not None for hit in hits[name]) else [])
-        for name, outcome in found.items()
+        for name, outcome in by_task.items()
     }
 
 

@@ -53,9 +53,9 @@ def fields_right(value: Any, right: Any) -> float:
     """The share of leaves that are right, of all that either value has; 0 for what is no JSON."""
     if value is _ABSENT or right is _ABSENT:
         return 0.0
-    found, wanted = dict(_leaves(value)), dict(_leaves(right))
-    paths = found.keys() | wanted.keys()
-    return sum(found.get(path, _ABSENT) == wanted.get(path, _ABSENT) for path in paths) / len(paths)
+    leaves, right_leaves = dict(_leaves(value)), dict(_leaves(right))
+    paths = leaves.keys() | right_leaves.keys()
+    return sum(leaves.get(path, _ABSENT) == right_leaves.get(path, _ABSENT) for path in paths) / len(paths)
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,10 +88,10 @@ def _wished(method: str, blocks: int | str, layers: int) -> list[tuple[str, int]
         raise PassRefused(f"{blocks} layers were asked for, and the model has {layers}")
     every = [("suffix-bp", layers), *(("elasticzo", k) for k in range(layers - 1, 0, -1)), ("mezo", 0)]
     every += [("suffix-bp", k) for k in range(layers - 1, 0, -1)]
-    found = [(m, k) for m, k in every if method in ("auto", m) and (blocks == "auto" or k == int(blocks))]
-    if not found:
+    candidates = [(m, k) for m, k in every if method in ("auto", m) and (blocks == "auto" or k == int(blocks))]
+    if not candidates:
         raise PassRefused(f"{method} does not go with k = {blocks} of {layers} layers")
-    return found
+    return candidates
 
 
 def _predicted(header: ClassifierHeader, data: Dataset, k: int) -> dict[str, int]:

@@ -81,9 +81,9 @@ class Training:
 
     async def probe(self, model: Path) -> dict[str, Any]:
         """Whether the trainer can build this model's blocks: {"supported", "reason", ...}."""
-        found: dict[str, Any] = {"supported": False, "reason": "the trainer gave no answer"}
-        await self._spawn(["--probe", str(model)], found.update)
-        return found
+        answer: dict[str, Any] = {"supported": False, "reason": "the trainer gave no answer"}
+        await self._spawn(["--probe", str(model)], answer.update)
+        return answer
 
     async def _spawn(
         self, arguments: list[str], on_event: Callable[[dict[str, Any]], None], answer: Answer | None = None

@@ -144,8 +144,8 @@ async def drive(
 
 def row(result: StepResult, seconds: float) -> dict[str, Any]:
     """A step as the database keeps it."""
-    found: dict[str, Any] = {"phase": "zo", "step": result.step, "loss": result.loss, "dev_loss": result.dev_loss}
-    found |= {"seconds": seconds, "projected_gradient": result.projected_gradient, "lr": result.lr}
+    entry: dict[str, Any] = {"phase": "zo", "step": result.step, "loss": result.loss, "dev_loss": result.dev_loss}
+    entry |= {"seconds": seconds, "projected_gradient": result.projected_gradient, "lr": result.lr}
     if result.applied:
-        found |= {"seed": str(result.applied[0].seed), "epsilon": result.applied[0].epsilon}
-    return found
+        entry |= {"seed": str(result.applied[0].seed), "epsilon": result.applied[0].epsilon}
+    return entry

@@ -70,15 +70,15 @@ async def engine_runtime(engine: Supervisor, architecture: ModelShapes, context:
             zeroth_order=False,
             runtime=0,
         )
-        found = after - before - footprint.total(terms)
+        extra = after - before - footprint.total(terms)
     except (AgentdError, OSError) as error:
         logger.info("what a session costs the engine could not be measured: %s", error)
         return None
     finally:
         source.unlink(missing_ok=True)
         target.unlink(missing_ok=True)
-    logger.info("a session costs the engine %.0f MiB besides what it works on", found / footprint.MIB)
-    return max(_LEAST, found + _SPREAD)
+    logger.info("a session costs the engine %.0f MiB besides what it works on", extra / footprint.MIB)
+    return max(_LEAST, extra + _SPREAD)
 
 
 def _size(engine: Supervisor) -> int | None:

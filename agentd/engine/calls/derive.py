@@ -172,9 +172,9 @@ def _trigger(turns: Turns, opening: Segment, later: Segment | None) -> tuple[str
         head = common_end(head, other) if len(opening) == len(later) else head
     head = head.lstrip()
     plain = turns.prompt + turns.before + turns.after
-    for found in re.finditer(r"[>\]]", head):
-        if found.end() >= _BARE and head[: found.end()] not in plain:
-            return head[: found.end()], False
+    for bracket in re.finditer(r"[>\]]", head):
+        if bracket.end() >= _BARE and head[: bracket.end()] not in plain:
+            return head[: bracket.end()], False
     bare = re.split(r"[\[{]", head, maxsplit=1)[0]
     if len(bare) >= _BARE:
         return bare, False

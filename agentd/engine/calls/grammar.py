@@ -144,10 +144,10 @@ class CallGrammar:
 
     def _until_control(self, text: str) -> tuple[str, str]:
         """A text up to its first control token, and the grammar of the rest."""
-        found = self._split.search(text) if self._controls else None
-        if found is None:
+        match = self._split.search(text) if self._controls else None
+        if match is None:
             return text, ""
-        return text[: found.start()], self._literal((text[found.start() :],))
+        return text[: match.start()], self._literal((text[match.start() :],))
 
     def _literal(self, segment: Segment, name: str = "") -> str:
         """Fixed texts, of which control tokens are tokens."""

@@ -160,9 +160,9 @@ class _Marked:
         for word, value in _WORDS.items():
             if self._take(word):
                 return value
-        if found := _NUMBER.match(self.text, self.at):
-            self.at = found.end()
-            return json.loads(found.group())
+        if match := _NUMBER.match(self.text, self.at):
+            self.at = match.end()
+            return json.loads(match.group())
         raise Unreadable(f"no value at {self.text[self.at : self.at + 20]!r}")
 
     def _marked(self) -> str:
@@ -175,8 +175,8 @@ class _Marked:
     def _pair(self) -> tuple[str, Any]:
         if self._take(self.mark):
             key = self._marked()
-        elif found := _KEY.match(self.text, self.at):
-            key, self.at = found.group(), found.end()
+        elif match := _KEY.match(self.text, self.at):
+            key, self.at = match.group(), match.end()
         else:
             raise Unreadable("no key")
         if not self._take(":"):

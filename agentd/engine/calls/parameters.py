@@ -64,8 +64,8 @@ def derive_parameters(turns: Turns, calls: CallFormat, body: Callable[[str], str
 
     middles, ends = {"string": middle}, {"string": end}
     for kind, (sample, pattern) in _SAMPLES.items():
-        if found := re.search(pattern, text := written(sample)):
-            middles[kind], ends[kind] = text[: found.start()], text[found.end() :]
+        if match := re.search(pattern, text := written(sample)):
+            middles[kind], ends[kind] = text[: match.start()], text[match.end() :]
     values, mark = _values(written, middles, ends)
     words = {
         word: written(value)[len(middles[kind]) :].removesuffix(ends[kind])
@@ -90,8 +90,8 @@ def derive_parameters(turns: Turns, calls: CallFormat, body: Callable[[str], str
 def _around(text: str) -> tuple[str, str]:
     """What stands between the argument's name and value, and behind that."""
     _, _, rest = text.partition(_KEY)
-    middle, found, after = rest.partition(_TEXT)
-    if not found:
+    middle, separator, after = rest.partition(_TEXT)
+    if not separator:
         raise NotDerivable("it does not render arguments by their names")
     return middle, after
 

@@ -111,11 +111,11 @@ def take_apart(body: str, n: int, block: Callable[[int], str]) -> Pieces | None:
     before_name, before_arguments, arguments, at = [], [], [], 0
     for i in range(n):
         place = body.find(NAMES[i], at)
-        found = re.compile(block(i)).search(body, place + len(NAMES[i])) if place >= 0 else None
-        if found is None:
+        match = re.compile(block(i)).search(body, place + len(NAMES[i])) if place >= 0 else None
+        if match is None:
             return None
         before_name.append(body[at:place])
-        before_arguments.append(body[place + len(NAMES[i]) : found.start()])
-        arguments.append(found)
-        at = found.end()
+        before_arguments.append(body[place + len(NAMES[i]) : match.start()])
+        arguments.append(match)
+        at = match.end()
     return Pieces(before_name, before_arguments, arguments, body[at:])

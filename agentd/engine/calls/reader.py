@@ -258,14 +258,14 @@ class AnswerReader:
         arguments, call = self._form.calls.arguments, self._call
         assert isinstance(arguments, Parameters)
         assert call is not None
-        found = [
+        places = [
             (at, middle)
             for middle in dict.fromkeys(arguments.middle.values())
             if (at := self._buffer.find(middle)) >= 0
         ]
-        if not found:
+        if not places:
             return False
-        at, middle = min(found, key=lambda each: (each[0], -len(each[1])))
+        at, middle = min(places, key=lambda each: (each[0], -len(each[1])))
         if not last and any(
             len(other) > len(middle) and other.startswith(self._buffer[at:]) for other in arguments.middle.values()
         ):

@@ -34,8 +34,8 @@ def match(segment: Segment, text: str, at: int, name: str = "") -> tuple[int, st
                 return (MORE if part.startswith(rest) else NO), None
             at += len(part)
             continue
-        found = re.compile(part.value).match(text, at)
-        end = found.end() if found else at
+        hit = re.compile(part.value).match(text, at)
+        end = hit.end() if hit else at
         if end == len(text):
             return MORE, None
         following = segment[number + 1] if number + 1 < len(segment) else ""
@@ -67,18 +67,18 @@ def with_index(segment: Segment, number: int) -> Segment:
     parts: list[str | Hole] = []
     for part in segment:
         if isinstance(part, str):
-            before, found, after = _number(part, number)
-            parts += [p for p in (before, Hole.INDEX if found else "", after) if p != ""]
+            before, has_number, after = _number(part, number)
+            parts += [p for p in (before, Hole.INDEX if has_number else "", after) if p != ""]
         else:
             parts.append(part)
     return tuple(parts)
 
 
 def _number(text: str, number: int) -> tuple[str, bool, str]:
-    found = list(re.finditer(rf"(?<![0-9]){number}(?![0-9])", text))
-    if not found:
+    matches = list(re.finditer(rf"(?<![0-9]){number}(?![0-9])", text))
+    if not matches:
         return text, False, ""
-    return text[: found[-1].start()], True, text[found[-1].end() :]
+    return text[: matches[-1].start()], True, text[matches[-1].end() :]
 
 
 def cut(segment: Segment, ends: Sequence[str]) -> Segment:

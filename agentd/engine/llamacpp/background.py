@@ -236,11 +236,11 @@ class LlamaCppBackground:
         kept = np.empty((max(map(len, told), default=1) - 1, self._context.n_vocab), np.float32)
         divergences: list[float] = []
 
-        def keep(i: int, found: Floats) -> None:
-            kept[i] = found
+        def keep(i: int, log_p: Floats) -> None:
+            kept[i] = log_p
 
-        def compare(i: int, found: Floats) -> None:
-            divergences.append(kl_divergence(kept[i], found))
+        def compare(i: int, log_q: Floats) -> None:
+            divergences.append(kl_divergence(kept[i], log_q))
 
         for tokens in told:
             example = Encoded.of([tokens[:-1]], [], 0, [(0, p, token) for p, token in enumerate(tokens[1:])])

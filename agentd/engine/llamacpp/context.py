@@ -196,11 +196,11 @@ def release_zero_pages(before: frozenset[tuple[int, int]]) -> int:
 
 def anonymous_mappings() -> frozenset[tuple[int, int]]:
     """(start, end) of every private, writable, anonymous mapping of this process (proc(5))."""
-    found = set()
+    mappings = set()
     with open("/proc/self/maps") as maps:  # noqa: PTH123  # not a file of ours
         for line in maps:
             fields = line.split()
             if fields[1] == "rw-p" and len(fields) == 5:
                 start, end = fields[0].split("-")
-                found.add((int(start, 16), int(end, 16)))
-    return frozenset(found)
+                mappings.add((int(start, 16), int(end, 16)))
+    return frozenset(mappings)

@@ -31,7 +31,7 @@ class MicroBatch:
     examples: list[Encoded]
     turns: dict[int, int] = field(default_factory=dict)
     scored: dict[int, set[int]] = field(default_factory=dict)
-    found: dict[tuple[int, int], float] = field(default_factory=dict)
+    log_likelihoods: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 Read = Callable[[MicroBatch, int, Floats], None]
@@ -65,7 +65,7 @@ class Forward:
         """Log-likelihoods of a micro-batch that was run with its terms wanted."""
 
         def values(e: int, terms: Sequence[Term]) -> list[float]:
-            return [batch.found[batch.rows[e][s][p - len(self.prefix)], token] for s, p, token in terms]
+            return [batch.log_likelihoods[batch.rows[e][s][p - len(self.prefix)], token] for s, p, token in terms]
 
         return [
             Scores([sum(values(e, choice)) for choice in example.choices], values(e, example.target))
@@ -187,6 +187,6 @@ def _sequences(batch: MicroBatch) -> set[int]:
 
 
 def _find(batch: MicroBatch, row: int, logits: Floats) -> None:
-    found = log_probabilities(logits)
+    log_p = log_probabilities(logits)
     for token in batch.scored[row]:
-        batch.found[row, token] = float(found[token])
+        batch.log_likelihoods[row, token] = float(log_p[token])

@@ -21,7 +21,7 @@ from agentd.errors import AgentdError
 LIMIT = 1 << 28  # bytes of one message
 
 _OPERATIONS = {
-    name: found for name, found in vars(operations).items() if isinstance(found, type) and issubclass(found, Operation)
+    name: kind for name, kind in vars(operations).items() if isinstance(kind, type) and issubclass(kind, Operation)
 }
 
 
@@ -38,20 +38,20 @@ def command(number: int, operation: Operation[Any, Any]) -> bytes:
 
 def operation(message: dict[str, Any]) -> Operation[Any, Any]:
     """The operation of a message that `command` made."""
-    found: Operation[Any, Any] = reader(_OPERATIONS[message["op"]])(message["arguments"])
-    return found
+    request: Operation[Any, Any] = reader(_OPERATIONS[message["op"]])(message["arguments"])
+    return request
 
 
 def result(operation: Operation[R, Any], tree: Any) -> R:
     """What an operation returned, from a message."""
-    found: R = reader(_parameters(type(operation))[0])(tree)
-    return found
+    value: R = reader(_parameters(type(operation))[0])(tree)
+    return value
 
 
 def progress(operation: Operation[Any, P], tree: Any) -> P:
     """What an operation reported, from a message."""
-    found: P = reader(_parameters(type(operation))[1])(tree)
-    return found
+    value: P = reader(_parameters(type(operation))[1])(tree)
+    return value
 
 
 def reader(hint: Any) -> Callable[[Any], Any]:

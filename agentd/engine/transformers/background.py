@@ -95,8 +95,8 @@ class TransformersBackground:
 
     def score(self, examples: Sequence[Encoded]) -> Iterator[list[Scores]]:
         for pack in self._forward.packs(examples, WIDTH):
-            for found in self._run(lambda pack=pack: scores(pack, self._forward.run(pack))):  # type: ignore[misc]
-                yield [] if found is None else found
+            for batch in self._run(lambda pack=pack: scores(pack, self._forward.run(pack))):  # type: ignore[misc]
+                yield [] if batch is None else batch
 
     def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
         """See the protocol. One after the other: here two at a time take as long as one and another one."""
@@ -166,11 +166,11 @@ class TransformersBackground:
                 else:
                     (plus,) = both
         minus = 0.0
-        for found in self._gradient(examples, nll_weight, seed, -epsilon):
-            if found is None:
+        for value in self._gradient(examples, nll_weight, seed, -epsilon):
+            if value is None:
                 yield None
             else:
-                minus = found
+                minus = value
         plus = plus if epsilon else minus
         if math.isfinite(plus) and math.isfinite(minus):
             self._learning().own()
@@ -200,9 +200,9 @@ class TransformersBackground:
             kept: list[torch.Tensor] = []
             for name in (reference, candidate):
                 self._weights = self._staged[name]
-                for found in self._run(lambda pack=pack: self._forward.run(pack).log_probabilities()):  # type: ignore[misc]
-                    if found is not None:
-                        kept.append(found.double())
+                for log_p in self._run(lambda pack=pack: self._forward.run(pack).log_probabilities()):  # type: ignore[misc]
+                    if log_p is not None:
+                        kept.append(log_p.double())
                     yield None
             total += float((kept[0].exp() * (kept[0] - kept[1])).sum())
             n += len(kept[0])
@@ -233,11 +233,11 @@ class TransformersBackground:
             raise InvalidRequest("a loss needs examples")
         totals: list[float] = []
         for pack in self._forward.packs(examples, LOSS_TOKENS):
-            for found in self._run(lambda pack=pack: measure(lambda: self._summed(pack, nll_weight))):  # type: ignore[misc]
-                if found is None:
+            for values in self._run(lambda pack=pack: measure(lambda: self._summed(pack, nll_weight))):  # type: ignore[misc]
+                if values is None:
                     yield None
                 else:
-                    totals = [a + b for a, b in zip(totals or [0.0] * len(found), found, strict=True)]
+                    totals = [a + b for a, b in zip(totals or [0.0] * len(values), values, strict=True)]
             yield None
         yield tuple(total / len(examples) for total in totals)
 
@@ -255,8 +255,8 @@ class TransformersBackground:
         n, total = len(examples), 0.0
         self._learning().optimiser().drop()
         for pack in self._forward.packs(examples, LOSS_TOKENS):
-            for found in self._run(lambda pack=pack: self._differentiate(pack, nll_weight, n, seed, scale)):  # type: ignore[misc]
-                total += 0.0 if found is None else found
+            for part in self._run(lambda pack=pack: self._differentiate(pack, nll_weight, n, seed, scale)):  # type: ignore[misc]
+                total += 0.0 if part is None else part
                 yield None
         yield total / n
 
@@ -287,11 +287,11 @@ class TransformersBackground:
             self._enter()
             try:
                 with self._model.giving_way(self._give_way), self._beside():
-                    found = compute()
+                    value = compute()
             except Interrupted:
                 yield None
                 continue
-            yield found
+            yield value
             return
 
     def _give_way(self) -> None:

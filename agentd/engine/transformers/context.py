@@ -89,7 +89,7 @@ class Context:
         before = cache.get_seq_length() if self.reuses else 0
         padded = [*tokens, *([tokens[-1]] * (-n % PRODUCT_ROWS))] if pads else tokens
         try:
-            found = compute(padded, cache)
+            output = compute(padded, cache)
         except BaseException:
             if before:
                 caches.cut(cache, before)  # some of its layers are ahead of the others
@@ -98,4 +98,4 @@ class Context:
             raise
         if pads:
             caches.cut(cache, before + n)
-        return found
+        return output

@@ -82,12 +82,12 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
         """`adapter` is a ledger. Yields after every replayed step, so that serving need not wait."""
         if control is not None:
             raise RevisionCorrupt(weights, "the engine transformers has no control vectors")
-        found = self.model.base
+        image = self.model.base
         if adapter is not None:
             for each in self._staged.values():
                 each.release()  # a second set of weights is about to be written; who needs these takes them again
-            found = yield from self.lineage.build(weights, adapter)
-        self._staged.put(weights, found)
+            image = yield from self.lineage.build(weights, adapter)
+        self._staged.put(weights, image)
 
     def stage(self, weights: Name, adapter: Path | None, control: Path | None) -> None:
         finished(self.staging(weights, adapter, control))

@@ -187,8 +187,8 @@ def scores(pack: Pack, result: Result) -> list[Scores]:
 def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[float, list[float]]:
     """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
     loss, by_terms = [], []
-    for example, found in zip(pack.examples, _summed(pack, values), strict=True):
-        each = example_objective(example, found.choices, found.target, nll_weight)
+    for example, scores in zip(pack.examples, _summed(pack, values), strict=True):
+        each = example_objective(example, scores.choices, scores.target, nll_weight)
         loss.append(each.loss)
         by_terms += [by_term for part in (*each.choices, each.target) for by_term in part]
     return math.fsum(loss), by_terms
@@ -196,11 +196,11 @@ def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[floa
 
 def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:
     taken = iter(values)
-    found = []
+    scores = []
     for example in pack.examples:
         choices = [sum(next(taken) for _ in terms) for terms in example.choices]
-        found.append(Scores(choices, [next(taken) for _ in example.target]))
-    return found
+        scores.append(Scores(choices, [next(taken) for _ in example.target]))
+    return scores
 
 
 def _places(pack: Pack) -> list[Place]:
@@ -216,5 +216,5 @@ def _places(pack: Pack) -> list[Place]:
 
 def _windows(config: Any) -> list[int]:
     """The sizes of sliding windows, and of chunks that see nothing before them, in tokens."""
-    found = [getattr(config.get_text_config(), name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return [size for size in found if isinstance(size, int) and size > 0]
+    sizes = [getattr(config.get_text_config(), name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return [size for size in sizes if isinstance(size, int) and size > 0]

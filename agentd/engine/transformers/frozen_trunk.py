@@ -39,14 +39,14 @@ class TrunkStates:
             self._end += raw.nbytes
 
     def get(self, pack: Pack, like: Tensor) -> Tensor:
-        found = torch.zeros_like(like)
+        states = torch.zeros_like(like)
         width = like.shape[-1]
         for number, example in enumerate(pack.examples):
             rows = _rows(pack, number)
             self._file.seek(self._places[id(example)][1])
             raw = np.frombuffer(bytearray(self._file.read(len(rows) * width * like.element_size())), np.uint8)
-            found[0, rows] = torch.from_numpy(raw).view(like.dtype).view(-1, width).to(like.device)
-        return found
+            states[0, rows] = torch.from_numpy(raw).view(like.dtype).view(-1, width).to(like.device)
+        return states
 
     def close(self) -> None:
         self._file.close()

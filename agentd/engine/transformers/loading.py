@@ -136,14 +136,14 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
         if not files:
             raise ModelUnusable(source.path, "there are no safetensors files in it")
         stored = images.read(files)
-        if (found := images.arranged(stored, shapes, dtype)) is not None:
-            return found
+        if (image := images.arranged(stored, shapes, dtype)) is not None:
+            return image
     source.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = source.folder / f"base-{source.key[:16]}-{str(dtype).partition('.')[2]}.safetensors"
     if path.exists():
-        found = images.arranged(images.read([path]), shapes, dtype)
-        if found is not None:
-            return found
+        image = images.arranged(images.read([path]), shapes, dtype)
+        if image is not None:
+            return image
     logger.info("writing %s as it will be served to %s", source.path, path)
     with replacement(path) as temporary:
         made = images.create(temporary, ((name, shape, dtype) for name, shape in shapes.items()))
@@ -152,9 +152,9 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
             _dequantise(source, module, config, target)
         else:
             _convert(source, dtype, target)
-    found = images.arranged(images.read([path]), shapes, dtype)
-    assert found is not None
-    return found
+    image = images.arranged(images.read([path]), shapes, dtype)
+    assert image is not None
+    return image
 
 
 def _dequantise(source: Source, module: nn.Module, config: Any, target: Mapping[str, torch.Tensor]) -> None:
@@ -215,12 +215,12 @@ def _vocabulary(source: Source, config: Any) -> Vocabulary:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelUnusable(source.path, "its tokenizer has no fast form (tokenizer.json)")
     ends = getattr(config, "eos_token_id", None)
-    found = [ends] if isinstance(ends, int) else list(ends or [])
+    end_ids = [ends] if isinstance(ends, int) else list(ends or [])
     with contextlib.suppress(OSError):
         from transformers import GenerationConfig
 
         if not source.is_gguf:
             more = GenerationConfig.from_pretrained(str(source.path)).eos_token_id
-            found += [more] if isinstance(more, int) else list(more or [])
+            end_ids += [more] if isinstance(more, int) else list(more or [])
     size = int(getattr(config.get_text_config(), "vocab_size", 0) or len(tokenizer))
-    return Vocabulary(tokenizer, found, size)
+    return Vocabulary(tokenizer, end_ids, size)
