@@ -216,15 +216,15 @@ class DaemonProcess:
         return self.post("/v1/chat/completions", body)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.get("/admin/status", admin=True).json
-        return found
+        tree: dict[str, Any] = self.get("/admin/status", admin=True).json
+        return tree
 
     def inference(self, id: str) -> dict[str, Any]:
         """The inference as it is recorded."""
         answer = self.get(f"/admin/inferences/{id}", admin=True)
         assert answer.status == 200, answer.body
-        found: dict[str, Any] = answer.json
-        return found
+        tree: dict[str, Any] = answer.json
+        return tree
 
     def counts(self) -> dict[str, int]:
         """How many rows each table has, through a connection that only reads. Events are left out: the daemon writes
@@ -288,8 +288,8 @@ def eventually(look: Callable[[], T], timeout: float = 10.0) -> T:
     """The first true value of `look`, asked again and again. `timeout` is in seconds of an idle machine."""
     deadline = time.monotonic() + PATIENCE * timeout
     while True:
-        if found := look():
-            return found
+        if value := look():
+            return value
         assert time.monotonic() < deadline, f"{look} did not come true within {PATIENCE * timeout:g} s"
         time.sleep(0.02)
 

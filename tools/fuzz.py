@@ -102,11 +102,11 @@ def fuzz(path: Path, pids: dict[str, int], cases: int, number: int = 0, limit: f
     status, text = client.send("GET", "/openapi.json", None, {})
     assert status == 200, text
     schema = schemathesis.openapi.from_dict(json.loads(text))
-    found: list[Any] = [cast(Any, result).ok() for result in schema.get_all_operations()]
+    operations: list[Any] = [cast(Any, result).ok() for result in schema.get_all_operations()]
     began, turn = time.monotonic(), 0
-    each = max(1, min(_EACH, cases // (5 * len(found))))
+    each = max(1, min(_EACH, cases // (5 * len(operations))))
     while report.cases < cases and time.monotonic() - began < limit:
-        for operation in found:
+        for operation in operations:
             for mode in _MODES:
                 if time.monotonic() - began < limit:
                     _cases(client, operation, mode, each, number + turn, report)
@@ -143,12 +143,12 @@ def hostile(
 
 def sizes(pids: dict[str, int]) -> dict[str, int]:
     """Resident memory and descriptors of the processes."""
-    found: dict[str, int] = {}
+    values: dict[str, int] = {}
     for name, pid in pids.items():
         process = psutil.Process(pid)
-        found[f"{name} resident bytes"] = process.memory_info().rss
-        found[f"{name} descriptors"] = process.num_fds()
-    return found
+        values[f"{name} resident bytes"] = process.memory_info().rss
+        values[f"{name} descriptors"] = process.num_fds()
+    return values
 
 
 def _cases(client: Client, operation: Any, mode: GenerationMode, n: int, number: int, report: Report) -> None:

@@ -9,8 +9,8 @@ FILE = Path(__file__).resolve().parent / "data" / "movie_reviews.jsonl"
 
 def rows(split: str | None = None) -> list[dict[str, Any]]:
     """{"text", "label": positive | negative, "split", …} of `train` or `heldout`; without `split`, all."""
-    found = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-    return [row for row in found if split in (None, row["split"])]
+    reviews = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    return [row for row in reviews if split in (None, row["split"])]
 
 
 def liked(split: str) -> list[dict[str, Any]]:

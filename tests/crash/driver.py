@@ -133,8 +133,8 @@ class Driver:
         os.set_blocking(reader, False)
         status: int | None = None
         while status is None and time.monotonic() < deadline:
-            found, raw = os.waitpid(pid, os.WNOHANG)
-            status = os.waitstatus_to_exitcode(raw) if found else None
+            ended, raw = os.waitpid(pid, os.WNOHANG)
+            status = os.waitstatus_to_exitcode(raw) if ended else None
             data += _read(reader)
             time.sleep(0.002)
         if status is None:

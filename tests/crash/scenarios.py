@@ -233,8 +233,8 @@ def _rows(db: Database, acknowledged: list[str]) -> None:
 
 async def _files(s: Services, config: Config) -> None:
     known = await s.store.call(known_directories)
-    found = {path.name for path in (config.state.dir / "revisions").iterdir()}
-    assert found == {str(number) for number in known}, f"files {found}, rows {known}"
+    folders = {path.name for path in (config.state.dir / "revisions").iterdir()}
+    assert folders == {str(number) for number in known}, f"files {folders}, rows {known}"
     for number in known:
         s.adaptation.files.verified(number)
 

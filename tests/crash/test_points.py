@@ -117,11 +117,11 @@ def drivers() -> Iterator[Drivers]:
 @pytest.fixture(scope="module")
 def clean(drivers: Drivers) -> dict[str, dict[str, Any]]:
     """Every scenario without a fault."""
-    found = {scenario: drivers.run(scenario) for scenario in SCENARIOS}
-    for scenario, result in found.items():
+    results = {scenario: drivers.run(scenario) for scenario in SCENARIOS}
+    for scenario, result in results.items():
         assert result["problem"] is None, (scenario, result["problem"])
         assert result["outcome"] == "done", (scenario, result)
-    return found
+    return results
 
 
 def failures(results: list[tuple[Run, dict[str, Any]]]) -> list[str]:

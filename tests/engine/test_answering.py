@@ -91,10 +91,10 @@ def answers(session: Session, tmp_path: Path) -> Callable[..., list[Answered | N
         source.write_text("\n".join(lines) + "\n")
         steps = session.begin(Answer(source, list(range(len(inputs))), seconds))
         reports: list[int] = []
-        found: list[Answered | None] = result(steps, reports)
+        answered: list[Answered | None] = result(steps, reports)
         assert reports == sorted(reports)
-        assert reports[-1:] in ([], [sum(each is not None for each in found)])
-        return found
+        assert reports[-1:] in ([], [sum(each is not None for each in answered)])
+        return answered
 
     return run
 
@@ -112,7 +112,7 @@ def result(steps: Steps[Any, Any], reports: list[int] | None = None) -> Any:
 
 def served(engine: Engine, inputs: list[dict[str, Any]], max_tokens: int = 64) -> list[tuple[str, list[Any]]]:
     """What clients get who ask for the same, alone."""
-    found = []
+    replies = []
     for input in inputs:
         schema = json.dumps(SCHEMA) if "response_format" in input else None
         body = {name: value for name, value in input.items() if name != "response_format"}
@@ -122,8 +122,8 @@ def served(engine: Engine, inputs: list[dict[str, Any]], max_tokens: int = 64) -
             for piece in engine.step():
                 assert piece.error is None, piece.error
                 reply.add(piece)
-        found.append((reply.text, reply.calls))
-    return found
+        replies.append((reply.text, reply.calls))
+    return replies
 
 
 def plain(answer: Answered | None) -> tuple[str, list[Any]]:
@@ -139,11 +139,11 @@ def without_ids(answer: tuple[str, list[Any]]) -> tuple[str, list[Any]]:
 
 
 def test_answers_are_those_that_are_served(engine: Engine, answers: Callable[..., list[Answered | None]]) -> None:
-    found = [without_ids(plain(answer)) for answer in answers(INPUTS)]
-    assert found == [without_ids(answer) for answer in served(engine, INPUTS)]
-    assert all(calls and not text for text, calls in found[:4])
-    assert any(text and not calls for text, calls in found[4:5])
-    assert re.match(r"\s*{\s*\"n", found[5][0])
+    replies = [without_ids(plain(answer)) for answer in answers(INPUTS)]
+    assert replies == [without_ids(answer) for answer in served(engine, INPUTS)]
+    assert all(calls and not text for text, calls in replies[:4])
+    assert any(text and not calls for text, calls in replies[4:5])
+    assert re.match(r"\s*{\s*\"n", replies[5][0])
 
 
 def test_interruptions_change_nothing(

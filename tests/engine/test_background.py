@@ -97,11 +97,11 @@ def tap(background: Background, examples: list[Encoded], block: int, path: Path)
 def whole(prefix: int, start: int, rows: "Rows", example: Encoded) -> list["Rows"]:
     """The rows (tokens, n_embd) of each of an example's sequences, out of a tap."""
     shared = len(example.shared) - prefix
-    found, at = [], start + shared
+    sequences, at = [], start + shared
     for own in example.own:
-        found.append(np.concatenate([rows[:prefix], rows[start : start + shared], rows[at : at + len(own)]]))
+        sequences.append(np.concatenate([rows[:prefix], rows[start : start + shared], rows[at : at + len(own)]]))
         at += len(own)
-    return found
+    return sequences
 
 
 Rows = np.typing.NDArray[np.float32]
@@ -282,9 +282,9 @@ def test_the_input_of_the_first_block_is_the_embedding_of_each_token(
     stored = next(tensor for tensor in gguf.GGUFReader(model_path).tensors if tensor.name == "token_embd.weight")
     for start, example in zip(index.starts, examples, strict=True):
         states = whole(index.prefix_rows, start, rows, example)
-        for found, sequence in zip(states, example.sequences, strict=True):
+        for state, sequence in zip(states, example.sequences, strict=True):
             expected = gguf.quants.dequantize(stored.data[sequence], stored.tensor_type)
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            np.testing.assert_allclose(state, expected, atol=1e-6)
 
 
 def test_the_loss_is_the_mean_objective_of_the_scores(

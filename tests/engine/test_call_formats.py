@@ -65,8 +65,8 @@ GENERIC = {
 
 @cache
 def conversations() -> dict[str, Conversation]:
-    found = sorted(templates.fetch().glob("*.jinja"))
-    return {path.stem: Conversation(templates.load(path), lambda: ENDS) for path in found}
+    paths = sorted(templates.fetch().glob("*.jinja"))
+    return {path.stem: Conversation(templates.load(path), lambda: ENDS) for path in paths}
 
 
 def own() -> Iterator[tuple[str, Conversation, AnswerFormat, Turns]]:

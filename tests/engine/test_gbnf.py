@@ -44,8 +44,8 @@ def taken(constraint: Constraint, vocabulary: Vocabulary, text: str) -> bool:
 def allowed(constraint: Constraint) -> list[int]:
     tokens = constraint.allowed()
     assert tokens is not None
-    found: list[int] = tokens.tolist()
-    return found
+    ids: list[int] = tokens.tolist()
+    return ids
 
 
 def taken_by_llamacpp(grammar: str, vocabulary: Vocabulary, text: str) -> bool:

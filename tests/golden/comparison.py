@@ -34,21 +34,21 @@ def rounded(tree: Any) -> Any:
     return float(f"{tree:.{_DIGITS}g}") if isinstance(tree, float) else tree
 
 
-def differences(found: Any, expected: Any, where: str = "") -> list[str]:
+def differences(measured: Any, expected: Any, where: str = "") -> list[str]:
     """A line for each difference: floats to a relative tolerance, all else exactly."""
     relative = next((tolerance for key, tolerance in _LESS.items() if key in where), _RELATIVE)
-    if isinstance(found, dict) and isinstance(expected, dict):
-        lines = [f"{where}/{key}: only in the record" for key in expected if key not in found]
-        lines += [f"{where}/{key}: not in the record" for key in found if key not in expected]
-        for key in found:
+    if isinstance(measured, dict) and isinstance(expected, dict):
+        lines = [f"{where}/{key}: only in the record" for key in expected if key not in measured]
+        lines += [f"{where}/{key}: not in the record" for key in measured if key not in expected]
+        for key in measured:
             if key in expected:
-                lines += differences(found[key], expected[key], f"{where}/{key}")
+                lines += differences(measured[key], expected[key], f"{where}/{key}")
         return lines
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
+    if isinstance(measured, list) and isinstance(expected, list) and len(measured) == len(expected):
+        pairs = enumerate(zip(measured, expected, strict=True))
         return [line for i, pair in pairs for line in differences(*pair, f"{where}/{i}")]
-    if type(found) is type(expected) is float:
-        same = math.isclose(found, expected, rel_tol=relative, abs_tol=_ABSOLUTE)
+    if type(measured) is type(expected) is float:
+        same = math.isclose(measured, expected, rel_tol=relative, abs_tol=_ABSOLUTE)
     else:
-        same = type(found) is type(expected) and found == expected
-    return [] if same else [f"{where}: {found!r}, and {expected!r} was recorded"]
+        same = type(measured) is type(expected) and measured == expected
+    return [] if same else [f"{where}: {measured!r}, and {expected!r} was recorded"]

@@ -82,13 +82,13 @@ def _learn(local: Any, method: str, moved: Path) -> dict[str, Any]:
             local, **given, weights="0", epsilon=epsilon, in_place=True, remade=False, queries=queries
         )
 
-    found = curve(results, asyncio.run(run()))
+    record = curve(results, asyncio.run(run()))
     if method not in ("mezo", "sparse-mezo"):  # of these a ledger has everything
         local.run(WriteMoved(moved))
         tensors = image.read([moved]).open().tensors
-        found["tensors"] = len(tensors)
-        found["moved"] = {name: norm(tensors[name]) for name in sorted(tensors)[:_SHOWN]}
-    return found
+        record["tensors"] = len(tensors)
+        record["moved"] = {name: norm(tensors[name]) for name in sorted(tensors)[:_SHOWN]}
+    return record
 
 
 def _int8(folder: Path, bp_layers: int) -> dict[str, Any]:

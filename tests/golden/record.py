@@ -45,7 +45,7 @@ def main(sections: list[str]) -> int:
     made_with = {library: version(library) for library in _LIBRARIES}
     ordered = {section: tree[section] for section in SECTIONS if section in tree}
     text = json.dumps({"made_with": made_with, **ordered}, indent=1, ensure_ascii=False)
-    text = _LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    text = _LIST.sub(lambda match: "[" + " ".join(match[1].split()) + "]", text)
     RECORDED.write_text(text + "\n", encoding="utf-8")
     return 0
 

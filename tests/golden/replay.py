@@ -28,15 +28,15 @@ _RULES: dict[str, dict[str, Any]] = {
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         for rule, options in _RULES.items():
-            found[f"mezo, {dtype}, {rule}"] = _mezo(folder, getattr(torch, dtype), options)
-        found[f"low-rank change, {dtype}"] = _merged(getattr(torch, dtype))
+            results[f"mezo, {dtype}, {rule}"] = _mezo(folder, getattr(torch, dtype), options)
+        results[f"low-rank change, {dtype}"] = _merged(getattr(torch, dtype))
     for bp_layers in (0, 1):
-        found[f"int8, {bp_layers} layers by backpropagation"] = _int8(bp_layers)
-    found["control vector"] = _control(folder)
-    return found
+        results[f"int8, {bp_layers} layers by backpropagation"] = _int8(bp_layers)
+    results["control vector"] = _control(folder)
+    return results
 
 
 def steps() -> list[ledger.Step]:

@@ -45,13 +45,13 @@ TRAIN, DEV = list(range(10)), list(range(10, 14))
 
 def examples() -> list[dict[str, Any]]:
     """Choices of one token and of several, and in three places free text."""
-    found = []
+    rows = []
     for number, text in enumerate(_TEXTS):
         choices = [] if number % 5 == 4 else WORDS if number % 3 == 2 else CHOICES
         target = choices[number % 2] if choices else f"It is {text[:4]}."
         question = {"messages": [{"role": "user", "content": f"Which letter?\n\n{text}"}]}
-        found.append({"input": question, "choices": choices, "target": target})
-    return found
+        rows.append({"input": question, "choices": choices, "target": target})
+    return rows
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> Path:

@@ -66,7 +66,7 @@ def llamacpp(folder: Path) -> dict[str, Any]:
 
 def transformers(folder: Path) -> dict[str, Any]:
     """The revision is the second of a line: steps, and on top of them steps of other kinds and a low-rank change."""
-    model, found = tiny_model.write(folder / "tiny.gguf"), {}
+    model, results = tiny_model.write(folder / "tiny.gguf"), {}
     for dtype in ("float32", "bfloat16"):
         engine = TransformersEngine(
             model,
@@ -79,14 +79,14 @@ def transformers(folder: Path) -> dict[str, Any]:
         )
         try:
             path = _line(folder / "revisions")
-            found[f"weights in {dtype}"] = finished(engine.replaying(path))
+            results[f"weights in {dtype}"] = finished(engine.replaying(path))
             if dtype == "float32":
                 engine.stage(REVISION, path, None)
-                found |= _answers(engine, folder)
-                found |= _collected(engine, folder)
+                results |= _answers(engine, folder)
+                results |= _collected(engine, folder)
         finally:
             engine.close()
-    return found
+    return results
 
 
 def int8(folder: Path) -> dict[str, Any]:
@@ -97,32 +97,32 @@ def int8(folder: Path) -> dict[str, Any]:
     engine.model.save(other, folder / "other.safetensors")
     engine.stage(REVISION, folder / "other.safetensors", None)
     x, _ = images(8)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for weights in ("0", REVISION):
         engine.swap(weights)
-        found[f"probabilities at {weights}"] = [engine.classify(array(image)).probabilities for image in x]
+        results[f"probabilities at {weights}"] = [engine.classify(array(image)).probabilities for image in x]
     engine.close()
     mantissas = (codes(16, *BARS.input) - 128).clamp(-127, 127).char()
     together, _ = network().forward(Int8Tensor(mantissas, SCALING.exponent))
-    found["logits"], found["exponent"] = together.mantissa.tolist(), together.exponent
-    return found
+    results["logits"], results["exponent"] = together.mantissa.tolist(), together.exponent
+    return results
 
 
 def _answers(engine: Engine, folder: Path) -> dict[str, Any]:
     local = LocalEngine(Session(engine.background(lambda: False)))
     source, target = write_lines(folder / "examples.jsonl", examples()), folder / "encoded.jsonl"
     n = local.run(Encode(source, target))
-    found: dict[str, Any] = {"encoded": sha256(_encoded(target).encode())}
+    results: dict[str, Any] = {"encoded": sha256(_encoded(target).encode())}
     for weights in ("0", REVISION):
         engine.swap(weights)
         local.run(Use(weights))
-        found[f"served at {weights}"] = dict(_served(engine))
-        found[f"scores at {weights}"] = [asdict(scores) for scores in local.run(ScoreExamples(list(range(n))))]
-        found[f"loss at {weights}"] = local.run(
+        results[f"served at {weights}"] = dict(_served(engine))
+        results[f"scores at {weights}"] = [asdict(scores) for scores in local.run(ScoreExamples(list(range(n))))]
+        results[f"loss at {weights}"] = local.run(
             Loss(list(range(n)), nll_weight=0.1, seed=5, scale=1e-3 if weights == "0" else 0.0)
         )
-    found["drift"] = local.run(Drift(list(_NEUTRAL), "0", REVISION))
-    return found
+    results["drift"] = local.run(Drift(list(_NEUTRAL), "0", REVISION))
+    return results
 
 
 def _encoded(path: Path) -> str:
@@ -201,8 +201,8 @@ def _collected(engine: TransformersEngine, folder: Path) -> dict[str, str]:
     ledger.write(made / "ledger", ledger.Ledger(0, []))
     (made / "manifest.json").write_text(json.dumps({"ranks": [3]}))
     _write_change(made / "lora.safetensors", 3)
-    found = {}
+    digests = {}
     for kind in ("gguf", "safetensors"):
         finished(engine.collecting(made / "ledger", folder / f"exported.{kind}", kind))
-        found[f"exported as {kind}"] = sha256((folder / f"exported.{kind}").read_bytes())
-    return found
+        digests[f"exported as {kind}"] = sha256((folder / f"exported.{kind}").read_bytes())
+    return digests

@@ -10,8 +10,8 @@ from .record import SECTIONS, measure
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_what_was_recorded_is_what_there_is(section: str, tmp_path: Path) -> None:
-    found = differences(measure(section, tmp_path), recorded()[section], section)
-    assert not found, "\n".join(found[:40])
+    lines = differences(measure(section, tmp_path), recorded()[section], section)
+    assert not lines, "\n".join(lines[:40])
 
 
 def test_a_difference_is_found() -> None:

@@ -101,10 +101,10 @@ class _Pass:
         trajectory = asyncio.run(run())
         self._local.run(WriteControl(control))
         vectors = read_control_vector(control, _N_LAYER, _N_EMBD)
-        found = curve(results, trajectory)
-        found[ROUGHLY]["control"] = [norm(torch.from_numpy(row)) for row in vectors]
+        record = curve(results, trajectory)
+        record[ROUGHLY]["control"] = [norm(torch.from_numpy(row)) for row in vectors]
         # The engine keeps keys and values in 16 bits: its losses have a grain, and every step builds on the one before.
-        return found | {NEARLY: {key: found.pop(key) for key in ("loss", "dev_loss")}}
+        return record | {NEARLY: {key: record.pop(key) for key in ("loss", "dev_loss")}}
 
     def on_top(self, adapter: Path, control: Path, output: Path) -> dict[str, Any]:
         """Goes on from an adapter, over a control vector; the trainer runs the trunk and keeps one block in memory."""

@@ -163,8 +163,8 @@ def ask(engine: Engine, *requests: Generate) -> list[Answer]:
 
 def last(values: Iterable[Any]) -> Any:
     """What work ends with; before it come Nones, where serving may cut in."""
-    *_, found = values
-    return found
+    *_, final = values
+    return final
 
 
 def review(text: str) -> dict[str, Any]:

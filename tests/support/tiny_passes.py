@@ -86,16 +86,16 @@ def finished(daemon: DaemonProcess, number: int, timeout: float = 60) -> dict[st
 
 def said(daemon: DaemonProcess) -> list[tuple[str, list[float]]]:
     """Answers with the log-probabilities of their tokens: another weight anywhere shows."""
-    found = []
+    replies = []
     for text in ("What now?", "aaaaaa", "zzzzzz"):
         choice = daemon.ask(text, logprobs=True, max_tokens=3).json["choices"][0]
-        found.append((choice["message"]["content"], [entry["logprob"] for entry in choice["logprobs"]["content"]]))
-    return found
+        replies.append((choice["message"]["content"], [entry["logprob"] for entry in choice["logprobs"]["content"]]))
+    return replies
 
 
 def manifest(daemon: DaemonProcess, revision: int) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
-    return found
+    tree: dict[str, Any] = daemon.get(f"/admin/revisions/{revision}", admin=True).json["manifest"]
+    return tree
 
 
 def roll(daemon: DaemonProcess, revision: int) -> None:

@@ -28,17 +28,17 @@ def test_a_turned_camera_is_recovered_from(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "The camera is turned by 45°" in run.stdout
-    found = json.loads(figures.read_text())
-    assert found["failed"] == 0
-    assert found["labels"] > 800
-    assert found["quarantined"] == 0  # a camera that labels this fast is no flood with its configuration
-    assert found["answers"] == 1600
-    assert found["accuracy_turned_unadapted"] < found["accuracy_upright"] - 0.2
-    assert found["accuracy_turned_at_the_end"] > found["accuracy_turned_unadapted"] + 0.1
-    committed = [each for each in found["passes"] if each["outcome"] == "committed"]
+    results = json.loads(figures.read_text())
+    assert results["failed"] == 0
+    assert results["labels"] > 800
+    assert results["quarantined"] == 0  # a camera that labels this fast is no flood with its configuration
+    assert results["answers"] == 1600
+    assert results["accuracy_turned_unadapted"] < results["accuracy_upright"] - 0.2
+    assert results["accuracy_turned_at_the_end"] > results["accuracy_turned_unadapted"] + 0.1
+    committed = [each for each in results["passes"] if each["outcome"] == "committed"]
     assert committed
     assert {each["method"] for each in committed} == {"elasticzo"}
-    assert len(found["curve"]) == 16
+    assert len(results["curve"]) == 16
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -27,8 +27,8 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
 
 
 def told(daemon: DaemonProcess) -> list[dict[str, Any]]:
-    found = daemon.get("/admin/events?limit=1000", admin=True).json["events"]
-    return [event for event in found if event["kind"] in (CHECKED, DAMAGED)]
+    rows = daemon.get("/admin/events?limit=1000", admin=True).json["events"]
+    return [event for event in rows if event["kind"] in (CHECKED, DAMAGED)]
 
 
 def test_a_week_after_the_last_look_everything_is_read(daemon: DaemonProcess) -> None:
@@ -98,10 +98,10 @@ def test_an_index_that_lost_a_row_is_found(tmp_path: Path) -> None:
     store.raw(damage)
     store.close()
     connection = sqlite3.connect(tmp_path / "agentd.db")
-    found = _database_problems(connection)
+    problems = _database_problems(connection)
     connection.close()
-    assert found
-    assert all(problem.startswith("database: ") for problem in found)
+    assert problems
+    assert all(problem.startswith("database: ") for problem in problems)
     os.truncate(tmp_path / "agentd.db", 8192)
     connection = sqlite3.connect(tmp_path / "agentd.db")
     assert _database_problems(connection)

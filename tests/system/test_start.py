@@ -165,9 +165,9 @@ def test_a_database_that_is_damaged(unstarted: DaemonProcess) -> None:
 
 
 def engines(daemon: DaemonProcess) -> list[psutil.Process]:
-    found = psutil.Process(daemon.pid).children(recursive=True)
-    assert found
-    return found
+    children = psutil.Process(daemon.pid).children(recursive=True)
+    assert children
+    return children
 
 
 def test_after_kill_9_the_engine_is_gone_and_the_next_start_replaces_the_sockets(unstarted: DaemonProcess) -> None:

@@ -11,32 +11,32 @@ HELPERS = frozenset({"__init__", "__main__"})
 
 def benchmarks() -> dict[str, tuple[str, str]]:
     """Name -> (module, what it measures): every module beside this one, and under paper/, that can be run."""
-    found = {}
+    modules = {}
     for path in sorted([*HERE.glob("*.py"), *HERE.glob("paper/*.py")]):
         source = path.read_text(encoding="utf-8")
         if path.stem in HELPERS or 'if __name__ == "__main__":' not in source:
             continue
         parts = path.relative_to(HERE).with_suffix("").parts
         doc = ast.get_docstring(ast.parse(source)) or ""
-        found[path.stem.replace("_", "-")] = (
+        modules[path.stem.replace("_", "-")] = (
             ".".join(("tools.bench", *parts)),
             doc.split("\n\n")[0].replace("\n", " "),
         )
-    return found
+    return modules
 
 
 def main() -> int:
-    found = benchmarks()
-    if len(sys.argv) < 2 or sys.argv[1] not in found:
+    modules = benchmarks()
+    if len(sys.argv) < 2 or sys.argv[1] not in modules:
         asked_for_help = len(sys.argv) > 1 and sys.argv[1] in {"-h", "--help"}
         stream = sys.stdout if asked_for_help else sys.stderr
         print(__doc__, file=stream)
-        for name, (_, about) in found.items():
+        for name, (_, about) in modules.items():
             print(f"  {name:17} {about}", file=stream)
         return 0 if asked_for_help else 2
     name = sys.argv.pop(1)
     sys.argv[0] = f"python -m tools.bench {name}"
-    runpy.run_module(found[name][0], run_name="__main__", alter_sys=False)
+    runpy.run_module(modules[name][0], run_name="__main__", alter_sys=False)
     return 0
 
 

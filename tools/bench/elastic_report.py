@@ -49,11 +49,11 @@ def table(rows: list[Row]) -> str:
 
 
 def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         k = f", k = {row['blocks']}" if row["blocks"] else ""
-        found[row["task"], row["method"] + k].append(row)
-    return dict(found)
+        groups[row["task"], row["method"] + k].append(row)
+    return dict(groups)
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -42,11 +42,11 @@ def reviews(judge: str) -> Task:
 
 def sarcasm(judge: str, source: Path) -> Task:
     """Headlines, sarcastic or not: `sarcasm/samples.jsonl` of the source distribution of evals 3.0.1.post1."""
-    found = {}
+    labels = {}
     for line in source.read_text().splitlines():
         tree = json.loads(line)
-        found[tree["input"][-1]["content"]] = int(tree["ideal"])
-    rows = sorted(found.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+        labels[tree["input"][-1]["content"]] = int(tree["ideal"])
+    rows = sorted(labels.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
     made = [(f"Headline: {text}\nIs this headline sarcastic? Answer:", right) for text, right in rows]
     begin = TRAIN if judge == "tune" else TRAIN + JUDGED
     return Task("sarcasm", (" no", " yes"), made[:TRAIN], made[begin : begin + JUDGED])

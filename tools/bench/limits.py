@@ -195,9 +195,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|--:|--:|---|--:|--:|---|---|--:|--:|",
     ]
     for row in rows:
-        found, *size = [f"{row[name] / MB:.0f}" if row[name] else "–" for name in ("budget", "needed", "measured")]
+        budget, *size = [f"{row[name] / MB:.0f}" if row[name] else "–" for name in ("budget", "needed", "measured")]
         holdout = "–" if row["holdout"] is None else " → ".join(f"{part:.1%}" for part in row["holdout"])
-        cells = [f"{row['free'] / MB:.0f}", found, row["plan"] or "–", *size, holdout, row["outcome"]]
+        cells = [f"{row['free'] / MB:.0f}", budget, row["plan"] or "–", *size, holdout, row["outcome"]]
         cells += [f"{row['requests']}, {row['failed']}", str(row["kills"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -106,10 +106,12 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         cells = [result["name"].partition(" batch=")[0], str(result["batch"])]
         cells += [str(result["longest"]), str(result["context"]), result["objective"], str(result.get("labels", 2))]
-        found = dict(ratios(result))
+        by_term = dict(ratios(result))
         for name in ("engine", "trainer", "together"):
             measured, predicted = result["measured"][name], result["predicted"][name]
-            shown = [f"{measured / MIB:.0f}", f"{predicted / MIB:.0f}", f"{found[name]:.2f}"] if measured else ["–"] * 3
+            shown = (
+                [f"{measured / MIB:.0f}", f"{predicted / MIB:.0f}", f"{by_term[name]:.2f}"] if measured else ["–"] * 3
+            )
             cells += shown
         lines.append("| " + " | ".join([*cells, "yes" if holds(result) else "**no**"]) + " |")
     return "\n".join(lines)

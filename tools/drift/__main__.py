@@ -97,11 +97,11 @@ class Drift:
                 camera.close()
             passes = self._passes(daemon)
             status = daemon.ctl.get("/admin/status")
-        found = points(self._seen, self._unadapted(path), WINDOW)
-        figures = self._figures(found, turned_at, passes, status)
+        curve = points(self._seen, self._unadapted(path), WINDOW)
+        figures = self._figures(curve, turned_at, passes, status)
         if options.plot:
             title = f"LeNet-5 in int8, {self._images.name}: the camera is turned by {options.angle}°"
-            draw(options.plot, found, turned_at, passes, title)
+            draw(options.plot, curve, turned_at, passes, title)
         self._report(figures)
         return figures
 
@@ -180,17 +180,17 @@ class Drift:
     def _unadapted(self, path: Path) -> list[bool]:
         """Whether the model as it was would have been right, for every image shown: computed here, one by one."""
         loaded = int8_model.load(path)
-        found = []
+        hits = []
         for image, label in self._shown:
             logits, _ = loaded.network.forward(loaded.quantised(image[None].double()))
-            found.append(int(logits.mantissa.argmax(1)) == label)
-        return found
+            hits.append(int(logits.mantissa.argmax(1)) == label)
+        return hits
 
     def _figures(
-        self, found: list[Point], turned_at: float, passes: list[dict[str, Any]], status: dict[str, Any]
+        self, curve: list[Point], turned_at: float, passes: list[dict[str, Any]], status: dict[str, Any]
     ) -> dict[str, Any]:
-        upright = [point for point in found if point.at < turned_at]
-        turned = [point for point in found if point.at >= turned_at]
+        upright = [point for point in curve if point.at < turned_at]
+        turned = [point for point in curve if point.at >= turned_at]
         last = turned[-max(1, len(turned) // 4) :]
         before, lost = fmean(p.served for p in upright), fmean(p.unadapted for p in turned)
         after = fmean(p.served for p in last)
@@ -208,7 +208,7 @@ class Drift:
             "seconds": self._now(),
             "passes": passes,
             "processes": status["memory"]["processes"],
-            "curve": [[p.at, p.served, p.unadapted] for p in found],
+            "curve": [[p.at, p.served, p.unadapted] for p in curve],
         }
 
     def _report(self, figures: dict[str, Any]) -> None:

@@ -22,25 +22,25 @@ class Point:
 
 def points(seen: Sequence[Seen], unadapted: Sequence[bool], window: int) -> list[Point]:
     """Windows of `window` answers each; one at the end that is not full is left out."""
-    found = []
+    curve = []
     for start in range(0, len(seen) - window + 1, window):
         part = seen[start : start + window]
         kept = unadapted[start : start + window]
         middle = (part[0].at + part[-1].at) / 2
-        found.append(Point(middle, sum(each.right for each in part) / window, sum(kept) / window))
-    return found
+        curve.append(Point(middle, sum(each.right for each in part) / window, sum(kept) / window))
+    return curve
 
 
-def draw(path: Path, found: Sequence[Point], turned_at: float, passes: Sequence[dict[str, Any]], title: str) -> None:
+def draw(path: Path, curve: Sequence[Point], turned_at: float, passes: Sequence[dict[str, Any]], title: str) -> None:
     """A PNG or SVG, as the name ends. `passes` have {"began", "at", "outcome", "revision"}. Needs matplotlib."""
     figures = importlib.import_module("matplotlib.figure")
     figure = figures.Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot(
         1, 1, 1, title=title, xlabel="seconds", ylabel="accuracy of the answers, %", ylim=(0, 100)
     )
-    times = [point.at for point in found]
-    axes.plot(times, [100 * point.unadapted for point in found], "--", color=_GREY, label="the model as it was")
-    axes.plot(times, [100 * point.served for point in found], "o-", color="#1f6fb4", label="served")
+    times = [point.at for point in curve]
+    axes.plot(times, [100 * point.unadapted for point in curve], "--", color=_GREY, label="the model as it was")
+    axes.plot(times, [100 * point.served for point in curve], "o-", color="#1f6fb4", label="served")
     axes.axvline(turned_at, color="#b4331f")
     axes.annotate("camera turned", (turned_at, 3), xytext=(4, 0), textcoords="offset points", color="#b4331f")
     for each in passes:

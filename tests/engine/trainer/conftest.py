@@ -129,11 +129,11 @@ class Case:
     @property
     def starts(self) -> list[int]:
         """Where the examples' rows begin in a tap."""
-        found, at = [], len(self.prefix)
+        offsets, at = [], len(self.prefix)
         for each in self.encoded:
-            found.append(at)
+            offsets.append(at)
             at += each.n_distinct - len(self.prefix)
-        return found
+        return offsets
 
 
 def write_encoded(path: Path, encoded: list[Encoded]) -> Path:

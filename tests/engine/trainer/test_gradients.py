@@ -284,7 +284,7 @@ def test_answers_share_their_text(model_path: Path, reference: Any, llama: Any, 
     (batch,) = learner.micro_batches(spec.examples)
     assert batch.shape == (1, prefix + sum(each.n_distinct - prefix for each in encoded))
     assert batch.shape[1] < sum(map(len, encoded[0].sequences))
-    found = []
+    results = []
     for shares in (True, False):
         learner.suffix.shares = shares
         for layer in learner.lora.values():
@@ -293,8 +293,8 @@ def test_answers_share_their_text(model_path: Path, reference: Any, llama: Any, 
         gradients = [matrix.grad.clone() for matrix in learner.parameters if matrix.grad is not None]
         for matrix in learner.parameters:
             matrix.grad = None
-        found.append((loss, gradients))
-    (loss, gradients), (plain, theirs) = found
+        results.append((loss, gradients))
+    (loss, gradients), (plain, theirs) = results
     assert loss == pytest.approx(plain, rel=1e-4)
     assert len(gradients) == len(learner.parameters)
     assert all((a - b).norm() <= 1e-3 * b.norm() for a, b in zip(gradients, theirs, strict=True))

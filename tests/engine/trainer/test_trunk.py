@@ -101,7 +101,7 @@ def test_scaled_embeddings_and_windows(gemma3_path: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         hidden = model.eval()(tokens, output_hidden_states=True).hidden_states[4]
     encoded = [Encoded.of([sequence], [], 0, [(0, 25, 7)]) for sequence in tokens.tolist()]
-    found = computed(
+    states = computed(
         {
             "model": str(gemma3_path),
             "first_block": 4,
@@ -114,7 +114,7 @@ def test_scaled_embeddings_and_windows(gemma3_path: Path, tmp_path: Path) -> Non
             "output": str(tmp_path / "adapter.gguf"),
         }
     )
-    assert apart(found, torch.cat([hidden[0, :12], hidden[:, 12:].flatten(0, 1)])) < 1e-4
+    assert apart(states, torch.cat([hidden[0, :12], hidden[:, 12:].flatten(0, 1)])) < 1e-4
 
 
 def test_training_goes_on_from_it(spec: dict[str, Any], run_trainer: Any, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_the_minus_pass_s_gradient_is_that_at_the_perturbed_trunk(
         if trunk:
             background.update(7, trunk)
         last(background.descend(examples, 0.1, 7, at, lr))
-        found = {name: after - before[name] for name, after in parameters(background).items()}
-        return {name: change for name, change in found.items() if name.startswith(("model.layers.3.", "model.norm."))}
+        changes = {name: after - before[name] for name, after in parameters(background).items()}
+        return {name: change for name, change in changes.items() if name.startswith(("model.layers.3.", "model.norm."))}
 
     elastic, by_hand, at_theta = moved(0.0, epsilon), moved(-epsilon, 0.0), moved(0.0, 0.0)
     assert elastic.keys() == by_hand.keys() != set()
@@ -113,8 +113,8 @@ class SessionOracle:
         self.background, self.examples = background, examples
 
     def loss(self, seed: int, scale: float, batch: int) -> float:
-        found: float = last(self.background.loss(self.examples, 0.1, seed, scale))
-        return found
+        value: float = last(self.background.loss(self.examples, 0.1, seed, scale))
+        return value
 
     def update(self, seed: int, coefficient: float) -> None:
         self.background.update(seed, coefficient)
@@ -290,9 +290,9 @@ def test_serving_sees_the_committed_weights_between_the_parts_of_a_step(
     alone = last(background.descend(examples, 0.1, 3, 1e-3, 3e-3)), background.digest()
     background.use(BASE)
     losses = []
-    for found in background.descend(examples, 0.1, 3, 1e-3, 3e-3):
+    for pair in background.descend(examples, 0.1, 3, 1e-3, 3e-3):
         assert ask(engine, request)[0].logprobs == clean
-        losses.append(found)
+        losses.append(pair)
     assert len(losses) > 4
     assert (losses[-1], background.digest()) == alone
 

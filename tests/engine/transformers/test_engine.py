@@ -105,8 +105,8 @@ def test_a_line_of_ledgers_is_replayed_from_the_base(engine: TransformersEngine,
     write(revisions / "1" / "ledger", STEPS[:2])
     write(revisions / "2" / "ledger", STEPS[2:3], parent=1)
     engine.stage("3", write(revisions / "3" / "ledger", STEPS[3:], parent=2), None)
-    found = [digest(engine._staged[name].mapped) for name in ("whole", "3")]
-    assert found[0] == found[1]
+    digests = [digest(engine._staged[name].mapped) for name in ("whole", "3")]
+    assert digests[0] == digests[1]
     with pytest.raises(RevisionCorrupt, match="ledger cannot be read"):
         engine.stage("9", write(tmp_path / "orphan", STEPS, parent=77), None)
 
@@ -147,9 +147,9 @@ def test_scores_are_those_of_each_sequence_by_itself(
     engine: TransformersEngine, background: TransformersBackground, examples: list[Encoded]
 ) -> None:
     several = background.encode(review("Fine."), ["It was wonderful", "It was terrible"], "It was terrible")
-    found = last(background.score([several]))[0]
+    scores = last(background.score([several]))[0]
     room = 1e-4 if engine.model.dtype == torch.float32 else 0.1
-    for value, terms in zip(found.choices, several.choices, strict=True):
+    for value, terms in zip(scores.choices, several.choices, strict=True):
         expected = 0.0
         for s, p, token in terms:
             logits = engine.model.forward(several.sequences[s][: p + 1], [p], use_cache=False)
@@ -223,10 +223,10 @@ def test_only_the_weights_that_serve_stay_in_memory(engine: TransformersEngine, 
     def scored() -> list[Any]:
         opened = engine.background(lambda: False)
         opened.use("1")
-        found = last(opened.score([opened.encode(review(text), CHOICES, label) for text, label in REVIEWS]))
+        scores = last(opened.score([opened.encode(review(text), CHOICES, label) for text, label in REVIEWS]))
         assert resident("1") > size / 2
         opened.close()
-        return list(found)
+        return list(scores)
 
     engine.stage("1", write(tmp_path / "ledger", STEPS), None)
     size = engine.model.base.image.size

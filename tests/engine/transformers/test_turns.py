@@ -95,9 +95,9 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
         if rule.adapters is None and rule.blocks < tiny_model.N_BLOCKS:
             busy.update(1, 1e-4)  # what learns is not what serves any more
         turns.asked, turns.at = 0, at
-        found, asked = work(busy, examples), turns.asked
+        results, asked = work(busy, examples), turns.asked
         turns.at = set()
-        return found, asked, last(busy.loss(examples, 0.1, 0, 0.0)), busy.digest()
+        return results, asked, last(busy.loss(examples, 0.1, 0, 0.0)), busy.digest()
 
     run(set())  # the first one tries out what the model obeys
     plain = run(set())
@@ -116,8 +116,8 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
     assert answered == whole
     turns.serve = None
     for place in {1, 2, whole // 3, whole // 2, whole - 1, whole}:
-        found, asked, *after = run({place})
-        assert (found[-1], *after) == (plain[0][-1], *plain[2:])
+        pieces, asked, *after = run({place})
+        assert (pieces[-1], *after) == (plain[0][-1], *plain[2:])
         assert asked > whole  # it was repeated
     assert [answer.logprobs for answer in ask(engine, *requests)] == clean
     assert all("forward" not in vars(module) for module in engine.model.module.modules())

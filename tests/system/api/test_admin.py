@@ -86,8 +86,8 @@ def test_nothing_learned_yet(daemon: DaemonProcess) -> None:
 def test_feedback_is_filtered_and_its_total_with_it(daemon: DaemonProcess) -> None:
     assert get(daemon, "feedback")["total"] == 5
     for query, total in {"kind=label": 3, "kind=float": 2, "task=reviews": 3, "kind=label&task=reviews": 2}.items():
-        found = get(daemon, f"feedback?{query}&limit=1")
-        assert (found["total"], len(found["feedback"])) == (total, 1)
+        page = get(daemon, f"feedback?{query}&limit=1")
+        assert (page["total"], len(page["feedback"])) == (total, 1)
     assert get(daemon, "feedback?task=unknown") == {"feedback": [], "total": 0}
     assert "label, demonstration" in get(daemon, "feedback?kind=rating", 400)["message"]
 

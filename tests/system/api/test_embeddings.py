@@ -42,11 +42,11 @@ def test_texts_become_vectors_of_length_one(daemon: DaemonProcess) -> None:
     answer = daemon.post(PATH, {"input": texts, "model": "default"}).json
     assert answer["usage"] == dict.fromkeys(("prompt_tokens", "total_tokens"), sum(map(len, texts)))
     assert answer["agentd"] == {"revision": 0}
-    found = [entry["embedding"] for entry in answer["data"]]
-    assert {len(vector) for vector in found} == {tiny_model.N_EMBD}
-    assert all(math.isclose(cosine(v, v), 1, rel_tol=1e-5) for v in found)
-    assert cosine(found[0], found[1]) > cosine(found[0], found[2])
-    assert vectors(daemon, texts[1]) == [found[1]]  # the same alone as in company
+    embeddings = [entry["embedding"] for entry in answer["data"]]
+    assert {len(vector) for vector in embeddings} == {tiny_model.N_EMBD}
+    assert all(math.isclose(cosine(v, v), 1, rel_tol=1e-5) for v in embeddings)
+    assert cosine(embeddings[0], embeddings[1]) > cosine(embeddings[0], embeddings[2])
+    assert vectors(daemon, texts[1]) == [embeddings[1]]  # the same alone as in company
 
 
 def test_numbers_and_base64_say_the_same(daemon: DaemonProcess) -> None:

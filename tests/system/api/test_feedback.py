@@ -36,8 +36,8 @@ def send(daemon: DaemonProcess, *lines: Any) -> Answer:
 
 
 def examples(daemon: DaemonProcess, task: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = daemon.get(f"/admin/examples?task={task}", admin=True).json["examples"]
-    return found
+    rows: list[dict[str, Any]] = daemon.get(f"/admin/examples?task={task}", admin=True).json["examples"]
+    return rows
 
 
 def test_every_served_request_is_recorded_with_its_revision_and_can_be_named(daemon: DaemonProcess) -> None:

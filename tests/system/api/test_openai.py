@@ -147,9 +147,9 @@ def test_json_of_a_schema(client: openai.OpenAI, name: str) -> None:
         temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "review", "schema": schema, "strict": True}},
     )
-    found = json.loads(answer.choices[0].message.content or "")
-    assert isinstance(found["liked"], bool)
-    assert found["stars"] in (1, 2, 3)
+    review = json.loads(answer.choices[0].message.content or "")
+    assert isinstance(review["liked"], bool)
+    assert review["stars"] in (1, 2, 3)
 
 
 def test_logit_bias_makes_a_token_certain(client: openai.OpenAI, name: str) -> None:

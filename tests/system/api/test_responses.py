@@ -40,14 +40,14 @@ def said(tree: dict[str, Any]) -> str:
 def events(daemon: DaemonProcess, **fields: Any) -> list[dict[str, Any]]:
     answer = daemon.post(PATH, {"input": "hi", "stream": True, **fields})
     assert answer.status == 200, answer.body[:300]
-    found = []
+    stream = []
     for block in answer.body.decode().strip().split("\n\n"):
         name, data = block.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
-        found.append(event)
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    return found
+        stream.append(event)
+    assert [event["sequence_number"] for event in stream] == list(range(len(stream)))
+    return stream
 
 
 def delete(daemon: DaemonProcess, id: str) -> Answer:
@@ -111,18 +111,18 @@ def test_store_false_leaves_nothing(daemon: DaemonProcess) -> None:
 
 
 def test_events_make_up_the_response(daemon: DaemonProcess) -> None:
-    found = events(daemon, temperature=0, max_output_tokens=5)
-    kinds = [event["type"].removeprefix("response.") for event in found]
+    stream = events(daemon, temperature=0, max_output_tokens=5)
+    kinds = [event["type"].removeprefix("response.") for event in stream]
     assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
     assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "incomplete"]
     assert set(kinds[4:-4]) == {"output_text.delta"}
-    response = found[-1]["response"]
+    response = stream[-1]["response"]
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     (item,) = response["output"]
-    text = "".join(event["delta"] for event in found[4:-4])
-    assert item["content"][0]["text"] == text == found[-4]["text"]
-    assert found[-2]["item"] == item
-    assert (found[0]["response"]["output"], found[0]["response"]["status"]) == ([], "in_progress")
+    text = "".join(event["delta"] for event in stream[4:-4])
+    assert item["content"][0]["text"] == text == stream[-4]["text"]
+    assert stream[-2]["item"] == item
+    assert (stream[0]["response"]["output"], stream[0]["response"]["status"]) == ([], "in_progress")
     whole = respond(daemon, choices=None, temperature=0, max_output_tokens=5)
     assert whole["output"][0]["content"] == item["content"]
     assert daemon.get(f"{PATH}/{response['id']}").json["output"] == response["output"]

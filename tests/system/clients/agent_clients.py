@@ -117,8 +117,8 @@ class PydanticAI:
 
         for kind in (Colour, NativeOutput(Colour)):
             settings = {"temperature": 0, "max_tokens": 200, "parallel_tool_calls": False}
-            found = self._run(place, lambda agent: agent.run(QUESTION), output_type=kind, model_settings=settings)
-            assert isinstance(found.output, Colour)
+            result = self._run(place, lambda agent: agent.run(QUESTION), output_type=kind, model_settings=settings)
+            assert isinstance(result.output, Colour)
 
     def turns(self, place: Place) -> None:
         async def run(agent: Any) -> Any:

@@ -64,8 +64,8 @@ class Place:
     def seen(self) -> dict[str, Any]:
         """The request that was answered last, as it is stored."""
         (row,) = self.daemon.get("/admin/inferences?limit=1", admin=True).json["inferences"]
-        found: dict[str, Any] = row
-        return found
+        entry: dict[str, Any] = row
+        return entry
 
     def looped(self) -> None:
         """The last request must be that after a call of `warmth`: with the call and its result."""

@@ -48,8 +48,8 @@ def ask(daemon: DaemonProcess, image: Tensor) -> dict[str, Any]:
     headers = {"content-type": "application/octet-stream"}
     answer = daemon.post("/v1/classify?shape=1,12,12&dtype=uint8", image.numpy().tobytes(), headers=headers)
     assert answer.status == 200, answer.body
-    found: dict[str, Any] = answer.json
-    return found
+    classification: dict[str, Any] = answer.json
+    return classification
 
 
 def ask_all(daemon: DaemonProcess, x: Tensor) -> list[dict[str, float]]:
@@ -57,7 +57,7 @@ def ask_all(daemon: DaemonProcess, x: Tensor) -> list[dict[str, float]]:
 
 
 def accuracy(daemon: DaemonProcess, x: Tensor, labels: Tensor) -> float:
-    answers = [max(found, key=found.__getitem__) for found in ask_all(daemon, x)]
+    answers = [max(probabilities, key=probabilities.__getitem__) for probabilities in ask_all(daemon, x)]
     return sum(a == CLASSES[b] for a, b in zip(answers, labels.tolist(), strict=True)) / len(answers)
 
 
@@ -73,22 +73,22 @@ def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
     assert answer.status == 202, answer.body
     number = answer.json["pass"]
     eventually(lambda: daemon.get("/admin/progress", admin=True).json["pass"]["done"], 60)
-    found: dict[str, Any] = daemon.get(f"/admin/passes/{number}", admin=True).json
-    return found
+    report: dict[str, Any] = daemon.get(f"/admin/passes/{number}", admin=True).json
+    return report
 
 
 def test_a_turned_camera_is_learned_and_can_be_taken_back(daemon: DaemonProcess) -> None:
     x, labels = images(100, 32, turned=True)
     before, old = accuracy(daemon, x, labels), ask_all(daemon, x[:20])
     teach(daemon, 260)
-    found = adapt(daemon)
-    row = found["pass"]
+    report = adapt(daemon)
+    row = report["pass"]
     assert (row["state"], row["method"], row["blocks"], row["revision"]) == ("committed", "elasticzo", 2, 1), row
     assert row["gate"]["tasks"]["classify"]["after"]["accuracy"] > before + 0.2
     assert row["gate"]["drift"] is None
     assert 0 < row["n_train"] < 260
-    assert {step["projected_gradient"] for step in found["steps"]} >= {-1.0, 1.0}
-    assert any(step["dev_loss"] is not None for step in found["steps"])
+    assert {step["projected_gradient"] for step in report["steps"]} >= {-1.0, 1.0}
+    assert any(step["dev_loss"] is not None for step in report["steps"])
     assert daemon.status()["revision"] == 1
     assert accuracy(daemon, x, labels) > before + 0.2
     new = ask_all(daemon, x[:20])
@@ -272,9 +272,9 @@ class Faulty:
 )
 def test_a_trial_ends_at_the_first_wrong_answer(outcome: Classification | AgentdError, problem: str | None) -> None:
     trial = TrialWatch(Faulty(outcome), TrialSettings(duration=0))  # type: ignore[arg-type]  # all that a trial asks for
-    found = asyncio.run(trial.run())
+    complaint = asyncio.run(trial.run())
     if problem is None:
-        assert found is None
+        assert complaint is None
     else:
-        assert found is not None
-        assert re.search(problem, found)
+        assert complaint is not None
+        assert re.search(problem, complaint)

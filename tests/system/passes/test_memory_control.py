@@ -80,12 +80,12 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
                 ballast.kill()
         row = finished(daemon, number, 300)
         assert row["state"] in ("committed", "rejected"), row["reason"]
-        found = moves(daemon, number)
-        assert found[0]["from"] == before_setting(row), moved
-        assert found[0]["needed_bytes"] < row["predicted_bytes"]
-        assert "memory" in found[0]["reason"]
-        assert found[-1]["needed_bytes"] > found[0]["needed_bytes"]
-        assert "4 blocks" in found[-1]["to"]
+        changes = moves(daemon, number)
+        assert changes[0]["from"] == before_setting(row), moved
+        assert changes[0]["needed_bytes"] < row["predicted_bytes"]
+        assert "memory" in changes[0]["reason"]
+        assert changes[-1]["needed_bytes"] > changes[0]["needed_bytes"]
+        assert "4 blocks" in changes[-1]["to"]
         steps = daemon.get(f"/admin/passes/{number}", admin=True).json["steps"]
         trained = [step["step"] for step in steps if step["phase"] == "bp" and step["loss"] is not None]
         # What was learned before was not thrown away: no step was taken twice.
@@ -110,10 +110,10 @@ def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model: Path)
         trainers[0].kill()
         row = finished(daemon, number, 300)
         assert row["state"] in ("committed", "rejected"), row["reason"]
-        found = moves(daemon, number)
-        assert len(found) == 1
-        assert "killed" in found[0]["reason"]
-        assert found[0]["needed_bytes"] < row["predicted_bytes"]
+        changes = moves(daemon, number)
+        assert len(changes) == 1
+        assert "killed" in changes[0]["reason"]
+        assert changes[0]["needed_bytes"] < row["predicted_bytes"]
         steps = daemon.get(f"/admin/passes/{number}", admin=True).json["steps"]
         trained = [step["step"] for step in steps if step["phase"] == "bp" and step["loss"] is not None]
         assert before > 1

@@ -215,8 +215,8 @@ def test_what_does_not_fit_is_refused(learned: DaemonProcess, tmp_path: Path) ->
         (changed(base_sha256="0" * 64), 409, "base with sha256 000"),
         (changed(dtype="bfloat16"), 409, "model.dtype: bfloat16"),
     ):
-        found, message = taken(data)
-        assert (found, complaint in message) == (status, True), (message, complaint)
+        code, message = taken(data)
+        assert (code, complaint in message) == (status, True), (message, complaint)
     # A base that is called the same and leads elsewhere: the weights tell.
     answer = learned.post("/admin/import", changed(weights_sha256="0" * 64), admin=True)
     assert answer.status == 202
@@ -231,8 +231,8 @@ def test_weights_are_exported_as_transformers_reads_them(learned: DaemonProcess,
     assert ctl(learned, "export", "1", "--format", "safetensors", "-o", str(path)) == 0
     from transformers import AutoModelForCausalLM
 
-    found = AutoModelForCausalLM.from_pretrained(str(model.parent), gguf_file=model.name, dtype="float32")
-    base = {name: parameter.detach().clone() for name, parameter in found.named_parameters()}
+    original = AutoModelForCausalLM.from_pretrained(str(model.parent), gguf_file=model.name, dtype="float32")
+    base = {name: parameter.detach().clone() for name, parameter in original.named_parameters()}
     tensors = load_file(path)
     assert set(tensors) == set(base)
     assert all((tensors[name] - base[name]).abs().max() > 0 for name in base)  # all of them learned

@@ -158,21 +158,21 @@ def test_a_large_task_does_not_push_others_out(store: Store) -> None:
 
 def test_what_starts_a_pass_is_what_it_could_learn_from_and_judge(store: Store) -> None:
     add(store, 85, labels=LABELS)
-    found = store.do(datasets.readiness, GateSettings())
+    readiness = store.do(datasets.readiness, GateSettings())
     held = len([e for e in store.do(examples.list_, 1000) if e.split == "holdout"])
     assert held < 20
-    assert found.new == 0
-    assert f"about {5 * (20 - held)} more examples" in found.waiting["likes"]
+    assert readiness.new == 0
+    assert f"about {5 * (20 - held)} more examples" in readiness.waiting["likes"]
     add(store, 85, labels=LABELS, first=100)
-    found = store.do(datasets.readiness, GateSettings())
-    assert found.waiting == {}
-    assert found.new == store.do(examples.count_new)
+    readiness = store.do(datasets.readiness, GateSettings())
+    assert readiness.waiting == {}
+    assert readiness.new == store.do(examples.count_new)
     store.do(lambda db: tasks.declare(db, tasks.Task("mono", LABELS, False, "accuracy", None, "config", "2026-01-01")))
     add(store, 200, task="mono", labels=["no"])
     again = store.do(datasets.readiness, GateSettings())
-    assert (again.new, list(again.waiting)) == (found.new, ["mono"])
+    assert (again.new, list(again.waiting)) == (readiness.new, ["mono"])
     data = store.do(lambda db: select(db, limit=1000, seed=1, gate=GateSettings()))
-    assert sum(m.example.state == "new" for m in data.of("train", "dev")) == found.new
+    assert sum(m.example.state == "new" for m in data.of("train", "dev")) == readiness.new
     store.close()
 
 

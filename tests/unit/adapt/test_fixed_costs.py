@@ -18,11 +18,11 @@ def test_a_session_is_measured_and_closed(real_model: Path, tmp_path: Path) -> N
     async def run() -> list[int | None]:
         engine = supervisor(real_model, Activity())
         await engine.start()
-        found = [await engine_runtime(engine, shapes, 2048, tmp_path)]
+        sizes = [await engine_runtime(engine, shapes, 2048, tmp_path)]
         # By the terms of a model with a small vocabulary the real one's logits are a fixed cost.
-        found.append(await engine_runtime(engine, replace(shapes, n_vocab=100), 2048, tmp_path))
+        sizes.append(await engine_runtime(engine, replace(shapes, n_vocab=100), 2048, tmp_path))
         await engine.stop()
-        return [*found, await engine_runtime(engine, shapes, 2048, tmp_path)]
+        return [*sizes, await engine_runtime(engine, shapes, 2048, tmp_path)]
 
     first, without_logits, dead = asyncio.run(run())
     assert first is not None

@@ -44,8 +44,8 @@ def test_a_task_of_calls_alone_is_asked_small_talk_with_its_tools(tmp_path: Path
     assert {line.input["messages"][-1]["content"] for line in talk} == set(small_talk())
     assert all(line.input["tools"] == TOOLS and line.input["messages"][0] == SYSTEM for line in talk)
     answer_all(answers, SPOKE, CALLED)
-    found = answers.no_calls()["home"]
-    assert (found.source, found.rise) == ("small talk", len(talk))
+    no_call = answers.no_calls()["home"]
+    assert (no_call.source, no_call.rise) == ("small talk", len(talk))
 
 
 def test_its_own_messages_without_calls_come_first(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_its_own_messages_without_calls_come_first(tmp_path: Path) -> None:
     answers = asked([*calls, *talk], tmp_path)
     assert len(answers.lines) == 32
     answer_all(answers, SPOKE, CALLED)
-    found = answers.no_calls()["home"]
-    assert (found.source, len(found.before), found.rise) == ("holdout", 12, 12)
+    no_call = answers.no_calls()["home"]
+    assert (no_call.source, len(no_call.before), no_call.rise) == ("holdout", 12, 12)
 
 
 @pytest.mark.parametrize("choice", ["required", "none"])

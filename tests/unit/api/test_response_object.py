@@ -27,10 +27,10 @@ PIECES = [
 
 def made(*pieces: Piece, status: str = "completed") -> list[dict[str, Any]]:
     events = Events("resp_1")
-    found = [event for piece in pieces for event in events.piece(piece)]
-    found += events.end(status)
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    return found
+    stream = [event for piece in pieces for event in events.piece(piece)]
+    stream += events.end(status)
+    assert [event["sequence_number"] for event in stream] == list(range(len(stream)))
+    return stream
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def made(*pieces: Piece, status: str = "completed") -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("status", ["completed", "incomplete"])
 def test_items_of_events_are_those_of_the_response(pieces: list[Piece], said: Any, status: str) -> None:
-    found = made(*pieces, status=status)
-    done = [event["item"] for event in found if event["type"] == "response.output_item.done"]
+    stream = made(*pieces, status=status)
+    done = [event["item"] for event in stream if event["type"] == "response.output_item.done"]
     reasoning, text, calls = said
     assert done == output("resp_1", reasoning, text, calls, status)
-    added = [event["item"]["id"] for event in found if event["type"] == "response.output_item.added"]
+    added = [event["item"]["id"] for event in stream if event["type"] == "response.output_item.added"]
     assert added == [item["id"] for item in done]
     deltas: dict[str, str] = {}
-    for event in found:
+    for event in stream:
         if event["type"].endswith(".delta"):
             deltas[event["item_id"]] = deltas.get(event["item_id"], "") + event["delta"]
             assert done[event["output_index"]]["id"] == event["item_id"]

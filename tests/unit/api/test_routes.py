@@ -21,8 +21,8 @@ WRONG = {"integer": ["x", "-1", str(1 << 70)], "enum": ["other", ""], "pattern":
 
 def operation(route: DeclaredRoute) -> dict[str, Any]:
     (method,) = (route.methods or set()) - {"HEAD"}
-    found: dict[str, Any] = document(ROUTES)["paths"][route.path.replace(":path}", "}")][method.lower()]
-    return found
+    description: dict[str, Any] = document(ROUTES)["paths"][route.path.replace(":path}", "}")][method.lower()]
+    return description
 
 
 def ask(route: DeclaredRoute, query: str) -> dict[str, Any]:

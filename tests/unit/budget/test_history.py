@@ -25,9 +25,9 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def test_gain_and_seconds_of_earlier_passes() -> None:
-    (found,) = outcomes([row()])
-    assert (found.method, found.blocks, found.seconds) == ("elasticzo", 4, 90.5)
-    assert found.gain == pytest.approx(0.25)
+    (past,) = outcomes([row()])
+    assert (past.method, past.blocks, past.seconds) == ("elasticzo", 4, 90.5)
+    assert past.gain == pytest.approx(0.25)
     assert outcomes([row(state="rejected"), row(state="rolled_back")])[1].gain == 0
     assert outcomes([row(state="failed"), row(state="refused", method=None), row(phases={})]) == []
 

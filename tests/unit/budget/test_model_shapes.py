@@ -26,9 +26,9 @@ SHAPES = {"embed.weight": (99, 32), "final.weight": (32,)} | {
 )
 def test_sizes_are_found_under_any_name(config: dict[str, Any]) -> None:
     header = CheckpointHeader({"model_type": "any", "vocab_size": 99, **config}, SHAPES, (), 0)
-    found = ModelShapes.from_checkpoint(header)
-    assert (found.n_layer, found.n_embd, found.n_head, found.head_dim) == (3, 32, 4, 8)
-    assert found.block_parameters == (32 * 32 + 2 * 32 * 128 + 32,) * 3
-    assert found.lora_width == (64 + 160 + 160,) * 3
-    assert found.tied
-    assert found.embedding_bytes == 4 * 99 * 32
+    shapes = ModelShapes.from_checkpoint(header)
+    assert (shapes.n_layer, shapes.n_embd, shapes.n_head, shapes.head_dim) == (3, 32, 4, 8)
+    assert shapes.block_parameters == (32 * 32 + 2 * 32 * 128 + 32,) * 3
+    assert shapes.lora_width == (64 + 160 + 160,) * 3
+    assert shapes.tied
+    assert shapes.embedding_bytes == 4 * 99 * 32

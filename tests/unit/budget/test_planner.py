@@ -34,11 +34,11 @@ def test_the_whole_dial_is_looked_at(arch: ModelShapes) -> None:
 
 
 def test_one_block_at_a_time_takes_the_memory_of_one(arch: ModelShapes) -> None:
-    found = {(p.method, p.blocks, p.checkpoint): p for p in PlanSpace(arch, WORK).plans()}
-    one_at_a_time = {blocks for method, blocks, checkpoint in found if checkpoint and method == "suffix-bp"}
+    plans = {(p.method, p.blocks, p.checkpoint): p for p in PlanSpace(arch, WORK).plans()}
+    one_at_a_time = {blocks for method, blocks, checkpoint in plans if checkpoint and method == "suffix-bp"}
     assert one_at_a_time == {2, 4, 8, 12, 16, 24, 30}
-    assert found["suffix-bp", 30, True].needed < 0.6 * found["suffix-bp", 30, False].needed
-    everywhere, last = found["blockwise-bp", 30, True], found["suffix-bp", 1, False]
+    assert plans["suffix-bp", 30, True].needed < 0.6 * plans["suffix-bp", 30, False].needed
+    everywhere, last = plans["blockwise-bp", 30, True], plans["suffix-bp", 1, False]
     assert everywhere.needed_by("trainer") < 1.3 * last.needed_by("trainer")
     choice = choose(arch, WORK, available=16_000 * MB, reserve=0)
     assert not choice.plan.checkpoint  # it takes longer, and there is memory

@@ -64,8 +64,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         engine: null
         colour: red
     """
-    found = problems(tmp_path, text)
-    assert {problem.split(":")[0] for problem in found} == {
+    lines = problems(tmp_path, text)
+    assert {problem.split(":")[0] for problem in lines} == {
         "model.context",
         "model.treads",
         "serve.tcp",
@@ -77,7 +77,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         "engine",
         "colour",
     }
-    assert len(found) == 10
+    assert len(lines) == 10
 
 
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_no_quiet_hours(tmp_path: Path, span: str) -> None:
 
 @pytest.mark.parametrize("written", ["-1", "5 parsecs", "1e9x", "true", "[]", "MiB"])
 def test_no_quantity(tmp_path: Path, written: str) -> None:
-    found = problems(tmp_path, f"memory: {{reserve: {written}}}\nretention: {{inferences: {written}}}")
-    assert [problem.split(":")[0] for problem in found] == ["memory.reserve", "retention.inferences"]
+    lines = problems(tmp_path, f"memory: {{reserve: {written}}}\nretention: {{inferences: {written}}}")
+    assert [problem.split(":")[0] for problem in lines] == ["memory.reserve", "retention.inferences"]
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
@@ -157,16 +157,16 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_environment_is_reported_like_one_in_the_file(tmp_path: Path) -> None:
-    found = problems(tmp_path, "model: {threads: 0}", AGENTD_ADAPT_RANK="many")
-    assert [problem.split(":")[0] for problem in found] == ["model.threads", "adapt.rank"]
+    lines = problems(tmp_path, "model: {threads: 0}", AGENTD_ADAPT_RANK="many")
+    assert [problem.split(":")[0] for problem in lines] == ["model.threads", "adapt.rank"]
 
 
 def test_a_socket_path_may_be_107_bytes(tmp_path: Path) -> None:
     fits = "/" + "s" * 106
     # the admin socket, beside it, is shorter
     assert load(tmp_path, f"serve: {{socket: {fits}}}").api_socket == Path(fits)
-    found = problems(tmp_path, f"serve: {{socket: {fits}s, admin_socket: /run/admin.sock}}")
-    assert found == [f"serve.socket: {fits}s is longer than the 107 bytes a socket path may have"]
+    lines = problems(tmp_path, f"serve: {{socket: {fits}s, admin_socket: /run/admin.sock}}")
+    assert lines == [f"serve.socket: {fits}s is longer than the 107 bytes a socket path may have"]
     umlauts = "/" + "ü" * 54  # 109 bytes, 55 characters
     assert "107 bytes" in problems(tmp_path, f"serve: {{admin_socket: {umlauts}}}")[0]
 

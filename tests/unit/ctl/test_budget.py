@@ -125,10 +125,10 @@ def test_a_setting_is_asked_of_the_daemon(daemon: ScriptedDaemon) -> None:
 
 def test_the_papers_table_needs_no_daemon(daemon: ScriptedDaemon) -> None:
     rows = [line.split("\t") for line in daemon.run("budget", "--paper").stdout.splitlines()]
-    found = {(row[0], row[1]): [float(cell) for cell in row[2:]] for row in rows}
-    assert found["N", "2048"][0] == pytest.approx(57.42e9, rel=1e-4)
-    assert found["N", "2048"][3:] == [pytest.approx(3.997, abs=5e-4), pytest.approx(2.243, abs=5e-4)]
-    assert found["D", "512"][3] == pytest.approx(23.777, abs=5e-4)
+    figures = {(row[0], row[1]): [float(cell) for cell in row[2:]] for row in rows}
+    assert figures["N", "2048"][0] == pytest.approx(57.42e9, rel=1e-4)
+    assert figures["N", "2048"][3:] == [pytest.approx(3.997, abs=5e-4), pytest.approx(2.243, abs=5e-4)]
+    assert figures["D", "512"][3] == pytest.approx(23.777, abs=5e-4)
     assert not daemon.requests
     code, shown = daemon.on_terminal("budget", "--paper")
     assert code == 0

@@ -27,10 +27,10 @@ def daemon() -> Iterator[ScriptedDaemon]:
 
 def commands(group: Any = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
     group = group or typer.main.get_command(app)
-    for name, found in group.commands.items():
-        yield f"{prefix}{name}", found
-        if hasattr(found, "commands"):
-            yield from commands(found, f"{prefix}{name} ")
+    for name, entry in group.commands.items():
+        yield f"{prefix}{name}", entry
+        if hasattr(entry, "commands"):
+            yield from commands(entry, f"{prefix}{name} ")
 
 
 LISTS = {
@@ -303,19 +303,19 @@ def test_default_socket_is_the_first_that_exists(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
 def test_every_command_and_option_has_help(name: str) -> None:
-    found = dict(commands())[name]
-    assert found.help, f"{name} has no help"
-    for parameter in found.params:
+    command = dict(commands())[name]
+    assert command.help, f"{name} has no help"
+    for parameter in command.params:
         assert parameter.help or "--help" in parameter.opts, f"{name} {parameter.name} has no help"
 
 
-@pytest.mark.parametrize("name", [name for name, found in commands() if not found.hidden])
+@pytest.mark.parametrize("name", [name for name, command in commands() if not command.hidden])
 def test_every_command_and_option_is_in_the_reference(name: str) -> None:
-    found = dict(commands())[name]
+    entry = dict(commands())[name]
     sections = re.split(r"^### ", REFERENCE.read_text(), flags=re.MULTILINE)
     section = next((part for part in sections if re.match(rf"`agentctl {name}(`| [A-Z\[])", part)), None)
     assert section is not None, f"docs/agentctl.md has no section on {name}"
-    for parameter in found.params:
+    for parameter in entry.params:
         option = parameter.opts[0]
         if option.startswith("--") and option not in ("--json", "--socket", "--help"):
             assert f"`{option}" in section, f"docs/agentctl.md does not tell of {name} {option}"

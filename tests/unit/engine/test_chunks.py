@@ -16,13 +16,13 @@ from agentd.engine.chunks import Cuts
     ],
 )
 def test_the_pieces_of_a_prompt(cuts: Cuts, length: int, pieces: list[int]) -> None:
-    found, at = [], 0
+    sizes, at = [], 0
     while at < length:
         stop = min(cuts.after(at), length)
-        found.append(stop - at)
+        sizes.append(stop - at)
         at = stop
-    assert found == pieces
-    assert max(found) <= cuts.longest
+    assert sizes == pieces
+    assert max(sizes) <= cuts.longest
 
 
 @pytest.mark.parametrize("cuts", [Cuts(), Cuts((64, 128))])

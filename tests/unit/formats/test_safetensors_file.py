@@ -19,9 +19,9 @@ def source(tmp_path: Path) -> Path:
 def test_some_tensors_become_a_file_of_their_own(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "some.safetensors"
     safetensors_file.extract(source, {"c", "a"}, target)
-    found = load_file(target)
-    assert set(found) == set(safetensors_file.names(target)) == {"a", "c"}
-    assert all(torch.equal(found[name], TENSORS[name]) for name in found)
+    tensors = load_file(target)
+    assert set(tensors) == set(safetensors_file.names(target)) == {"a", "c"}
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in tensors)
     assert target.stat().st_mode & 0o777 == 0o600
     safetensors_file.check(target.read_bytes())
     with pytest.raises(FileExistsError):

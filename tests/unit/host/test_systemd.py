@@ -216,12 +216,12 @@ NEWER_THAN_249 = {
 
 
 def directives(name: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for line in (UNITS / name).read_text().splitlines():
         if line and line[0] not in "#[":
             key, _, value = line.partition("=")
-            found.setdefault(key, []).append(value)
-    return found
+            values.setdefault(key, []).append(value)
+    return values
 
 
 @pytest.mark.parametrize("name", ["agentd.service", "agentd.socket", "agentd-admin.socket"])

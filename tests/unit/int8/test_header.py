@@ -16,8 +16,8 @@ from tests.support.int8_samples import BARS, CLASSES, classifier
 def metadata() -> dict[str, str]:
     data = classifier().read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return found
+    entries: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return entries
 
 
 def test_the_header_says_what_the_file_holds() -> None:

@@ -102,8 +102,8 @@ def test_derivatives_of_an_examples_objective(asked: Encoded) -> None:
         split = [values[end - n : end] for end, n in zip(ends, lengths, strict=True)]
         return [sum(part) for part in split[:-1]], split[-1]
 
-    found = example_objective(asked, *parts(values), 0.1)
-    slopes = [slope for part in (*found.choices, found.target) for slope in part]
+    result = example_objective(asked, *parts(values), 0.1)
+    slopes = [slope for part in (*result.choices, result.target) for slope in part]
     for i, slope in enumerate(slopes):
         expected = numerically(lambda v: example_objective(asked, *parts(v), 0.1).loss, values, i)
         assert slope == pytest.approx(expected, rel=1e-5)

@@ -26,13 +26,13 @@ def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool)
 
     y = frozen(x, weight.bfloat16(), bias)
     assert (y.dtype, y.shape) == (torch.float32, expected.shape)
-    (found,) = torch.autograd.grad(y, x, slope)
+    (narrow,) = torch.autograd.grad(y, x, slope)
     if not x.numel():
         return
     # bfloat16 keeps 8 bits: 96 products of rounded factors are off by 2 % of their size at the most.
     assert (y - expected).abs().max() < 0.02 * expected.abs().max()
-    assert (found - gradient).abs().max() < 0.02 * gradient.abs().max()
-    assert torch.cosine_similarity(found.flatten(), gradient.flatten(), 0) > 0.9999
+    assert (narrow - gradient).abs().max() < 0.02 * gradient.abs().max()
+    assert torch.cosine_similarity(narrow.flatten(), gradient.flatten(), 0) > 0.9999
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,9 +50,9 @@ def test_a_low_rank_update_and_its_gradients(dtype: torch.dtype, shape: tuple[in
     again = [tensor.clone().requires_grad_() for tensor in (x, a, b)]
     y = adapted(again[0], weight, bias, again[1], again[2], SCALE)
     assert (y.dtype, y.shape) == (torch.float32, expected.shape)
-    found = torch.autograd.grad(y, again, slope)
+    own = torch.autograd.grad(y, again, slope)
     precision = 1e-5 if dtype == torch.float32 else 0.02
-    for ours, theirs in zip((y, *found), (expected, *gradients), strict=True):
+    for ours, theirs in zip((y, *own), (expected, *gradients), strict=True):
         assert ours.shape == theirs.shape
         if theirs.numel():
             assert (ours - theirs).abs().max() <= precision * theirs.abs().max()

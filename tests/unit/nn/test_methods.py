@@ -31,9 +31,9 @@ def value(loss: Callable[[], Tensor]) -> float:
 def descended(model: nn.Module, loss: Callable[[], Tensor], lr: float) -> dict[str, Tensor]:
     """The weights after one plain SGD step by autograd."""
     loss().backward()  # type: ignore[no-untyped-call]
-    found = {n: (p if p.grad is None else p - lr * p.grad).detach() for n, p in model.named_parameters()}
+    updated = {n: (p if p.grad is None else p - lr * p.grad).detach() for n, p in model.named_parameters()}
     model.zero_grad()
-    return found
+    return updated
 
 
 def step(sgd: SGD, loss: Callable[[], Tensor], lr: float, seed: int, blocks: Sequence[nn.Module] = ()) -> float:
@@ -53,8 +53,8 @@ def test_bp_is_stochastic_gradient_descent(checkpointing: bool, tied: bool) -> N
     loss = language_loss(model)
     expected, before = descended(model, loss, 0.1), value(loss)
     assert step(SGD(model), loss, 0.1, 0, list(block_list(model)) if checkpointing else ()) == pytest.approx(before)
-    for name, found in weights(model).items():
-        torch.testing.assert_close(found, expected[name])
+    for name, parameter in weights(model).items():
+        torch.testing.assert_close(parameter, expected[name])
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all("forward" not in vars(module) for module in model.modules())
 
@@ -81,15 +81,15 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 
 
 def test_bp_of_bf16_weights_is_reproducible_and_small_steps_count() -> None:
-    found = []
+    runs = []
     for seed in (1, 1, 2):
         model = tiny(torch.bfloat16)
         before = weights(model)
         step(SGD(model), language_loss(model), 1e-4, seed)
-        found.append(weights(model))
-    assert same(found[0], found[1])
-    assert not same(found[0], found[2])
-    assert not same(found[0], before)
+        runs.append(weights(model))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+    assert not same(runs[0], before)
 
 
 def test_the_split_of_a_model() -> None:
@@ -150,8 +150,8 @@ def test_a_cached_trunk_gives_the_same_losses_and_gradients(kind: str) -> None:
     handle = block_list(model)[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: calls.append(1))
     for seed in range(6):
         with cache.batch(seed % 2):
-            found = step(bp, task_loss(model, seed % 2), 0.05, seed)
-        assert found == pytest.approx(step(plain, task_loss(copy, seed % 2), 0.05, seed), rel=1e-5)
+            loss = step(bp, task_loss(model, seed % 2), 0.05, seed)
+        assert loss == pytest.approx(step(plain, task_loss(copy, seed % 2), 0.05, seed), rel=1e-5)
     handle.remove()
     assert len(calls) == 2
     assert [tuple(state.shape) for state in states.states.values()] == [(8, 12, 32)] * 2
@@ -219,8 +219,8 @@ def test_what_multiplies_by_a_matrix_is_a_layer_whatever_it_is_called() -> None:
     from transformers.pytorch_utils import Conv1D
 
     plain, unusual, conv = nn.Linear(3, 5), Unusual(3, 5, bias=False), Conv1D(5, 3)
-    found = [layer_of(module) for module in (plain, unusual, conv)]
-    assert [(each.n_in, each.n_out, each.transposed) for each in found if each] == [
+    layers = [layer_of(module) for module in (plain, unusual, conv)]
+    assert [(each.n_in, each.n_out, each.transposed) for each in layers if each] == [
         (3, 5, False),
         (3, 5, False),
         (3, 5, True),
@@ -252,18 +252,18 @@ def test_merging_gives_the_same_bits_on_any_number_of_threads_and_rounds_without
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(1000, 577, generator=generator)  # no multiple of anything
     a, b = torch.randn(8, 577, generator=generator), torch.randn(1000, 8, generator=generator) * 1e-3
-    found = []
+    results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for dtype in (torch.float32, torch.bfloat16):
             merged = weight.clone().to(dtype)
             lora.merge(merged, a, b, 7)
-            found.append(merged)
+            results.append(merged)
     torch.set_num_threads(1)
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[3])
-    torch.testing.assert_close(found[0], weight + b @ a)
-    change, kept = b @ a, found[1].float() - weight.to(torch.bfloat16).float()
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])
+    torch.testing.assert_close(results[0], weight + b @ a)
+    change, kept = b @ a, results[1].float() - weight.to(torch.bfloat16).float()
     # below the last bit of most weights, and not lost all the same
     assert float((kept * change).sum() / (change * change).sum()) == pytest.approx(1, abs=0.05)
     with pytest.raises(ValueError, match="do not fit"):

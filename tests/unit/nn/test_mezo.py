@@ -38,11 +38,11 @@ def test_losses_are_those_of_perturbed_weights(kind: str, distribution: str, dty
     theta, before = InPlace(model, distribution=distribution), weights(model)
     plus, minus = theta.pair(3, 0.05, language_loss(model))
     z = direction(theta, 3, distribution)
-    for sign, found in ((1, plus), (-1, minus)):
+    for sign, loss in ((1, plus), (-1, minus)):
         moved(copy, before, z, sign * 0.05)
         with torch.no_grad():
             expected = float(language_loss(copy)())
-        assert found == pytest.approx(expected, rel=1e-6 if dtype == torch.float32 else 1e-2)
+        assert loss == pytest.approx(expected, rel=1e-6 if dtype == torch.float32 else 1e-2)
     assert plus != minus
     assert same(weights(model), before)
 

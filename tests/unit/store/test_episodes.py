@@ -29,9 +29,9 @@ def test_every_step_has_its_share(store: Store, steps: list[str]) -> None:
     whole = outcome(store, True, source="program", idempotency_key="k", tags={"a": "b"})
     assert (whole.inference_id, whole.example_id, whole.episode) == (None, None, "night")
     assert store.do(feedback.parts, whole.id) == (4, 4)
-    found = store.do(examples.list_, 10)
-    assert {example.weight for example in found} == {0.25}
-    assert {example.source_inference_id for example in found} == set(steps)
+    rows = store.do(examples.list_, 10)
+    assert {example.weight for example in rows} == {0.25}
+    assert {example.source_inference_id for example in rows} == set(steps)
     again, created = store.do(
         feedback.add,
         NewFeedback(None, "boolean", True, episode="night", source="program", idempotency_key="k", tags={"a": "b"}),

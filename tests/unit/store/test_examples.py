@@ -35,8 +35,8 @@ def fill(store: Store, n: int) -> list[Example]:
 
 
 def of_split(split: str, n: int) -> list[NewExample]:
-    found = [new(i) for i in range(20 * n) if examples.split_of(examples.text_key(new(i))) == split]
-    return found[:n]
+    matching = [new(i) for i in range(20 * n) if examples.split_of(examples.text_key(new(i))) == split]
+    return matching[:n]
 
 
 def test_the_split_is_a_function_of_task_and_input_alone() -> None:

@@ -82,10 +82,10 @@ def test_choices_grow_until_they_are_given(store: Store, asked: str) -> None:
 )
 def test_all_but_a_comment_make_an_example(store: Store, asked: str, kind: str, value: object, stored: object) -> None:
     given, _ = store.do(feedback.add, NewFeedback(asked, kind, value))
-    found = store.do(feedback.get, given.id)
-    assert found.value == stored
-    assert type(found.value) is type(stored)
-    assert [example.id for example in store.do(examples.list_, 10)] == ([] if kind == "comment" else [found.example_id])
+    row = store.do(feedback.get, given.id)
+    assert row.value == stored
+    assert type(row.value) is type(stored)
+    assert [example.id for example in store.do(examples.list_, 10)] == ([] if kind == "comment" else [row.example_id])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_an_unknown_inference_is_not_found(store: Store) -> None:
 
 def test_latest_pages_from_the_newest(store: Store) -> None:
     made = [store.do(recorded, str(n)) for n in range(5)]
-    assert [found.id for found in store.do(inferences.latest, 2, 1)] == [made[3], made[2]]
+    assert [row.id for row in store.do(inferences.latest, 2, 1)] == [made[3], made[2]]
 
 
 def test_prune_knows_what_a_wrong_clock_has_stamped(store: Store) -> None:
@@ -72,7 +72,7 @@ def test_prune_knows_what_a_wrong_clock_has_stamped(store: Store) -> None:
     younger = store.do(recorded, "younger", created_at="1970-01-01T00:00:07.000Z")
     future = store.do(recorded, "future", created_at="9999-01-01T00:00:07.000Z")
     assert store.do(inferences.prune, cutoff) == 1
-    assert {found.id for found in store.do(inferences.latest, 10)} == {young, younger, future}
+    assert {row.id for row in store.do(inferences.latest, 10)} == {young, younger, future}
 
 
 def test_prune_keeps_the_recent_and_what_has_feedback(store: Store) -> None:
@@ -82,4 +82,4 @@ def test_prune_keeps_the_recent_and_what_has_feedback(store: Store) -> None:
     recent = store.do(recorded, "recent", created_at="2026-03-01T00:00:00.000Z")
     store.do(feedback.add, NewFeedback(rated, "boolean", True))
     assert store.do(inferences.prune, "2026-02-01T00:00:00.000Z") == 1
-    assert {found.id for found in store.do(inferences.latest, 10)} == {rated, recent}
+    assert {row.id for row in store.do(inferences.latest, 10)} == {rated, recent}

@@ -86,7 +86,7 @@ def test_columns_are_checked_by_name(store: Store) -> None:
 
 def test_latest_pages_from_the_newest(store: Store) -> None:
     made = [begun(store) for _ in range(4)]
-    assert [found.id for found in store.do(passes.latest, 2, 1)] == [made[2], made[1]]
+    assert [row.id for row in store.do(passes.latest, 2, 1)] == [made[2], made[1]]
 
 
 def test_which_examples_a_pass_used_is_a_query(store: Store) -> None:

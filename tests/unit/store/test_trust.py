@@ -160,12 +160,12 @@ def test_forgetting_takes_everything_along_and_names_who_learned_from_it(store: 
 
     looked = store.do(forgetting.look, Selection(feedback=(rows[0].id,)))
     assert store.do(feedback.count) == 3, "looking changes nothing"
-    found = store.do(forgetting.forget, Selection(feedback=(rows[0].id,)))
-    assert looked == found
-    assert (found.feedback, found.examples, found.inferences) == ([rows[0].id], ids[:1], asked[:1])
-    assert (found.revisions, found.inherited) == ([direct, child], [child])
-    assert judged_only not in found.revisions
-    assert found.passes == [1, 3]
+    forgotten = store.do(forgetting.forget, Selection(feedback=(rows[0].id,)))
+    assert looked == forgotten
+    assert (forgotten.feedback, forgotten.examples, forgotten.inferences) == ([rows[0].id], ids[:1], asked[:1])
+    assert (forgotten.revisions, forgotten.inherited) == ([direct, child], [child])
+    assert judged_only not in forgotten.revisions
+    assert forgotten.passes == [1, 3]
     assert {e.id for e in store.do(examples.list_, 10)} == set(ids[1:])
     assert {i.id for i in store.do(inferences.latest, 10)} == set(asked[1:])
     marked = {row.id: row.forgotten for row in store.do(revisions.all)}
@@ -192,8 +192,8 @@ def test_forgetting_an_author_an_answer_an_example_or_a_tag(store: Store) -> Non
     store.do(forgetting.forget, Selection(tags=(("room", "uid:2"),)))
     assert [row.id for row in store.do(feedback.list_, 10)] == [made[3][1].id]
     assert [row.id for row in store.do(inferences.latest, 10)] == [made[3][0]]
-    found = store.do(forgetting.forget, Selection(examples=(made[3][1].example_id or "",)))
-    assert found.examples == [made[3][1].example_id]
+    forgotten = store.do(forgetting.forget, Selection(examples=(made[3][1].example_id or "",)))
+    assert forgotten.examples == [made[3][1].example_id]
     assert store.do(examples.list_, 10) == []
     for wrong in (Selection(feedback=("x",)), Selection(inferences=("x",)), Selection(examples=("x",))):
         with pytest.raises(NotFound):

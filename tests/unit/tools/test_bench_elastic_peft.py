@@ -21,8 +21,8 @@ def test_it_learns_and_tells_what_it_took(tmp_path: Path) -> None:
     def run(lr: float) -> dict[str, float]:
         command = [sys.executable, "-m", "tools.bench.elastic_peft", str(model), str(task), "fp32", "0", str(lr)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        results: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return results
 
     idle, learned = run(0.0), run(0.05)
     assert learned["loss"] < 0.9 * idle["loss"]

@@ -15,12 +15,12 @@ def test_gradients_by_block_are_those_of_full_autograd(tmp_path: Path) -> None:
     model = tiny_model.write(tmp_path / "tiny.gguf")
     once, tokens = asyncio.run(blockwise(model, 3, tmp_path))
     theirs = autograd(model, once, tokens)
-    found = {name: cosines(ours, theirs) for name, ours in once.gradients.items()}
-    assert [*found] == ["float32", "bfloat16"]
-    assert all([*by_block] == list(range(tiny_model.N_BLOCKS)) for by_block in found.values())
-    assert min(found["float32"].values()) > 0.999  # its weights are float32, and hardly anything is rounded
-    assert min(found["bfloat16"].values()) > 0.99
-    assert found["bfloat16"] != found["float32"]
+    by_dtype = {name: cosines(ours, theirs) for name, ours in once.gradients.items()}
+    assert [*by_dtype] == ["float32", "bfloat16"]
+    assert all([*by_block] == list(range(tiny_model.N_BLOCKS)) for by_block in by_dtype.values())
+    assert min(by_dtype["float32"].values()) > 0.999  # its weights are float32, and hardly anything is rounded
+    assert min(by_dtype["bfloat16"].values()) > 0.99
+    assert by_dtype["bfloat16"] != by_dtype["float32"]
 
 
 def test_a_cosine_is_over_all_matrices_of_a_block() -> None:

@@ -24,10 +24,10 @@ def rows(text: str) -> list[list[str]]:
 @pytest.mark.slow
 def test_a_step_is_compared_with_two_forwards(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods.main(["step", str(model), "--batch", "2", "--length", "16", "--rounds", "1", "--dtype", "fp32"])
-    found = rows(capsys.readouterr().out)
-    assert [row[1] for row in found[:4]] == ["two forwards", "this, rademacher", "this, gaussian", "published"]
-    assert {row[0] for row in found} == {"next token at every position", "one token after the last"}
-    assert all(float(row[4]) == 1 for row in found if row[1] == "two forwards")
+    table = rows(capsys.readouterr().out)
+    assert [row[1] for row in table[:4]] == ["two forwards", "this, rademacher", "this, gaussian", "published"]
+    assert {row[0] for row in table} == {"next token at every position", "one token after the last"}
+    assert all(float(row[4]) == 1 for row in table if row[1] == "two forwards")
 
 
 @pytest.mark.slow
@@ -38,6 +38,6 @@ def test_in_fp32_the_projected_gradient_is_autograd_s(
     few = replace(task, answers=("a", "z"), train=[(text[-20:], right) for text, right in task.train[:32]])
     monkeypatch.setattr(methods, "reviews", lambda judge: few)
     methods.main(["gradient", str(model), "--seeds", "2", "--epsilons", "1e-3", "--dtype", "fp32"])
-    found = rows(capsys.readouterr().out)
-    assert [row[1] for row in found] == ["rademacher", "gaussian"]
-    assert all(float(row[3]) <= float(row[4]) < 0.1 for row in found)
+    table = rows(capsys.readouterr().out)
+    assert [row[1] for row in table] == ["rademacher", "gaussian"]
+    assert all(float(row[3]) <= float(row[4]) < 0.1 for row in table)

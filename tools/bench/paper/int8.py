@@ -65,10 +65,10 @@ class Bench:
         settings = json.loads(json.dumps({"data": images.name, **dataclasses.asdict(scale)}))
         self.results: dict[str, Any] = {"settings": settings, "torch": torch.__version__, "runs": {}}
         if path.exists():
-            found = json.loads(path.read_text())
-            if found.get("settings") != settings:
+            results = json.loads(path.read_text())
+            if results.get("settings") != settings:
                 raise SystemExit(f"{path} has results of other settings; choose another --output or remove it")
-            self.results = found
+            self.results = results
 
     def work(self, parts: set[str]) -> Iterator[tuple[str, Callable[[], object]]]:
         """(name, what makes its result) of everything not done yet."""
@@ -235,10 +235,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for i, task in enumerate(tasks):
         axes = figure.add_subplot(1, len(tasks), i + 1, title=task, ylim=(0, 100), ylabel="" if i else "accuracy, %")
         for offset, precision in ((-0.2, "fp32"), (0.2, "int8")):
-            found = [[o.accuracy for o in _of(runs, task, method, precision)] for method in METHODS]
-            places = [place + offset for place, values in enumerate(found) if values]
-            means = [statistics.fmean(values) for values in found if values]
-            errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found if values]
+            accuracies = [[o.accuracy for o in _of(runs, task, method, precision)] for method in METHODS]
+            places = [place + offset for place, values in enumerate(accuracies) if values]
+            means = [statistics.fmean(values) for values in accuracies if values]
+            errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies if values]
             axes.bar(places, means, 0.38, yerr=errors, label=precision)
         axes.set_xticks(range(len(METHODS)), [name.replace(", ", "\n") for name in METHODS], rotation=45)
         axes.legend(loc="lower right")
@@ -288,8 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _of(runs: dict[str, Any], task: str, method: str, precision: str) -> list[Outcome]:
     prefix = f"{task}/{method}/{precision}/"
-    found = sorted((int(name.removeprefix(prefix)), run) for name, run in runs.items() if name.startswith(prefix))
-    return [Outcome(**run) for _, run in found]
+    numbered = sorted((int(name.removeprefix(prefix)), run) for name, run in runs.items() if name.startswith(prefix))
+    return [Outcome(**run) for _, run in numbered]
 
 
 def _spread(values: list[float]) -> str:
