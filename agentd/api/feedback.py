@@ -36,8 +36,8 @@ async def add_feedback(request: Request) -> Response:
     row, created = await s.store.call(feedback.add, given, s.config.feedback.weights)
     answer = {"id": row.id, "created": created, "example_id": row.example_id, "task": row.task}
     if row.episode is not None:
-        steps, taught = await s.store.call(feedback.parts, row.id)
-        answer |= {"episode": row.episode, "steps": steps, "examples": taught}
+        steps, n_examples = await s.store.call(feedback.parts, row.id)
+        answer |= {"episode": row.episode, "steps": steps, "examples": n_examples}
     if row.reason is not None:
         answer |= {"state": row.state, "reason": row.reason}
     return JSONResponse(answer, 201 if created else 200)

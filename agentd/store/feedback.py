@@ -1,4 +1,4 @@
-"""Feedback: what people and programs said about an answer. What it teaches (lessons.py) becomes an example at once."""
+"""Feedback: what people and programs said about an answer. Its target (feedback_targets) becomes an example at once."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ from agentd import faults, ids
 from agentd.errors import Conflict, InvalidRequest, NotFound
 from agentd.store import examples, inferences, tasks
 from agentd.store.demonstrations import as_answer, checked_message
-from agentd.store.feedback_targets import Answer, Lesson, answer_of, lesson_on, says_less
+from agentd.store.feedback_targets import Answer, FeedbackTarget, answer_of, says_less, target_on
 from agentd.store.inferences import Inference
 from agentd.store.normalise import input_text
 from agentd.store.row import Row, insert, select, to_json, where
@@ -144,16 +144,16 @@ def _add(db: Database, new: NewFeedback, digest: str, weight: float, part_of: st
     row = _row(new, task, value, digest, part_of=part_of)
     if new.choices is not None and new.kind != "label":
         raise InvalidRequest(f"choices belong to a label, not to a {new.kind}", param="choices")
-    taught = lesson_on(inference, new.kind, value, tasks.find(db, task or "default"))
-    if taught is not None:
+    target = target_on(inference, new.kind, value, tasks.find(db, task or "default"))
+    if target is not None:
         task = "default" if task is None else task
-        state, reason = _judged(db, new, task, value, taught, inference, weight, part_of)
+        state, reason = _judged(db, new, task, value, target, inference, weight, part_of)
         row = replace(row, task=task, state=state, reason=reason)
         if state != "quarantined":  # what is kept apart declares no task and adds no choice either
-            _, target = tasks.admit(db, task, taught.kind, taught.target, new.choices)
-            taught = replace(taught, target=target)
+            _, text = tasks.admit(db, task, target.kind, target.target, new.choices)
+            target = replace(target, target=text)
         if state == "accepted":
-            row = replace(row, example_id=_learn(db, task, taught, inference, new.author, weight))
+            row = replace(row, example_id=_learn(db, task, target, inference, new.author, weight))
     insert(db, row)
     return row
 
@@ -193,12 +193,12 @@ def release(db: Database, given: list[str], weights: Mapping[str, float] | None 
             weight = (weights or {}).get(row.source, 1.0) or 1.0  # whoever releases it vouches for it
             weight /= parts(db, row.part_of)[0] if row.part_of is not None else 1
             inference = inferences.get(db, row.inference_id)
-            taught = lesson_on(inference, row.kind, row.value, tasks.find(db, row.task))
+            target = target_on(inference, row.kind, row.value, tasks.find(db, row.task))
             example_id = None
-            if taught is not None:
-                _, target = tasks.admit(db, row.task, taught.kind, taught.target)
-                taught = replace(taught, target=target)
-                example_id = _learn(db, row.task, taught, inference, row.author, weight)
+            if target is not None:
+                _, text = tasks.admit(db, row.task, target.kind, target.target)
+                target = replace(target, target=text)
+                example_id = _learn(db, row.task, target, inference, row.author, weight)
             db.execute(
                 "UPDATE feedback SET state = 'accepted', reason = NULL, example_id = ? WHERE id = ?", [example_id, id]
             )
@@ -230,8 +230,8 @@ def count(db: Database, only: Mapping[str, str | None] = _ALL) -> int:
 def parts(db: Database, id: str) -> tuple[int, int]:
     """Among how many steps feedback on an episode was shared out, and how many examples came of it."""
     counted = "SELECT count(*), count(example_id) FROM feedback WHERE part_of = ?"
-    n, taught = db.execute(counted, [id]).fetchone()
-    return n, taught
+    n, n_examples = db.execute(counted, [id]).fetchone()
+    return n, n_examples
 
 
 def quarantined(db: Database, author: str | None, source: str) -> int:
@@ -245,7 +245,7 @@ def _judged(
     new: NewFeedback,
     task: str,
     value: Any,
-    taught: Lesson,
+    target: FeedbackTarget,
     inference: Inference,
     weight: float,
     part_of: str | None,
@@ -266,20 +266,20 @@ def _judged(
         "WHERE example_id = ? AND author IS ? AND source = ? AND state = 'accepted' ORDER BY rowid DESC",
         [id, new.author, new.source],
     )
-    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _target(db, id) == taught:
+    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _known_target(db, id) == target:
         return "duplicate", f"the same as feedback {mine[0].id}"
     if len(mine) >= CHANGES_OF_MIND:
         return "quarantined", f"the same source has given {len(mine)} other answers for this input before"
-    if rows and Lesson(rows[0].kind, rows[0].target) != taught and rows[0].weight > weight and not share:
+    if rows and FeedbackTarget(rows[0].kind, rows[0].target) != target and rows[0].weight > weight and not share:
         return "outweighed", f"a source of weight {rows[0].weight:g} said otherwise"
-    if rows and rows[0].state in ("new", "used") and says_less(taught, Lesson(rows[0].kind, rows[0].target)):
+    if rows and rows[0].state in ("new", "used") and says_less(target, FeedbackTarget(rows[0].kind, rows[0].target)):
         return "outweighed", "a better answer to this input is known"
     return "accepted", None
 
 
-def _target(db: Database, id: str) -> Lesson | None:
+def _known_target(db: Database, id: str) -> FeedbackTarget | None:
     row = db.execute("SELECT kind, target FROM examples WHERE id = ?", [id]).fetchone()
-    return None if row is None else Lesson(*row)
+    return None if row is None else FeedbackTarget(*row)
 
 
 def _is_share(db: Database, example: str) -> bool:
@@ -295,13 +295,15 @@ def _said_of(db: Database, inference: str) -> bool:
     return db.execute(f"SELECT 1 FROM feedback WHERE {judged} LIMIT 1", [inference]).fetchone() is not None
 
 
-def _learn(db: Database, task: str, taught: Lesson, inference: Inference, author: str | None, weight: float) -> str:
+def _learn(
+    db: Database, task: str, target: FeedbackTarget, inference: Inference, author: str | None, weight: float
+) -> str:
     declared = tasks.find(db, task)
     new = examples.NewExample(
         task,
-        taught.kind,
+        target.kind,
         inference.asked,
-        taught.target,
+        target.target,
         inference.id,
         author=author,
         weight=weight,

@@ -18,7 +18,7 @@ from agentd.store.row import to_json
 from agentd.store.tasks import PREFERENCE, SCORE, THUMB, Task
 
 KINDS = ("label", "demonstration", "boolean", "preference", "float")
-"""Kinds of feedback that may teach; whether a piece does is `lesson`'s to say."""
+"""Kinds of feedback that may teach; whether a piece does is `feedback_target`'s to say."""
 _AROUND = " \t\r\n.,;:!?\"'`*"  # what models put around the word that was asked for
 
 _WHOLE = ("stop", "tool_calls")  # how answers end that are not cut off
@@ -28,7 +28,7 @@ Answer = str | dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FeedbackTarget:
     """The example that comes of it: its `kind` and `target`, as `store.examples.Example` has them."""
 
     kind: str
@@ -48,42 +48,46 @@ def answer_of(inference: Inference) -> Answer | None:
         return None
 
 
-def lesson_on(inference: Inference | None, kind: str, value: Any, task: Task | None) -> Lesson | None:
-    """`lesson` of feedback on this inference."""
+def target_on(inference: Inference | None, kind: str, value: Any, task: Task | None) -> FeedbackTarget | None:
+    """`feedback_target` of feedback on this inference."""
     if inference is None:
-        return lesson(kind, value, None, task)
-    target = lesson(kind, value, answer_of(inference), task)
+        return feedback_target(kind, value, None, task)
+    target = feedback_target(kind, value, answer_of(inference), task)
     if target is None or target.kind not in (PREFERENCE, THUMB, SCORE):
         return target
     cut_off = target.kind != PREFERENCE and inference.finish_reason not in _WHOLE
     return None if cut_off or inference.kind == "classification" else target
 
 
-def lesson(kind: str, value: Any, answer: Answer | None, task: Task | None) -> Lesson | None:
+def feedback_target(kind: str, value: Any, answer: Answer | None, task: Task | None) -> FeedbackTarget | None:
     """Of feedback of this kind and value (as stored) on an answer; None where it says nothing to learn."""
     if kind == "demonstration":
         if isinstance(value, dict):
             if value.get("tool_calls"):
-                return Lesson(MESSAGE, message_target(value))
-            return Lesson(kind, value["content"])
-        return Lesson(kind, value)
+                return FeedbackTarget(MESSAGE, message_target(value))
+            return FeedbackTarget(kind, value["content"])
+        return FeedbackTarget(kind, value)
     if kind == "label":
-        return Lesson(kind, same_label(value, task.choices if task else []) or normal_label(value))
+        return FeedbackTarget(kind, same_label(value, task.choices if task else []) or normal_label(value))
     if task is not None and (task.choices or task.open):
         return _among_choices(kind, value, answer, task)
     if kind == "preference":
         chosen, rejected = value["chosen"], value["rejected"]
         if rejected:
-            return Lesson(PREFERENCE, to_json({"chosen": chosen, "rejected": rejected}))
-        return Lesson(MESSAGE, to_json(chosen)) if isinstance(chosen, dict) else Lesson("demonstration", chosen)
+            return FeedbackTarget(PREFERENCE, to_json({"chosen": chosen, "rejected": rejected}))
+        return (
+            FeedbackTarget(MESSAGE, to_json(chosen))
+            if isinstance(chosen, dict)
+            else FeedbackTarget("demonstration", chosen)
+        )
     if kind == "boolean" and answer:
-        return Lesson(THUMB, to_json({"answer": answer, "good": value}))
+        return FeedbackTarget(THUMB, to_json({"answer": answer, "good": value}))
     if kind == "float" and answer:
-        return Lesson(SCORE, to_json({"answer": answer, "score": value}))
+        return FeedbackTarget(SCORE, to_json({"answer": answer, "score": value}))
     return None
 
 
-def says_less(new: Lesson, known: Lesson) -> bool:
+def says_less(new: FeedbackTarget, known: FeedbackTarget) -> bool:
     """Whether what is known about an input is better than a thumb or a score for an answer to it: the right answer, a
     good one, or one of no lower score."""
     if new.kind not in (THUMB, SCORE):
@@ -97,7 +101,7 @@ def says_less(new: Lesson, known: Lesson) -> bool:
     return bool(old["good"] and not said["good"]) if new.kind == THUMB else bool(old["score"] >= said["score"])
 
 
-def _right_answer(known: Lesson) -> Answer:
+def _right_answer(known: FeedbackTarget) -> Answer:
     if known.kind == PREFERENCE:
         chosen: Answer = json.loads(known.target)["chosen"]
         return chosen
@@ -105,7 +109,7 @@ def _right_answer(known: Lesson) -> Answer:
     return message or known.target
 
 
-def _among_choices(kind: str, value: Any, answer: Answer | None, task: Task) -> Lesson | None:
+def _among_choices(kind: str, value: Any, answer: Answer | None, task: Task) -> FeedbackTarget | None:
     if kind == "boolean":
         said = _choice(answer, task)
         return _label(said if value or said is None else _other(said, task))
@@ -114,8 +118,8 @@ def _among_choices(kind: str, value: Any, answer: Answer | None, task: Task) -> 
     return None
 
 
-def _label(choice: str | None) -> Lesson | None:
-    return None if choice is None else Lesson("label", choice)
+def _label(choice: str | None) -> FeedbackTarget | None:
+    return None if choice is None else FeedbackTarget("label", choice)
 
 
 def _other(said: str, task: Task) -> str | None:

@@ -13,7 +13,7 @@ from agentd.errors import NotFound
 from agentd.store import events, examples, inferences, passes, revisions, tasks
 from agentd.store.examples import Example
 from agentd.store.feedback import Feedback
-from agentd.store.feedback_targets import lesson_on
+from agentd.store.feedback_targets import target_on
 from agentd.store.room import Priority, priority
 from agentd.store.row import select, to_json
 
@@ -187,13 +187,13 @@ def _answered(db: Database, example: Example) -> bool:
     task = tasks.find(db, example.task)
     for other in select(db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC", [example.id]):
         about = None if other.inference_id is None else inferences.get(db, other.inference_id)
-        taught = lesson_on(about, other.kind, other.value, task)
-        if taught is None:
+        target = target_on(about, other.kind, other.value, task)
+        if target is None:
             continue  # the task's choices are others now
-        if (example.kind, example.target) == (taught.kind, taught.target):
+        if (example.kind, example.target) == (target.kind, target.target):
             db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
         else:
-            now = taught.kind, example.input, taught.target, other.inference_id
+            now = target.kind, example.input, target.target, other.inference_id
             examples.put(db, examples.NewExample(example.task, *now, author=other.author))
         return True
     return False

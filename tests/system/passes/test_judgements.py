@@ -36,7 +36,7 @@ def judgements() -> list[dict[str, Any]]:
     return lines
 
 
-def taught(model: Path, settings: dict[str, Any]) -> Iterator[DaemonProcess]:
+def with_judgements(model: Path, settings: dict[str, Any]) -> Iterator[DaemonProcess]:
     with DaemonProcess(model, settings) as daemon:
         daemon.start()
         answer = daemon.post("/v1/examples", "\n".join(map(json.dumps, judgements())).encode())
@@ -46,12 +46,12 @@ def taught(model: Path, settings: dict[str, Any]) -> Iterator[DaemonProcess]:
 
 @pytest.fixture(scope="module")
 def llamacpp(model: Path) -> Iterator[DaemonProcess]:
-    yield from taught(model, LLAMACPP)
+    yield from with_judgements(model, LLAMACPP)
 
 
 @pytest.fixture(scope="module")
 def transformers(model: Path) -> Iterator[DaemonProcess]:
-    yield from taught(model, SETTINGS)
+    yield from with_judgements(model, SETTINGS)
 
 
 def judged_by(daemon: DaemonProcess, **options: Any) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from agentd.store import examples, feedback, forgetting, tasks
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
-from agentd.store.feedback_targets import Lesson, lesson
+from agentd.store.feedback_targets import FeedbackTarget, feedback_target
 from agentd.store.forgetting import Selection
 from agentd.store.tasks import Task
 from tests.support.store_samples import recorded
@@ -20,40 +20,40 @@ def task(*choices: str, grows: bool = False) -> Task:
 
 TWO, THREE, OPEN, FREE = task("yes", "no"), task("good", "bad", "so so"), task("yes", "no", grows=True), task()
 
-PAIR = Lesson("preference", '{"chosen":"Fine.","rejected":"Bad."}')
+PAIR = FeedbackTarget("preference", '{"chosen":"Fine.","rejected":"Bad."}')
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "output", "task", "taught"),
+    ("kind", "value", "output", "task", "target"),
     [
-        ("label", "no", "yes", None, Lesson("label", "no")),
-        ("demonstration", "No.", "yes", TWO, Lesson("demonstration", "No.")),
-        ("boolean", True, "yes", TWO, Lesson("label", "yes")),
-        ("boolean", True, " Yes.\n", TWO, Lesson("label", "yes")),
-        ("boolean", False, "**Yes**", TWO, Lesson("label", "no")),
-        ("boolean", True, "So so!", THREE, Lesson("label", "so so")),
+        ("label", "no", "yes", None, FeedbackTarget("label", "no")),
+        ("demonstration", "No.", "yes", TWO, FeedbackTarget("demonstration", "No.")),
+        ("boolean", True, "yes", TWO, FeedbackTarget("label", "yes")),
+        ("boolean", True, " Yes.\n", TWO, FeedbackTarget("label", "yes")),
+        ("boolean", False, "**Yes**", TWO, FeedbackTarget("label", "no")),
+        ("boolean", True, "So so!", THREE, FeedbackTarget("label", "so so")),
         ("boolean", False, "bad", THREE, None),  # two others are left
         ("boolean", False, "yes", OPEN, None),  # there may be more
-        ("boolean", True, "no", OPEN, Lesson("label", "no")),
+        ("boolean", True, "no", OPEN, FeedbackTarget("label", "no")),
         ("boolean", True, "Yes, it is wonderful", TWO, None),  # no answer of the task: nobody meant a label
         ("boolean", False, "", TWO, None),
-        ("boolean", True, "A fine film.", FREE, Lesson("thumb", '{"answer":"A fine film.","good":true}')),
-        ("boolean", False, "yes", None, Lesson("thumb", '{"answer":"yes","good":false}')),
+        ("boolean", True, "A fine film.", FREE, FeedbackTarget("thumb", '{"answer":"A fine film.","good":true}')),
+        ("boolean", False, "yes", None, FeedbackTarget("thumb", '{"answer":"yes","good":false}')),
         ("boolean", True, "", FREE, None),
-        ("float", 0.25, "Fine.", FREE, Lesson("score", '{"answer":"Fine.","score":0.25}')),
-        ("boolean", True, "A", task("a", "A"), Lesson("label", "A")),
+        ("float", 0.25, "Fine.", FREE, FeedbackTarget("score", '{"answer":"Fine.","score":0.25}')),
+        ("boolean", True, "A", task("a", "A"), FeedbackTarget("label", "A")),
         ("boolean", True, "A.", task("a", "A"), None),  # either of them
-        ("preference", {"chosen": "No", "rejected": "yes"}, "yes", TWO, Lesson("label", "no")),
+        ("preference", {"chosen": "No", "rejected": "yes"}, "yes", TWO, FeedbackTarget("label", "no")),
         ("preference", {"chosen": "maybe", "rejected": "yes"}, "yes", TWO, None),
         ("preference", {"chosen": "Fine.", "rejected": "Bad."}, "Bad.", FREE, PAIR),
         ("preference", {"chosen": "Fine.", "rejected": "Bad."}, "Bad.", None, PAIR),
-        ("preference", {"chosen": "Fine.", "rejected": ""}, "", FREE, Lesson("demonstration", "Fine.")),
+        ("preference", {"chosen": "Fine.", "rejected": ""}, "", FREE, FeedbackTarget("demonstration", "Fine.")),
         ("float", 1.0, "yes", TWO, None),
         ("comment", "yes", "yes", TWO, None),
     ],
 )
-def test_lessons(kind: str, value: Any, output: str, task: Task | None, taught: Lesson | None) -> None:
-    assert lesson(kind, value, output, task) == taught
+def test_targets(kind: str, value: Any, output: str, task: Task | None, target: FeedbackTarget | None) -> None:
+    assert feedback_target(kind, value, output, task) == target
 
 
 @pytest.fixture
