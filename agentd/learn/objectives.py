@@ -97,20 +97,20 @@ def example_objective(
         chosen, rejected = (total / n for total, n in zip(choices, lengths, strict=True))
         nll, by_target = completion(target)
         ratio, *by_mean = odds_ratio(chosen, rejected)
-        by_choice = [[ODDS_WEIGHT * slope / n] * n for slope, n in zip(by_mean, lengths, strict=True)]
+        by_choice = [[ODDS_WEIGHT * gradient / n] * n for gradient, n in zip(by_mean, lengths, strict=True)]
         loss, predicted = nll + ODDS_WEIGHT * ratio, int(not chosen > rejected)
     elif example.objective == UNLIKELIHOOD:
-        loss, slope = unlikelihood(math.fsum(target) / len(target))
-        by_choice, by_target = [], [slope / len(target)] * len(target)
+        loss, gradient = unlikelihood(math.fsum(target) / len(target))
+        by_choice, by_target = [], [gradient / len(target)] * len(target)
     else:
         combined = objective([[total] for total in choices], example.correct, target, nll_weight)
         loss, predicted, by_target = combined.loss, combined.predicted, combined.target
-        by_choice = [[slope] * n for (slope,), n in zip(combined.choices, lengths, strict=True)]
+        by_choice = [[gradient] * n for (gradient,), n in zip(combined.choices, lengths, strict=True)]
     weight = example.weight
     return Objective(
         weight * loss,
-        [[weight * slope for slope in slopes] for slopes in by_choice],
-        [weight * slope for slope in by_target],
+        [[weight * gradient for gradient in gradients] for gradients in by_choice],
+        [weight * gradient for gradient in by_target],
         predicted,
     )
 

@@ -54,13 +54,13 @@ def _agree(plain: Forward, fused: Forward, width: int) -> bool:
     """Whether both give the same for random input, and the same gradient for a random one of what comes out."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 3, width, generator=generator)
-    slope = torch.randn(2, 3, width, generator=generator)
+    output_gradient = torch.randn(2, 3, width, generator=generator)
     results = []
     for forward in (plain, fused):
         own = x.clone().requires_grad_()
         try:
             y = forward(own)
-            (gradient,) = torch.autograd.grad(vjp([(y, slope)]), own)
+            (gradient,) = torch.autograd.grad(vjp([(y, output_gradient)]), own)
         except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
         results.append((y.detach(), gradient))

@@ -17,17 +17,17 @@ def numerically(f: Callable[[list[float]], float], values: list[float], i: int, 
 
 
 def test_choice_is_the_cross_entropy_over_the_sums() -> None:
-    loss, slopes = choice([-1.0, -2.0, -4.0], 1)
+    loss, gradients = choice([-1.0, -2.0, -4.0], 1)
     likelihoods = [math.exp(-1), math.exp(-2), math.exp(-4)]
     assert loss == pytest.approx(-math.log(likelihoods[1] / sum(likelihoods)))
-    for i, slope in enumerate(slopes):
-        assert slope == pytest.approx(numerically(lambda v: choice(v, 1)[0], [-1.0, -2.0, -4.0], i), rel=1e-6)
+    for i, gradient in enumerate(gradients):
+        assert gradient == pytest.approx(numerically(lambda v: choice(v, 1)[0], [-1.0, -2.0, -4.0], i), rel=1e-6)
 
 
 def test_choice_survives_log_likelihoods_far_below_what_a_float_holds() -> None:
-    loss, slopes = choice([-2000.0, -2001.0], 0)
+    loss, gradients = choice([-2000.0, -2001.0], 0)
     assert loss == pytest.approx(math.log(1 + math.exp(-1)))
-    assert sum(slopes) == pytest.approx(0)
+    assert sum(gradients) == pytest.approx(0)
 
 
 def test_completion_is_the_mean_over_tokens() -> None:
@@ -67,8 +67,8 @@ def test_the_odds_ratio_of_orpo() -> None:
     loss, by_chosen, by_rejected = odds_ratio(chosen, rejected)
     ratio = (0.4 / 0.6) / (0.2 / 0.8)
     assert loss == pytest.approx(-math.log(1 / (1 + 1 / ratio)))
-    slopes = [numerically(lambda v: odds_ratio(*v)[0], [chosen, rejected], i) for i in range(2)]
-    assert [by_chosen, by_rejected] == pytest.approx(slopes, rel=1e-6)
+    gradients = [numerically(lambda v: odds_ratio(*v)[0], [chosen, rejected], i) for i in range(2)]
+    assert [by_chosen, by_rejected] == pytest.approx(gradients, rel=1e-6)
 
 
 def test_unlikelihood_vanishes_with_the_answers_likelihood() -> None:
@@ -103,10 +103,10 @@ def test_derivatives_of_an_examples_objective(asked: Encoded) -> None:
         return [sum(part) for part in split[:-1]], split[-1]
 
     result = example_objective(asked, *parts(values), 0.1)
-    slopes = [slope for part in (*result.choices, result.target) for slope in part]
-    for i, slope in enumerate(slopes):
+    gradients = [gradient for part in (*result.choices, result.target) for gradient in part]
+    for i, gradient in enumerate(gradients):
         expected = numerically(lambda v: example_objective(asked, *parts(v), 0.1).loss, values, i)
-        assert slope == pytest.approx(expected, rel=1e-5)
+        assert gradient == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_preference_is_won_by_the_mean_over_an_answers_tokens() -> None:

@@ -20,13 +20,13 @@ def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool)
     x = draw(*shape, 96).requires_grad_()
     weight = draw(33, 96, seed=1) / 96**0.5
     bias = draw(33, seed=2) if biased else None
-    slope = draw(*shape, 33, seed=3)
+    output_gradient = draw(*shape, 33, seed=3)
     expected = linear(x, weight, bias)
-    (gradient,) = torch.autograd.grad(expected, x, slope)
+    (gradient,) = torch.autograd.grad(expected, x, output_gradient)
 
     y = frozen(x, weight.bfloat16(), bias)
     assert (y.dtype, y.shape) == (torch.float32, expected.shape)
-    (narrow,) = torch.autograd.grad(y, x, slope)
+    (narrow,) = torch.autograd.grad(y, x, output_gradient)
     if not x.numel():
         return
     # bfloat16 keeps 8 bits: 96 products of rounded factors are off by 2 % of their size at the most.
@@ -41,16 +41,16 @@ def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool)
 def test_a_low_rank_update_and_its_gradients(dtype: torch.dtype, shape: tuple[int, ...], biased: bool) -> None:
     x = draw(*shape, 96)
     weight, bias = (draw(33, 96, seed=1) / 96**0.5).to(dtype), draw(33, seed=2) if biased else None
-    a, b, slope = draw(RANK, 96, seed=3) / 96**0.5, draw(33, RANK, seed=4), draw(*shape, 33, seed=5)
+    a, b, output_gradient = draw(RANK, 96, seed=3) / 96**0.5, draw(33, RANK, seed=4), draw(*shape, 33, seed=5)
     learned = [tensor.clone().requires_grad_() for tensor in (x, a, b)]
     x1, a1, b1 = learned
     expected = linear(x1, weight.float() + SCALE * b1 @ a1, bias)
-    gradients = torch.autograd.grad(expected, learned, slope)
+    gradients = torch.autograd.grad(expected, learned, output_gradient)
 
     again = [tensor.clone().requires_grad_() for tensor in (x, a, b)]
     y = adapted(again[0], weight, bias, again[1], again[2], SCALE)
     assert (y.dtype, y.shape) == (torch.float32, expected.shape)
-    own = torch.autograd.grad(y, again, slope)
+    own = torch.autograd.grad(y, again, output_gradient)
     precision = 1e-5 if dtype == torch.float32 else 0.02
     for ours, theirs in zip((y, *own), (expected, *gradients), strict=True):
         assert ours.shape == theirs.shape

@@ -166,8 +166,8 @@ def autograd(model: Path, once: Once, encoded: dict[int, Encoded]) -> Matrices:
         parts = [torch.stack([logs[s][p, token] for s, p, token in part]) for part in terms]
         *choices, target = [part.tolist() for part in parts]
         result = objective(choices, example.correct, target, NLL_WEIGHT)
-        slopes = [torch.tensor(part) / len(encoded) for part in (*result.choices, result.target)]
-        torch.autograd.backward(parts, slopes)
+        output_gradients = [torch.tensor(part) / len(encoded) for part in (*result.choices, result.target)]
+        torch.autograd.backward(parts, output_gradients)
     gradients = {}
     for tensor, (a, b) in trained.items():
         assert a.grad is not None

@@ -127,7 +127,7 @@ def gradient_errors(
     for distribution in distributions:
         z = Direction(distribution)
         theta = InPlace(model, distribution=distribution)
-        slopes = [
+        derivatives = [
             sum(
                 float(torch.dot(gradient[name].view(-1), z.piece(seed, number, 0, p.numel(), torch.float32, p.device)))
                 for name, (number, p) in theta.theta.items()
@@ -138,9 +138,9 @@ def gradient_errors(
         theta = InPlace(model, distribution=distribution)
         for epsilon in epsilons:
             errors = []
-            for seed, slope in enumerate(slopes):
+            for seed, derivative in enumerate(derivatives):
                 plus, minus = theta.pair(seed, epsilon, loss)
-                errors.append(abs((plus - minus) / (2 * epsilon) - slope) / norm)
+                errors.append(abs((plus - minus) / (2 * epsilon) - derivative) / norm)
             error, worst = statistics.median(errors), max(errors)
             yield {
                 "dtype": dtype, "distribution": distribution, "epsilon": epsilon, "error": error, "worst": worst
