@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cuts:
+class ChunkBoundaries:
     """Prompts are cut at the positions `at`, and beyond the last of these at its multiples."""
 
     at: tuple[int, ...] = (32, 64, 96, 128, 192, 256)
@@ -19,11 +19,11 @@ class Cuts:
         return self.at[-1]
 
     def after(self, position: int) -> int:
-        """The first cut after `position`."""
-        return next((cut for cut in self.at if cut > position), (position // self.longest + 1) * self.longest)
+        """The first boundary after `position`."""
+        return next((end for end in self.at if end > position), (position // self.longest + 1) * self.longest)
 
     def reusable(self, n: int) -> int:
-        """How many of `n` equal leading tokens may be taken from the cache: up to the last cut."""
+        """How many of `n` equal leading tokens may be taken from the cache: up to the last boundary."""
         if n >= self.longest:
             return n // self.longest * self.longest
-        return max((cut for cut in self.at if cut <= n), default=0)
+        return max((end for end in self.at if end <= n), default=0)

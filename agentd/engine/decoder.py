@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from agentd.engine.chunks import Cuts
+from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.probabilities import Floats
 
 W_contra = TypeVar("W_contra", contravariant=True)
@@ -20,7 +20,7 @@ class Decoder(Protocol[W_contra]):
         """Whether a cache can be cut back to a prefix."""
 
     @property
-    def cuts(self) -> Cuts:
+    def boundaries(self) -> ChunkBoundaries:
         """Where it wants prompts to be cut."""
 
     def decode(

@@ -12,7 +12,7 @@ from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Background, Generate, ModelInfo, Piece, Weights
 from agentd.engine.serving import Serving
 from agentd.engine.session import Session
-from agentd.engine.weight_registry import Staged, W
+from agentd.engine.weight_registry import W, WeightRegistry
 from agentd.errors import AgentdError
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     def __init__(self, context: ServingContext[W], vocabulary: Prompts, base: W, per_slot: int) -> None:
         self._context, self._prompts = context, vocabulary
-        self._staged: Staged[W] = Staged(base, self._in_use, self._free)
+        self._registry: WeightRegistry[W] = WeightRegistry(base, self._in_use, self._free)
         self._compiler = Compiler(vocabulary)
-        self._serving = Serving(context, vocabulary, per_slot, self._staged, self._sampler, self._compiler)
+        self._serving = Serving(context, vocabulary, per_slot, self._registry, self._sampler, self._compiler)
         self._backgrounds: list[B] = []
 
     # --- what differs
@@ -99,12 +99,12 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     def unstage(self, weights: Weights) -> None:
         if weights not in (BASE, self._serving.weights):
-            self._staged.remove(weights)
+            self._registry.remove(weights)
 
     def swap(self, weights: Weights) -> float:
         start = time.perf_counter()
         self._serving.swap(weights)
-        self._staged.sweep()
+        self._registry.collect()
         return time.perf_counter() - start
 
     # --- background work
@@ -118,7 +118,7 @@ class LanguageEngine(ABC, Generic[W, B]):
         return Session(self.background(interrupted, serve))
 
     def stats(self) -> dict[str, Any]:
-        staged = {"staged": self._staged.names, "leaving": self._staged.leaving}
+        staged = {"staged": self._registry.names, "leaving": self._registry.retired}
         return {**self._serving.counts(), "weights": self._serving.weights, **staged}
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     def _closed(self, background: B) -> None:
         self._backgrounds.remove(background)
-        self._staged.sweep()
+        self._registry.collect()
 
     def _in_use(self, weights: W) -> bool:
         if self._serving.uses(weights) or any(background.uses(weights) for background in self._backgrounds):

@@ -49,12 +49,12 @@ class Serving(Generic[W]):
         context: Decoder[W],
         vocabulary: Prompts,
         per_slot: int,
-        staged: WeightsSource[W],
+        registry: WeightsSource[W],
         samplers: Callable[[Generate, Constraint | None], Sampler],
         compiler: Compiler,
         slots: int | None = None,
     ) -> None:
-        self._context, self._vocabulary, self._limit, self._staged = context, vocabulary, per_slot, staged
+        self._context, self._vocabulary, self._limit, self._registry = context, vocabulary, per_slot, registry
         self._samplers, self._compiler = samplers, compiler
         self._slots: list[Slot[W]] = [Slot(i) for i in range(slots or context.n_seq)]
         self._waiting: deque[Job[W]] = deque()
@@ -70,7 +70,7 @@ class Serving(Generic[W]):
 
     def swap(self, weights: Weights) -> None:
         """New requests get `weights`. No cached prompt survives: it was computed with other adapters."""
-        adapters = self._staged[weights]
+        adapters = self._registry[weights]
         self.weights = weights
         for slot in self._slots:
             if slot.job is None:
@@ -121,7 +121,7 @@ class Serving(Generic[W]):
         if len(prompt) >= self._limit:
             raise ContextLengthExceeded(len(prompt), self._limit)
         self._submitted += 1
-        adapters, text = self._staged[self.weights], Detokenizer(request.stop)
+        adapters, text = self._registry[self.weights], Detokenizer(request.stop)
         return Job(self._submitted, request, prompt, self.weights, adapters, text)
 
     def _choices(self, request: Generate, prompt: list[int]) -> Choosing:
@@ -203,7 +203,7 @@ class Serving(Generic[W]):
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
         if slot.adapters is not job.adapters or not self._context.reuses or job.pooling is not None:
             return 0
-        return self._context.cuts.reusable(common_length(slot.tokens, job.prompt[:-1]))
+        return self._context.boundaries.reusable(common_length(slot.tokens, job.prompt[:-1]))
 
     def _guard(self, compute: Callable[[list[Slot[W]]], list[Piece]], slots: list[Slot[W]]) -> list[Piece]:
         """A request that cannot be computed ends with an error; the others go on. What was given up for something
@@ -229,7 +229,7 @@ class Serving(Generic[W]):
         if job.pooling is not None:
             return self._pool(slot, job, job.pooling)
         start = len(slot.tokens)
-        stop = min(self._context.cuts.after(start), len(job.prompt))
+        stop = min(self._context.boundaries.after(start), len(job.prompt))
         chunk = job.prompt[start:stop]
         complete = stop == len(job.prompt)
         self._context.use(job.adapters)
@@ -393,7 +393,7 @@ class Serving(Generic[W]):
         slot.tokens = []
         while len(slot.tokens) < n:
             start = len(slot.tokens)
-            chunk = kept[start : self._context.cuts.after(start)]
+            chunk = kept[start : self._context.boundaries.after(start)]
             self._context.decode(chunk, range(start, start + len(chunk)), [(slot.sequence,)] * len(chunk), [])
             slot.tokens = slot.tokens + chunk
 
@@ -431,10 +431,10 @@ class Serving(Generic[W]):
         if slot.job is not None:
             slot.job.close()
         slot.job = None
-        if slot.adapters is not self._staged[self.weights]:  # its cache is of no use to anybody
+        if slot.adapters is not self._registry[self.weights]:  # its cache is of no use to anybody
             self._context.forget(slot.sequence)
             slot.tokens, slot.adapters = [], None
-        self._staged.sweep()
+        self._registry.collect()
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

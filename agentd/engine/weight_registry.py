@@ -17,7 +17,7 @@ class WeightsSource(Protocol[W_co]):
     def __getitem__(self, weights: Weights) -> W_co:
         """Raises RevisionCorrupt."""
 
-    def sweep(self) -> None:
+    def collect(self) -> None:
         """Frees what is not needed any more."""
 
 
@@ -30,17 +30,17 @@ class Single(Generic[W]):
     def __getitem__(self, weights: Weights) -> W:
         return self._weights
 
-    def sweep(self) -> None:
+    def collect(self) -> None:
         """There is nothing else."""
 
 
-class Staged(Generic[W]):
+class WeightRegistry(Generic[W]):
     """What was replaced or removed is freed as soon as nobody computes with it any more."""
 
     def __init__(self, base: W, in_use: Callable[[W], bool], free: Callable[[W], None]) -> None:
         self._in_use, self._free = in_use, free
         self._by_name: dict[Weights, W] = {BASE: base}
-        self._leaving: list[W] = []
+        self._retired: list[W] = []
 
     def __getitem__(self, weights: Weights) -> W:
         """Raises RevisionCorrupt."""
@@ -52,34 +52,34 @@ class Staged(Generic[W]):
     def __contains__(self, weights: Weights) -> bool:
         return weights in self._by_name
 
-    def put(self, weights: Weights, staged: W) -> None:
+    def put(self, weights: Weights, item: W) -> None:
         self.remove(weights)
-        self._by_name[weights] = staged
+        self._by_name[weights] = item
 
     def remove(self, weights: Weights) -> None:
         if weights in self._by_name:
-            self._leaving.append(self._by_name.pop(weights))
-        self.sweep()
+            self._retired.append(self._by_name.pop(weights))
+        self.collect()
 
-    def sweep(self) -> None:
+    def collect(self) -> None:
         """Frees what is not needed any more."""
-        if not self._leaving:
+        if not self._retired:
             return
-        kept = [staged for staged in self._leaving if self._in_use(staged)]
-        for staged in self._leaving:
-            if not any(staged is other for other in kept):
-                self._free(staged)
-        self._leaving = kept
+        in_use = [item for item in self._retired if self._in_use(item)]
+        for item in self._retired:
+            if not any(item is other for other in in_use):
+                self._free(item)
+        self._retired = in_use
 
     def values(self) -> list[W]:
-        """Everything that is held, what is leaving included."""
-        return [*self._by_name.values(), *self._leaving]
+        """Everything that is held, what is retired included."""
+        return [*self._by_name.values(), *self._retired]
 
     @property
     def names(self) -> list[Weights]:
         return list(self._by_name)
 
     @property
-    def leaving(self) -> int:
+    def retired(self) -> int:
         """How many were removed and are still computed with."""
-        return len(self._leaving)
+        return len(self._retired)

@@ -35,10 +35,10 @@ _PIECE = 32  # examples in a forward pass of an evaluation
 
 
 class ClassifierSession(OperationSession):
-    def __init__(self, model: Model, staged: Mapping[Weights, Int8Network]) -> None:
+    def __init__(self, model: Model, networks: Mapping[Weights, Int8Network]) -> None:
         super().__init__()
-        self._model, self._staged = model, staged
-        self._network = staged["0"]
+        self._model, self._networks = model, networks
+        self._network = networks["0"]
         self._examples: list[tuple[Int8Tensor, int] | None] = []
         self.on(Encode, self._encode)
         self.on(Use, self._use)
@@ -63,9 +63,9 @@ class ClassifierSession(OperationSession):
 
     def _use(self, op: Use) -> Steps[None, None]:
         yield None
-        if op.weights not in self._staged:
+        if op.weights not in self._networks:
             raise RevisionCorrupt(op.weights, "it is not staged")
-        self._network = self._staged[op.weights]
+        self._network = self._networks[op.weights]
 
     def _score(self, op: ScoreExamples) -> Steps[int, list[Scores]]:
         """Of every class, and of the right one; each example alone, as served."""

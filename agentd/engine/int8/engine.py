@@ -28,7 +28,7 @@ class Int8Engine:
         torch.set_num_threads(threads)
         self.model = model.load(path)
         network = self.model.network
-        self._staged: dict[Weights, Int8Network] = {BASE: network}
+        self._networks: dict[Weights, Int8Network] = {BASE: network}
         self._serving: Weights = BASE
         self.info = ModelInfo(
             name=network.architecture.name,
@@ -48,7 +48,7 @@ class Int8Engine:
     def classify(self, input: dict[str, Any]) -> Classification:
         """Raises InvalidRequest for an input that is not one of this model's."""
         x = self.model.quantised(inputs.values(input, self.model.header.network.input)[None])
-        probabilities = [math.exp(value) for value in log_probabilities(self._staged[self._serving], x)]
+        probabilities = [math.exp(value) for value in log_probabilities(self._networks[self._serving], x)]
         return Classification(probabilities, int(self._serving))
 
     @property
@@ -76,31 +76,31 @@ class Int8Engine:
             if header.network != own.network or header.classes != own.classes:
                 raise RevisionCorrupt(weights, "it is a network of another kind than the base")
             network = candidate.network
-        self._staged[weights] = network
+        self._networks[weights] = network
 
     def unstage(self, weights: Weights) -> None:
         if weights not in (BASE, self._serving):
-            self._staged.pop(weights, None)
+            self._networks.pop(weights, None)
 
     def swap(self, weights: Weights) -> float:
         start = time.perf_counter()
-        if weights not in self._staged:
+        if weights not in self._networks:
             raise RevisionCorrupt(weights, "it is not staged")
         self._serving = weights
         return time.perf_counter() - start
 
     def session(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> ClassifierSession:
         """Background work; it gives way after every step, which takes milliseconds."""
-        return ClassifierSession(self.model, self._staged)
+        return ClassifierSession(self.model, self._networks)
 
     def background(self, interrupted: Callable[[], bool], serve: Callable[[], bool] = lambda: False) -> Background:
         raise NotALanguageModel(self.info.name)
 
     def stats(self) -> dict[str, Any]:
-        return {"active": 0, "waiting": 0, "weights": self._serving, "staged": list(self._staged), "leaving": 0}
+        return {"active": 0, "waiting": 0, "weights": self._serving, "staged": list(self._networks), "leaving": 0}
 
     def close(self) -> None:
-        self._staged.clear()
+        self._networks.clear()
 
 
 def log_probabilities(network: Int8Network, x: Int8Tensor) -> list[float]:

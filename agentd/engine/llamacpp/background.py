@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from agentd.engine.answering import answered
-from agentd.engine.chunks import Cuts
+from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.encode import encode_example
 from agentd.engine.llamacpp.adapters import Adapters
@@ -20,7 +20,7 @@ from agentd.engine.llamacpp.tap import TapRecorder
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.probabilities import Floats, kl_divergence
 from agentd.engine.protocol import BASE, Generate, Piece, Scores, TapIndex, Target, Weights
-from agentd.engine.weight_registry import Staged
+from agentd.engine.weight_registry import WeightRegistry
 from agentd.errors import AgentdError, InvalidRequest
 from agentd.formats import adapter_gguf
 from agentd.host import allocator
@@ -40,7 +40,7 @@ class LlamaCppBackground:
         self,
         model: Any,
         vocabulary: Vocabulary,
-        staged: Staged[Adapters],
+        registry: WeightRegistry[Adapters],
         compiler: Compiler,
         *,
         n_ctx: int,
@@ -48,10 +48,10 @@ class LlamaCppBackground:
         interrupted: Callable[[], bool],
         closed: Callable[["LlamaCppBackground"], None],
     ) -> None:
-        self._model, self.vocabulary, self._staged, self._compiler = model, vocabulary, staged, compiler
+        self._model, self.vocabulary, self._registry, self._compiler = model, vocabulary, registry, compiler
         self._threads, self._interrupted, self._closed = threads, interrupted, closed
         self._tap = TapRecorder()
-        self._weights, self._adapters = BASE, staged[BASE]
+        self._weights, self._adapters = BASE, registry[BASE]
         # The control vector as it stands after updates, and the one the context computes with; None is all zero.
         self._control: Floats | None = None
         self._steered: Floats | None = None
@@ -75,7 +75,7 @@ class LlamaCppBackground:
         )
         release_zero_pages(mappings)
         self._context.abort_when(self._interrupted)
-        self._context.cuts = Cuts(tuple(cut for cut in Cuts().at if cut <= MICRO_BATCH))
+        self._context.boundaries = ChunkBoundaries(tuple(cut for cut in ChunkBoundaries().at if cut <= MICRO_BATCH))
         self._context.after_decode = self._tap.settle
         self._forward = Forward(self._context, MICRO_BATCH)
         self._foreign = False  # the cache holds what is not `_forward`'s
@@ -96,12 +96,12 @@ class LlamaCppBackground:
 
     def use(self, weights: Weights) -> None:
         self._fit()
-        adapters = self._staged[weights]
+        adapters = self._registry[weights]
         self._context.use(adapters)
         self._weights, self._adapters = weights, adapters
         self._control = self._steered = adapters.control
         self._forward.reset()
-        self._staged.sweep()
+        self._registry.collect()
 
     def uses(self, adapters: Adapters) -> bool:
         return self._adapters is adapters

@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
-from agentd.engine.chunks import Cuts
+from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.library import last_words
 from agentd.engine.probabilities import Floats
@@ -50,7 +50,7 @@ class Context:
         self._callbacks: list[Any] = [on_tensor]  # ctypes keeps no reference to what C calls
         self.width, self.n_seq = width, n_seq
         self.reuses = True  # a prefix of a sequence may be kept
-        self.cuts = Cuts()
+        self.boundaries = ChunkBoundaries()
         self.n_ctx = int(lc.llama_n_ctx(self._context))
         self.n_layer, self.n_embd = int(lc.llama_model_n_layer(model)), int(lc.llama_model_n_embd(model))
         self.n_vocab = int(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import llama_cpp as lc
 
-from agentd.engine.chunks import Cuts
+from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.constraints import Constraint
 from agentd.engine.language import LanguageEngine
 from agentd.engine.llamacpp.adapters import Adapters, free, load
@@ -33,7 +33,12 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
         self.vocabulary = Vocabulary(self._model)
         mappings = anonymous_mappings()
         own = Context(
-            self._model, n_ctx=per_slot * slots, n_seq=slots, width=Cuts().longest, threads=threads, streams=True
+            self._model,
+            n_ctx=per_slot * slots,
+            n_seq=slots,
+            width=ChunkBoundaries().longest,
+            threads=threads,
+            streams=True,
         )
         per_slot = min(per_slot, own.n_ctx // slots)
         self.released_bytes = release_zero_pages(mappings)
@@ -52,7 +57,7 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
         )
 
     def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
-        self._staged.put(weights, load(self._model, weights, adapter, control))
+        self._registry.put(weights, load(self._model, weights, adapter, control))
 
     def close(self) -> None:
         super().close()
@@ -62,7 +67,7 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
         return LlamaCppBackground(
             self._model,
             self.vocabulary,
-            self._staged,
+            self._registry,
             self._compiler,
             n_ctx=min(BACKGROUND_CONTEXT, self.info.n_ctx),
             threads=self._threads,

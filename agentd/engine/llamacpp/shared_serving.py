@@ -36,7 +36,7 @@ class SharedServing(Serving[Adapters]):
         """Computes the prefix, in a sequence of its own. Yields where it may be interrupted."""
         done = 0
         while done < len(self._prefix):
-            chunk = self._prefix[done : self._context.cuts.after(done)]
+            chunk = self._prefix[done : self._context.boundaries.after(done)]
             try:
                 self._context.use(self._adapters)
                 self._context.decode(chunk, range(done, done + len(chunk)), [(self._holder,)] * len(chunk), [])

@@ -35,7 +35,7 @@ from agentd.engine.transformers.image import digest, write
 from agentd.engine.transformers.learning import Trainable, learner
 from agentd.engine.transformers.model import Model, Weights
 from agentd.engine.transformers.sampling import TokenSampler
-from agentd.engine.weight_registry import Single, Staged
+from agentd.engine.weight_registry import Single, WeightRegistry
 from agentd.errors import InvalidRequest, NotSupported
 from agentd.host import allocator
 from agentd.learn.encoded import Encoded
@@ -53,7 +53,7 @@ class TransformersBackground:
     def __init__(
         self,
         model: Model,
-        staged: Staged[Weights],
+        registry: WeightRegistry[Weights],
         compiler: Compiler,
         *,
         folder: Path,
@@ -62,11 +62,11 @@ class TransformersBackground:
         serve: Callable[[], bool],
         closed: Callable[["TransformersBackground"], None],
     ) -> None:
-        self._model, self._staged, self._compiler, self._closed = model, staged, compiler, closed
+        self._model, self._registry, self._compiler, self._closed = model, registry, compiler, closed
         self._interrupted, self._serve = interrupted, serve
         self.vocabulary = model.vocabulary
         self._forward = Forward(model)
-        self._weights = staged[BASE]
+        self._weights = registry[BASE]
         self._rule = LearningRule()
         self._learner: Trainable | None = None  # made when something is to be perturbed or moved
         self._folder = folder
@@ -78,9 +78,9 @@ class TransformersBackground:
         return encode_example(self.vocabulary, input, choices, target, limit=self.limit, **more)
 
     def use(self, weights: Name) -> None:
-        self._weights = self._staged[weights]
+        self._weights = self._registry[weights]
         self._give_up()
-        self._staged.sweep()
+        self._registry.collect()
 
     def uses(self, weights: Weights) -> bool:
         return weights is self._weights
@@ -199,7 +199,7 @@ class TransformersBackground:
             (pack,) = self._forward.packs([example], WIDTH)
             kept: list[torch.Tensor] = []
             for name in (reference, candidate):
-                self._weights = self._staged[name]
+                self._weights = self._registry[name]
                 for log_p in self._run(lambda pack=pack: self._forward.run(pack).log_probabilities()):  # type: ignore[misc]
                     if log_p is not None:
                         kept.append(log_p.double())
@@ -313,7 +313,7 @@ class TransformersBackground:
         """Computes with this session's weights; what serves takes no memory meanwhile that it can have again."""
         current = self._current
         self._model.install(current)
-        for other in self._staged.values():
+        for other in self._registry.values():
             if other is not current:
                 other.release()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from agentd.engine.chunks import Cuts
+from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.probabilities import Floats
 from agentd.engine.transformers import cache as caches
 from agentd.engine.transformers.model import Model, Weights
@@ -26,7 +26,9 @@ class Context:
         self._logits: dict[int, Floats] = {}
         self.reuses = caches.can_be_cut(caches.slot_cache(model.config))
         # Where a piece is padded to PRODUCT_ROWS rows anyway, one of fewer tokens takes as long.
-        self.cuts = Cuts(tuple(PRODUCT_ROWS * n for n in (1, 2, 3, 4))) if model.pads else Cuts()
+        self.boundaries = (
+            ChunkBoundaries(tuple(PRODUCT_ROWS * n for n in (1, 2, 3, 4))) if model.pads else ChunkBoundaries()
+        )
 
     def use(self, weights: Weights) -> None:
         self._weights = weights
@@ -34,7 +36,7 @@ class Context:
     def warm_up(self, limit: int) -> None:
         """Does what the first request would wait for, and what would count as the memory of a pass before it: weights
         are read from the disk, oneDNN compiles its code, the heap grows. `limit` is the most tokens of a request."""
-        piece = range(min(self.cuts.after(0), limit - 1))
+        piece = range(min(self.boundaries.after(0), limit - 1))
         self.decode([0] * len(piece), piece, [(0,)] * len(piece), [len(piece) - 1])
         self.decode([0], [len(piece)], [(0,)], [0])
         self.forget(0)

@@ -84,10 +84,10 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
             raise RevisionCorrupt(weights, "the engine transformers has no control vectors")
         image = self.model.base
         if adapter is not None:
-            for each in self._staged.values():
+            for each in self._registry.values():
                 each.release()  # a second set of weights is about to be written; who needs these takes them again
             image = yield from self.lineage.build(weights, adapter)
-        self._staged.put(weights, image)
+        self._registry.put(weights, image)
 
     def stage(self, weights: Name, adapter: Path | None, control: Path | None) -> None:
         finished(self.staging(weights, adapter, control))
@@ -120,7 +120,7 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
     def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> TransformersBackground:
         return TransformersBackground(
             self.model,
-            self._staged,
+            self._registry,
             self._compiler,
             folder=self._folder,
             limit=min(BACKGROUND_CONTEXT, self.info.n_ctx),
@@ -136,8 +136,8 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
 
     def _spare(self) -> None:
         """Weights that new requests do not get give their pages back; who still computes with them takes them again."""
-        for each in self._staged.values():
-            if each is not self._staged[self._serving.weights]:
+        for each in self._registry.values():
+            if each is not self._registry[self._serving.weights]:
                 each.release()
 
     def _sampler(self, request: Generate, constraint: Constraint | None) -> TokenSampler:
@@ -146,4 +146,4 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
     def _free(self, weights: Weights) -> None:
         if weights is not self.model.base:
             self.model.uninstall(weights)
-            self.lineage.prune({path for each in self._staged.values() for path in each.image.files})
+            self.lineage.prune({path for each in self._registry.values() for path in each.image.files})

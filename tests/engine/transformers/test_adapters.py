@@ -133,7 +133,7 @@ def test_a_line_of_changes_is_one_adapter_for_llama_cpp(
     (tmp_path / "manifest.json").write_text(json.dumps({"ranks": [4, 4]}))
     ledger.write(tmp_path / "ledger", ledger.Ledger(0, []))
     engine.stage("candidate", tmp_path / "ledger", None)
-    assert digest(engine._staged["candidate"].mapped) == digest(engine._staged["2"].mapped)
+    assert digest(engine._registry["candidate"].mapped) == digest(engine._registry["2"].mapped)
 
 
 def choices(session: Any, examples: list[Encoded]) -> list[float]:

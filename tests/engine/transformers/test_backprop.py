@@ -182,11 +182,11 @@ def test_methods_may_follow_one_another(
             folder.mkdir(parents=True)
             ledger.write(folder / "ledger", ledger.Ledger(number - 1, mezo))
         engine.stage(str(number), folder / "ledger", None)
-    wanted = digest(engine._staged["4"].mapped)
+    wanted = digest(engine._registry["4"].mapped)
     for image in engine.lineage._folder.glob("weights-*"):
         image.unlink()
     engine.stage("4", revisions / "4" / "ledger", None)
-    assert digest(engine._staged["4"].mapped) == wanted
+    assert digest(engine._registry["4"].mapped) == wanted
     *_, replayed = iterate(engine.replaying(revisions / "4" / "ledger"))
     assert replayed == wanted
 

@@ -105,7 +105,7 @@ def test_a_line_of_ledgers_is_replayed_from_the_base(engine: TransformersEngine,
     write(revisions / "1" / "ledger", STEPS[:2])
     write(revisions / "2" / "ledger", STEPS[2:3], parent=1)
     engine.stage("3", write(revisions / "3" / "ledger", STEPS[3:], parent=2), None)
-    digests = [digest(engine._staged[name].mapped) for name in ("whole", "3")]
+    digests = [digest(engine._registry[name].mapped) for name in ("whole", "3")]
     assert digests[0] == digests[1]
     with pytest.raises(RevisionCorrupt, match="ledger cannot be read"):
         engine.stage("9", write(tmp_path / "orphan", STEPS, parent=77), None)
@@ -217,7 +217,7 @@ def test_a_candidate_takes_memory_for_what_it_writes_alone(
 
 def test_only_the_weights_that_serve_stay_in_memory(engine: TransformersEngine, tmp_path: Path) -> None:
     def resident(weights: str) -> int:
-        (path,) = engine._staged[weights].image.files
+        (path,) = engine._registry[weights].image.files
         return sum(m.rss for m in psutil.Process().memory_maps(grouped=False) if m.path == str(path))
 
     def scored() -> list[Any]:
