@@ -212,14 +212,14 @@ def listening(
         raise CannotListen("what systemd passed", str(error)) from None
 
     def own(path: Path, mode: int, name: str) -> list[socket.socket]:
-        made = unix_socket(path, mode)
-        if not notifier.keep(name, made):
+        listener = unix_socket(path, mode)
+        if not notifier.keep(name, listener):
             stack.callback(path.unlink, missing_ok=True)
-        return [made]
+        return [listener]
 
-    given = inherited.pop("admin", None)
+    inherited_admin = inherited.pop("admin", None)
     api = list(inherited.values()) or own(config.api_socket, 0o660, "api")
-    admin = [given] if given else own(config.admin_socket, 0o600, "admin")
+    admin = [inherited_admin] if inherited_admin else own(config.admin_socket, 0o600, "admin")
     return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
 
 

@@ -26,8 +26,8 @@ def configure(default: str = "INFO", prefix: str = "", environment: Mapping[str,
     handler = logging.StreamHandler(sys.stderr)
     to_journal = stderr_is_journal(environment)
     # The journal has the level as a field of its own.
-    shown = _FORMAT.removeprefix("%(levelname)s ") if to_journal else _FORMAT
-    handler.setFormatter((JournalFormatter if to_journal else logging.Formatter)(prefix + shown))
+    form = _FORMAT.removeprefix("%(levelname)s ") if to_journal else _FORMAT
+    handler.setFormatter((JournalFormatter if to_journal else logging.Formatter)(prefix + form))
     logging.basicConfig(level=level if isinstance(level, int) else logging.INFO, handlers=[handler], force=True)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
 

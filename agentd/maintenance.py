@@ -53,16 +53,16 @@ async def check_if_due(services: Services) -> None:
         return
     is_due = last.at < _ago(_CHECK_AFTER) or last.kind == DAMAGED  # damage may have been repaired meanwhile
     if is_due and (not services.activity.active or last.at < _ago(_CHECK_ANYWAY)):
-        await check(services, told=last.message)
+        await check(services, last.message)
 
 
-async def check(services: Services, told: str) -> None:
+async def check(services: Services, last_message: str) -> None:
     """Reads the whole database and the files of all revisions. What is wrong is the daemon's problem from now on, and
-    an event unless the last one, `told`, said the same."""
-    kept = sorted(await services.store.call(recovery.known_directories))
+    an event unless the last one, `last_message`, said the same."""
+    directories = sorted(await services.store.call(recovery.known_directories))
     files = services.adaptation.files
     problems = await asyncio.to_thread(services.store.raw, _database_problems)
-    problems += await asyncio.to_thread(lambda: list(_file_problems(files, kept)))
+    problems += await asyncio.to_thread(lambda: list(_file_problems(files, directories)))
     try:
         await asyncio.to_thread(lambda: services.model.verify(read=True))
     except ModelUnusable as error:
@@ -70,12 +70,12 @@ async def check(services: Services, told: str) -> None:
     services.damage = "; ".join(problems)
     if not problems:
         await services.store.call(
-            events.add, CHECKED, f"the database, the model, and the files of {len(kept)} revisions"
+            events.add, CHECKED, f"the database, the model, and the files of {len(directories)} revisions"
         )
         return
     logger.error("the state is damaged: %s", services.damage)
     message = f"{services.damage}. Put a backup in its place: agentd restore"
-    if message != told:
+    if message != last_message:
         await services.store.call(events.add, DAMAGED, message)
 
 

@@ -92,10 +92,10 @@ class Answer:
 
     def _observe(self) -> None:
         """What this request says about the answers before it, where that is wanted."""
-        wanted = self._services.config.feedback
-        if wanted.implicit and "messages" in self._input:
+        settings = self._services.config.feedback
+        if settings.implicit and "messages" in self._input:
             with contextlib.suppress(AgentdError):
-                self._services.store.submit(implicit.observe, self._input, self._author, wanted.weights)
+                self._services.store.submit(implicit.observe, self._input, self._author, settings.weights)
 
     async def record(self) -> None:
         """Stores the inference. A full disk must not keep the device from answering, so the answer says so instead."""
@@ -163,8 +163,8 @@ class Answer:
         body = self.body
         choices = tuple(body.choices or ())
         form = body.response_format
-        asked = FormatConstraint.of(form.model_dump(by_alias=True) if form else None, body.grammar)
-        grammar, schema = asked.grammar, asked.json_schema
+        constraint = FormatConstraint.of(form.model_dump(by_alias=True) if form else None, body.grammar)
+        grammar, schema = constraint.grammar, constraint.json_schema
         if self._task and not (choices or grammar or schema or "tools" in self._input):
             task = await self._services.store.call(tasks.find, self._task)
             if task and not task.open:
@@ -176,7 +176,7 @@ class Answer:
         info = self._services.supervisor.info
         if info and any(not 0 <= token < info.n_vocab for token, _ in bias):
             raise InvalidRequest(f"logit_bias names a token outside 0..{info.n_vocab - 1}", param="logit_bias")
-        given = {
+        options = {
             "temperature": body.temperature,
             "top_k": body.top_k,
             "top_p": body.top_p,
@@ -187,9 +187,9 @@ class Answer:
             "presence_penalty": body.presence_penalty,
         }
         if choices and body.temperature is None:
-            given["temperature"] = 0.0  # the best one: the same that the gate takes for the answer
+            options["temperature"] = 0.0  # the best one: the same that the gate takes for the answer
         sampling = Sampling(
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # checked above
+            **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]  # checked above
             logit_bias=bias,
             grammar=grammar,
             json_schema=schema,

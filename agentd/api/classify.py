@@ -133,23 +133,23 @@ def _walk(tree: Any, shape: tuple[int, ...], where: str) -> Iterator[float]:
 
 def _of_bytes(request: Request, data: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
     """Little-endian entries in row-major order; shape and dtype are in the query or in headers of agentd's own."""
-    given = request.query_params.get("shape") or request.headers.get("agentd-shape")
+    declared = request.query_params.get("shape") or request.headers.get("agentd-shape")
     dtype = request.query_params.get("dtype") or request.headers.get("agentd-dtype")
-    wanted = ",".join(map(str, shape))
-    if given is None or dtype is None:
-        missing = "shape" if given is None else "dtype"
+    expected = ",".join(map(str, shape))
+    if declared is None or dtype is None:
+        missing = "shape" if declared is None else "dtype"
         raise InvalidRequest(
-            f"bytes need a shape and a dtype: ?shape={wanted}&dtype=uint8, or headers Agentd-Shape and Agentd-Dtype",
+            f"bytes need a shape and a dtype: ?shape={expected}&dtype=uint8, or headers Agentd-Shape and Agentd-Dtype",
             param=missing,
         )
-    if given.replace(" ", "") != wanted:
-        raise InvalidRequest(f"the array has shape {given}, and the model takes {wanted}", param="shape")
+    if declared.replace(" ", "") != expected:
+        raise InvalidRequest(f"the array has shape {declared}, and the model takes {expected}", param="shape")
     if dtype not in _SIZES:
         raise InvalidRequest(f"dtype is one of {', '.join(_SIZES)}, not {dtype!r}", param="dtype")
     needed = math.prod(shape) * _SIZES[dtype]
     if len(data) != needed:
         raise InvalidRequest(
-            f"the body has {len(data)} bytes, and {needed} are needed for shape {wanted} of {dtype}", param="input"
+            f"the body has {len(data)} bytes, and {needed} are needed for shape {expected} of {dtype}", param="input"
         )
     if dtype in _FLOATS and not all(math.isfinite(value) for (value,) in struct.iter_unpack(_FLOATS[dtype], data)):
         raise InvalidRequest("the array has entries that are NaN or infinite", param="input")

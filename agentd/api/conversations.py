@@ -70,8 +70,8 @@ def pair_of(chosen: str | Tree, rejected: str | Tree, input: Tree) -> tuple[str,
 def judged(answer: str | Tree, how: Tree, input: Tree) -> tuple[str, str]:
     """The kind and the target of the example of an answer that is {"good": bool} or has a {"score": number}. Raises
     InvalidRequest."""
-    given = as_answer(checked_message(answer, input)) if isinstance(answer, dict) else answer
-    return SCORE if "score" in how else THUMB, to_json({"answer": given, **how})
+    plain = as_answer(checked_message(answer, input)) if isinstance(answer, dict) else answer
+    return SCORE if "score" in how else THUMB, to_json({"answer": plain, **how})
 
 
 def _are_messages(value: Any) -> TypeGuard[list[Tree]]:
@@ -86,7 +86,7 @@ def _tool(tool: Any) -> Any:
 def _with_ids(messages: list[Tree]) -> list[Tree]:
     """Messages whose calls have ids, and whose results name the call that they are of: without an id it is the oldest
     that has none yet."""
-    made: list[Tree] = []
+    numbered: list[Tree] = []
     pending: list[Any] = []
     for number, message in enumerate(messages):
         calls = message.get("tool_calls")
@@ -101,8 +101,8 @@ def _with_ids(messages: list[Tree]) -> list[Tree]:
                 pending.remove(id)
             if isinstance(message.get("content"), dict | list) and not _are_messages(message["content"]):
                 message["content"] = json.dumps(message["content"], ensure_ascii=False)
-        made.append(message)
-    return made
+        numbered.append(message)
+    return numbered
 
 
 def _call(call: Any, id: str) -> Any:
@@ -112,6 +112,6 @@ def _call(call: Any, id: str) -> Any:
     function = call.get("function")
     if isinstance(function, dict) and isinstance(arguments := function.get("arguments", {}), dict):
         function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    given = call.get("id")
-    kept = given if isinstance(given, str) and 0 < len(given) <= MAX_NAME else id
-    return {"type": "function", **{k: v for k, v in call.items() if k != "id"}, "id": kept, "function": function}
+    own = call.get("id")
+    final = own if isinstance(own, str) and 0 < len(own) <= MAX_NAME else id
+    return {"type": "function", **{k: v for k, v in call.items() if k != "id"}, "id": final, "function": function}

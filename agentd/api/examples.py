@@ -51,14 +51,14 @@ async def _check_prompts(s: Services, new: list[NewExample]) -> None:
     kinds: dict[Any, NewExample] = {}
     for example in new:
         kinds.setdefault(_kind(example.input), example)
-    asked = list(kinds.values())[:_KINDS_ASKED]
+    samples = list(kinds.values())[:_KINDS_ASKED]
     try:
-        refusals = Refusals([example.input for example in asked])
+        refusals = Refusals([example.input for example in samples])
         with anyio.fail_after(_PATIENCE):
             answers = await s.supervisor.call(refusals)
     except (AgentdError, TimeoutError):
         return
-    for example, refusal in zip(asked, answers, strict=True):
+    for example, refusal in zip(samples, answers, strict=True):
         if refusal is not None:
             raise InvalidLine(example.line or 1, refusal)
 
@@ -83,11 +83,11 @@ def _parse_lines(
         if not line.strip():
             continue
         try:
-            given = validate(line, ExampleLine)
+            example = validate(line, ExampleLine)
             if classifier is None:
-                new += _examples(given, known, number, who)
+                new += _examples(example, known, number, who)
             else:
-                new.append(_classified(given, classifier, number, who))
+                new.append(_classified(example, classifier, number, who))
         except InvalidRequest as error:
             raise InvalidLine(number, str(error)) from None
     return new
@@ -105,20 +105,20 @@ def _examples(line: ExampleLine, known: dict[str, Task], number: int, who: str |
         text = line.text if line.text is not None else input_text(input, prompt)
         return NewExample(task=name, kind=kind, input=input, target=target, line=number, author=who, text=text)
 
-    asked = _asked(line)
+    fields = _asked(line)
     if line.is_conversation:
         messages = line.messages or []
         parts = answers(plain(messages), [message.weight for message in messages])
         if not parts:
             raise InvalidRequest("no message of the assistant's is to be learned from")
-        inputs = [({"messages": before, **asked}, message) for before, message in parts]
+        inputs = [({"messages": before, **fields}, message) for before, message in parts]
         return [example(input, *target_of(message, input)) for input, message in inputs]
     if line.text is not None:
-        input = {"messages": [{"role": "user", "content": prompt.replace("{text}", line.text)}], **asked}
+        input = {"messages": [{"role": "user", "content": prompt.replace("{text}", line.text)}], **fields}
     elif line.messages is not None:
-        input = {"messages": plain(line.messages), **asked}
+        input = {"messages": plain(line.messages), **fields}
     else:
-        input = {"prompt": line.prompt, **{k: v for k, v in asked.items() if k == "response_format"}}
+        input = {"prompt": line.prompt, **{k: v for k, v in fields.items() if k == "response_format"}}
         if line.special:
             input["special"] = True
     if isinstance(line.label, str):
@@ -141,16 +141,16 @@ def _check_free(task: Task | None) -> None:
         raise InvalidRequest("pairs and judged answers are for free text; the answers of this task are labels")
 
 
-def _answer(given: str | list[Message]) -> str | dict[str, Any]:
-    return given if isinstance(given, str) else given[0].plain()
+def _answer(answer: str | list[Message]) -> str | dict[str, Any]:
+    return answer if isinstance(answer, str) else answer[0].plain()
 
 
 def _asked(line: ExampleLine) -> dict[str, Any]:
     """What a request's input has besides its messages."""
-    asked = tools_input(line.tools or [], line.tool_choice, line.parallel_tool_calls)
+    fields = tools_input(line.tools or [], line.tool_choice, line.parallel_tool_calls)
     if line.response_format is not None and line.response_format.type != "text":
-        asked["response_format"] = line.response_format.model_dump(by_alias=True, exclude_none=True)
-    return {**asked, "chat_template_kwargs": line.chat_template_kwargs} if line.chat_template_kwargs else asked
+        fields["response_format"] = line.response_format.model_dump(by_alias=True, exclude_none=True)
+    return {**fields, "chat_template_kwargs": line.chat_template_kwargs} if line.chat_template_kwargs else fields
 
 
 def _classified(line: ExampleLine, classifier: ClassifierHeader, number: int, who: str | None) -> NewExample:

@@ -20,7 +20,7 @@ async def add_feedback(request: Request) -> Response:
     key = body.idempotency_key or request.headers.get("idempotency-key")
     if key is not None and len(key) > MAX_NAME:
         raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_NAME} characters", param="idempotency_key")
-    given = NewFeedback(
+    new = NewFeedback(
         inference_id=body.inference_id,
         episode=body.episode,
         kind=body.kind,
@@ -33,7 +33,7 @@ async def add_feedback(request: Request) -> Response:
         author=author(request),
         quarantine=await _flooded(s, author(request), body),
     )
-    row, created = await s.store.call(feedback.add, given, s.config.feedback.weights)
+    row, created = await s.store.call(feedback.add, new, s.config.feedback.weights)
     answer = {"id": row.id, "created": created, "example_id": row.example_id, "task": row.task}
     if row.episode is not None:
         steps, n_examples = await s.store.call(feedback.parts, row.id)

@@ -99,8 +99,8 @@ async def _referenced(s: Services, ids: list[str]) -> dict[str, dict[str, Any]]:
         row = await s.store.call(inferences.find, response_object.response_of(id))
         if row is not None and row.kind == "response":
             status = response_object.status_of(row.finish_reason)
-            made = response_object.output(row.id, row.reasoning, row.output, row.tool_calls, status)
-            items |= {item["id"]: item for item in [*made, *response_object.input_items(row)]}
+            outputs = response_object.output(row.id, row.reasoning, row.output, row.tool_calls, status)
+            items |= {item["id"]: item for item in [*outputs, *response_object.input_items(row)]}
         if id not in items:
             error = InvalidRequest(f"there is no item {id!r}; those of store: false are not kept", param="input")
             error.code = "item_not_found"
@@ -118,27 +118,27 @@ async def _events(
     answer: Answer, about: dict[str, Any], first: Piece, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[bytes, None]:
     """An error in the middle ends the response, which is an event too."""
-    made = Events(answer.id)
+    events = Events(answer.id)
 
     def sent(data: dict[str, Any]) -> bytes:
         return event(data, data["type"])
 
     try:
         begun = _response(answer, about, begun=True)
-        yield sent(made.event("created", response=begun))
-        yield sent(made.event("in_progress", response=begun))
-        for each in made.piece(first):
+        yield sent(events.event("created", response=begun))
+        yield sent(events.event("in_progress", response=begun))
+        for each in events.piece(first):
             yield sent(each)
         async for piece in pieces:
-            for each in made.piece(piece):
+            for each in events.piece(piece):
                 yield sent(each)
         whole = _response(answer, about)
-        for each in made.end(whole["status"]):
+        for each in events.end(whole["status"]):
             yield sent(each)
-        yield sent(made.event(whole["status"], response=whole))
+        yield sent(events.event(whole["status"], response=whole))
     except AgentdError as error:
         failed = _response(answer, about, error=error)
-        yield sent(made.event("failed", response=failed))
+        yield sent(events.event("failed", response=failed))
     finally:
         await pieces.aclose()
 

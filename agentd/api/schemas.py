@@ -234,7 +234,7 @@ class ExampleLine(Body):
     @model_validator(mode="after")
     def _one_of_each(self) -> "ExampleLine":
         inputs = (self.messages, self.prompt, self.text, self.input, self.png)
-        if sum(given is not None for given in inputs) != 1:
+        if sum(value is not None for value in inputs) != 1:
             raise ValueError("give one of messages, prompt, text; for a classifier one of input, png")
         if self.tools and self.messages is None and self.text is None:
             raise ValueError("tools go with messages or text")
@@ -245,7 +245,7 @@ class ExampleLine(Body):
         label = None if isinstance(self.label, bool) else self.label
         if self.score is not None and self.label is not None:
             raise ValueError("give a label or a score, not both")
-        answers = sum(given is not None for given in (label, self.completion, self.chosen))
+        answers = sum(value is not None for value in (label, self.completion, self.chosen))
         if self.is_conversation:
             return self
         if answers != 1:
@@ -259,7 +259,7 @@ class ExampleLine(Body):
     @property
     def is_conversation(self) -> bool:
         """Whether the answers stand among the messages."""
-        answered = any(given is not None for given in (self.label, self.completion, self.chosen, self.rejected))
+        answered = any(value is not None for value in (self.label, self.completion, self.chosen, self.rejected))
         return not answered and self.messages is not None and self.messages[-1].role == "assistant"
 
 

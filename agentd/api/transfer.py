@@ -57,23 +57,23 @@ async def export(request: Request) -> Response:
     """Query `format`: one of FORMATS."""
     s = services(request)
     number = identifier(request, "revision")
-    wanted = request.query_params.get("format", "bundle")
+    kind = request.query_params.get("format", "bundle")
     await s.store.call(revisions.get, number)
     if number == 0:
         raise Conflict("revision 0 is the base model; its file is model.path")
     files = await asyncio.to_thread(s.adaptation.files.verified, number)
-    if wanted == "gguf-lora":
+    if kind == "gguf-lora":
         if LORA in files:
             async with _collected(s, number, files[LEDGER], "gguf") as path:
                 return _file(path)
         if ADAPTER not in files:
             raise Conflict(f"revision {number} has no LoRA: {_instead(files)}")
         return _file(files[ADAPTER])
-    if wanted == "gguf-control":
+    if kind == "gguf-control":
         if CONTROL not in files:
             raise Conflict(f"revision {number} has no control vector: {_instead(files)}")
         return _file(files[CONTROL])
-    if wanted == "safetensors":
+    if kind == "safetensors":
         if NETWORK in files:
             return _file(files[NETWORK])
         if not _in_place(files):

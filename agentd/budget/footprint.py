@@ -163,9 +163,9 @@ def trainer_terms(
         # The gradient at a block's input, and that at its output, for all of a step's micro-batches.
         batches = -(-workload.batch // examples)
         step = batches * workload.prefix + min(workload.tokens, workload.batch * workload.seq_len)
-        kept, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 4 H d + 4 n_ff); 2 x step x D"
+        floats, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 4 H d + 4 n_ff); 2 x step x D"
         if not tapped:
-            kept, formula = kept + k * step * arch.n_embd, f"{formula}; k x step x D"
+            floats, formula = floats + k * step * arch.n_embd, f"{formula}; k x step x D"
         formula += " (step: tokens of a batch)"
         parameters, which = max(arch.block_parameters[-k:]), "one block"
         copies = 4 if tapped else 3
@@ -173,11 +173,11 @@ def trainer_terms(
         written = ", as written in every step" if tapped else ""
         state_formula = f"({copies} (weight, mean, square{written}) x all + 3 (gradient, temporaries) x one block)"
     else:
-        kept, formula = (k - 1) * whole, "(k - 1) x rows x (4 D + 4 H d + 4 n_ff)"
+        floats, formula = (k - 1) * whole, "(k - 1) x rows x (4 D + 4 H d + 4 n_ff)"
         parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
         state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
     size = F16 if workload.bf16 else F32
-    activations = F32 * (kept + last + backward)
+    activations = F32 * (floats + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
     compiled = 0 if not workload.bf16 else TRAINER_BF16 if wide else TRAINER_BF16 // 2
@@ -209,7 +209,7 @@ def trainer_terms(
         ),
         Term(
             "activations",
-            F32 * kept,
+            F32 * floats,
             f"{formula} x 4 B; rows = tokens of a micro-batch, at least one example with all its answers",
             "trainer",
             "lower adapt.blocks, or shorten the examples",

@@ -79,7 +79,7 @@ def engine_terms(
         terms.append(Term("perturbed weights", 3 * F32 * PERTURBED_PIECE, formula))
     if method in FORWARD_ONLY:
         return terms
-    kept = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
+    activations = tokens * (2 * 3 * F32 * arch.n_embd + size * (8 * arch.n_embd + 8 * attention + 6 * arch.n_ff))
     at_once = 1 if blocks > 1 else blocks
     terms += [
         Term("backward", _BACKWARD[F16 if size == F16 else F32], "measured"),
@@ -90,7 +90,7 @@ def engine_terms(
         ),
         Term(
             "kept activations",
-            at_once * kept + blocks * tokens * arch.n_embd * size,
+            at_once * activations + blocks * tokens * arch.n_embd * size,
             f"tokens x (24 D + (8 D + 8 H d + 6 n_ff) x {size}) B of one block, k x tokens x D x {size} B of inputs",
             reduce="shorten the examples",
         ),

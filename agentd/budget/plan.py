@@ -71,9 +71,9 @@ class Plan:
         """The setting in words."""
         if not self.blocks:
             return self.method
-        kept = ", one in memory at a time" if self.checkpoint and self.method != BLOCKWISE else ""
-        kept += ", small micro-batches" if self.small else ""
-        return f"{self.method} with {self.blocks} block{'s' if self.blocks != 1 else ''}{kept}"
+        details = ", one in memory at a time" if self.checkpoint and self.method != BLOCKWISE else ""
+        details += ", small micro-batches" if self.small else ""
+        return f"{self.method} with {self.blocks} block{'s' if self.blocks != 1 else ''}{details}"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -102,10 +102,10 @@ class Overrun:
     factor: float
 
     @classmethod
-    def of(cls, plan: Plan, taken: int) -> "Overrun":
-        """`taken` are the bytes that the trainer had when it was stopped."""
+    def of(cls, plan: Plan, trainer_bytes: int) -> "Overrun":
+        """`trainer_bytes` are the bytes that the trainer had when it was stopped."""
         trainer = total(t for t in plan.terms if t.process == "trainer" and t.name != calibrations.TERM)
-        return cls(plan.family, plan.by_formula, max(1.0, taken / max(1, trainer)))
+        return cls(plan.family, plan.by_formula, max(1.0, trainer_bytes / max(1, trainer)))
 
     def excludes(self, plan: Plan) -> bool:
         """Whether this is the plan, or one that is as large: what has no trainer is never meant."""
@@ -229,9 +229,9 @@ class PlanSpace:
 def _taken_in_turns(terms: Sequence[Term]) -> Term:
     """What must not be counted twice: the engine scores and judges when the trainer is gone, and keeps no more than a
     context with its cache until then."""
-    kept = ("runtime", "background KV cache")
+    permanent = ("runtime", "background KV cache")
     engine = [term for term in terms if term.process == "engine"]
-    for_scores = total(term for term in engine if term.name not in kept)
+    for_scores = total(term for term in engine if term.name not in permanent)
     trainer = total(term for term in terms if term.process == "trainer")
     formula = "- the smaller of: the trainer; the engine without its runtime and KV cache"
     return Term("taken in turns", -min(for_scores, trainer), formula, "together")

@@ -42,14 +42,14 @@ class Choice:
     @property
     def why(self) -> str:
         """Why this plan and no other, for a person."""
-        taken = next(each for each in self.considered if each.plan == self.plan)
-        better = [each for each in self.considered[: self.considered.index(taken)] if not each.fits]
+        choice = next(each for each in self.considered if each.plan == self.plan)
+        better = [each for each in self.considered[: self.considered.index(choice)] if not each.fits]
         others = [each for each in self.considered if each.fits and each.plan != self.plan]
-        first = taken.expected.passes
+        first = choice.expected.passes
         basis = {0: "what other devices saw; no pass has ended here yet", 1: "one earlier pass"}
         text = (
             f"{self.plan.setting} needs {_mb(self.plan.needed)} of the {_mb(self.budget)} there are and is expected to "
-            f"gain {_gain(taken)}, going by {basis.get(first, f'{first} earlier passes')}. "
+            f"gain {_gain(choice)}, going by {basis.get(first, f'{first} earlier passes')}. "
         )
         if better:
             text += f"{better[0].plan.setting} would be better and is {_mb(better[0].shortfall)} short. "

@@ -91,8 +91,8 @@ def budget(
 
 def _plans(answer: JSON, every: bool) -> None:
     chosen = _chosen(answer)
-    shown = answer["plans"] if every else _best(answer["plans"], chosen)
-    rows = [{**plan, "mark": "▶" if plan is chosen else ""} for plan in shown]
+    plans = answer["plans"] if every else _best(answer["plans"], chosen)
+    rows = [{**plan, "mark": "▶" if plan is chosen else ""} for plan in plans]
     if not output.on_terminal():
         output.listing([{**row, "mark": bool(row["mark"])} for row in rows], _PLANS)
         return
@@ -211,9 +211,9 @@ def _symbols(m: "Transformer") -> dict[str, Any]:
 
 def _gigabytes(row: dict[str, Any]) -> dict[str, Any]:
     """GB of 10^9 bytes, as the paper has them."""
-    shown = {name: f"{value / 1e9:.2f} GB" for name, value in row.items() if name.endswith("_bytes")}
+    sizes = {name: f"{value / 1e9:.2f} GB" for name, value in row.items() if name.endswith("_bytes")}
     ratios = {name: f"{row[name]:.3f}" for name in ("ratio", "ratio_checkpointing")}
-    return {**row, **shown, **ratios}
+    return {**row, **sizes, **ratios}
 
 
 def _draw(path: Path, name: str, m: "Transformer", as_json: bool) -> None:

@@ -40,8 +40,8 @@ class Daemon:
         self.timeout = timeout
 
     def get(self, path: str, **query: str | int | None) -> JSON:
-        given = {name: value for name, value in query.items() if value is not None}
-        return self._exchange("GET", f"{path}?{urlencode(given)}" if given else path)
+        parameters = {name: value for name, value in query.items() if value is not None}
+        return self._exchange("GET", f"{path}?{urlencode(parameters)}" if parameters else path)
 
     def post(self, path: str, body: JSON | None = None) -> JSON:
         return self._exchange("POST", path, json.dumps(body or {}).encode(), "application/json")

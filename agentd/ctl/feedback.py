@@ -80,10 +80,10 @@ def add(
         "preference": preference,
         "comment": comment,
     }
-    given = {kind: value for kind, value in kinds.items() if value is not None}
-    if len(given) != 1:
+    values = {kind: value for kind, value in kinds.items() if value is not None}
+    if len(values) != 1:
         raise UsageError("give exactly one of --label, --demonstration, --boolean, --float, --chosen, --comment")
-    kind, value = given.popitem()
+    kind, value = values.popitem()
     optional: JSON = {"task": task, "choices": choice or None, "tags": _tags(tag or []) or None, "idempotency_key": key}
     daemon = Daemon(socket)
     about = {"episode": episode} if inference is None else {"inference_id": _inference(daemon, inference)}

@@ -103,14 +103,14 @@ def _selection(
     for pair in tags or []:
         if "=" not in pair.lstrip("="):
             raise UsageError(f"--tag {pair!r} is not of the form NAME=TEXT")
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "feedback": feedback,
         "inferences": inferences,
         "examples": examples,
         "authors": authors,
         "tags": dict(pair.split("=", 1) for pair in tags or []),
     }
-    return {name: value for name, value in given.items() if value} or None
+    return {name: value for name, value in fields.items() if value} or None
 
 
 def _confirm(daemon: Daemon, chosen: JSON, yes: bool, what: str) -> None:

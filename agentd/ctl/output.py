@@ -171,6 +171,6 @@ def _dumps(answer: object, indent: int | None = None) -> str:
 
 def clean(text: str, *, lines: bool = True) -> str:
     """Text from a model or a user, without what a terminal would obey (escape sequences); `lines` keeps newlines."""
-    kept = "\n\t" if lines else ""
+    allowed = "\n\t" if lines else ""
     text = text if lines else " ".join(text.split())
-    return "".join(c if c in kept or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c in allowed or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)

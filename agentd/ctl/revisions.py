@@ -130,11 +130,11 @@ def rollback(
         output.facts(answer)
 
 
-def _target(revisions: list[JSON], wanted: int | None) -> tuple[JSON, JSON]:
+def _target(revisions: list[JSON], number: int | None) -> tuple[JSON, JSON]:
     """The serving revision and the one to go to. Raises CtlError where there is none."""
     known = {revision["id"]: revision for revision in revisions}
     serving = next((revision for revision in revisions if revision["serving"]), known[0])
-    goal = serving["parent"] if wanted is None else wanted
+    goal = serving["parent"] if number is None else number
     if goal is None:
         raise CtlError("the base model serves: there is nothing to roll back to; name a revision to roll forward")
     if goal not in known:

@@ -38,7 +38,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of messages and tools as they are; with `generate`, ready to be answered. Raises TemplateRefusal."""
-        given: dict[str, Any] = {
+        context: dict[str, Any] = {
             **(variables or {}),
             "messages": list(messages),
             "tools": list(tools) or None,
@@ -49,24 +49,24 @@ class ChatTemplate:
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
         if tools and "functions" in self.source:  # Firefunction's name for them, as text
-            given.setdefault("functions", json.dumps([tool["function"] for tool in tools], indent=4))
-            given.setdefault("datetime", datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+            context.setdefault("functions", json.dumps([tool["function"] for tool in tools], indent=4))
+            context.setdefault("datetime", datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
         try:
-            return self._template.render(copy.deepcopy(given) if self._changes else given)
+            return self._template.render(copy.deepcopy(context) if self._changes else context)
         except jinja2.UndefinedError as error:
             if not tools:
                 raise TemplateRefusal(str(error)) from None
-            return self._leniently(given)
+            return self._leniently(context)
         except RecursionError:
             raise TemplateRefusal("it is nested too deeply") from None
         except Exception as error:  # a template is a program: it may divide by zero
             raise TemplateRefusal(str(error)) from None
 
-    def _leniently(self, given: dict[str, Any]) -> str:
+    def _leniently(self, context: dict[str, Any]) -> str:
         """With nothing for what is not there: schemas of tools seldom have all that a template looks for."""
         try:
             template = _compile(self.source, self._changes, _Nothing)
-            return template.render(copy.deepcopy(given) if self._changes else given)
+            return template.render(copy.deepcopy(context) if self._changes else context)
         except Exception as error:
             raise TemplateRefusal(str(error)) from None
 

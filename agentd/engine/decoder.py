@@ -24,13 +24,17 @@ class Decoder(Protocol[W_contra]):
         """Where it wants prompts to be cut."""
 
     def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        logit_rows: Sequence[int],
     ) -> None:
-        """Computes a token in every row, for the sequences named there; `wanted` are the rows whose logits are
+        """Computes a token in every row, for the sequences named there; `logit_rows` are the rows whose logits are
         needed."""
 
     def logits(self, row: int) -> Floats:
-        """The logits (n_vocab,) of a wanted row of the last batch."""
+        """The logits (n_vocab,) of such a row of the last batch."""
 
     def hidden(self, tokens: Sequence[int], start: int, sequence: int) -> Floats:
         """Computes tokens of a sequence from position `start` on; their final hidden states (tokens, n_embd)."""

@@ -33,10 +33,10 @@ def encode_example(
     if choices and target not in choices:
         raise InvalidRequest(f"the answer {target!r} is not one of the choices")
 
-    def answer(given: Target) -> list[int]:
-        if isinstance(given, str):
-            return vocabulary.answer(input, prompt, given)
-        return vocabulary.target(input, prompt, given)
+    def answer(target: Target) -> list[int]:
+        if isinstance(target, str):
+            return vocabulary.answer(input, prompt, target)
+        return vocabulary.target(input, prompt, target)
 
     if rejected is not None:
         encoded = encode_pair(prompt, answer(target), answer(rejected), vocabulary.end)
@@ -76,7 +76,7 @@ def _laid_out(prompt: list[int], answers: list[list[int]], correct: int, whole: 
     needed = [prompt + answer[:-1] for answer in (*answers, whole)]
     sequences: list[list[int]] = []
     for sequence in sorted(needed, key=len, reverse=True):
-        if not any(kept[: len(sequence)] == sequence for kept in sequences):
+        if not any(other[: len(sequence)] == sequence for other in sequences):
             sequences.append(sequence)
 
     def terms(answer: list[int]) -> list[Term]:

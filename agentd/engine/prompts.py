@@ -197,8 +197,8 @@ class Prompts(ABC):
         thinking = form.thinks(tail)
         if not use.tools and sampling.constrained and not (sampling.is_json and thinking):
             return None
-        wanted = (input.get("chat_template_kwargs") or {}).get("enable_thinking") is not False
-        may_think = wanted and not thinking and not form.has_thought(tail)
+        thinking_on = (input.get("chat_template_kwargs") or {}).get("enable_thinking") is not False
+        may_think = thinking_on and not thinking and not form.has_thought(tail)
         return AnswerPlan(form, use, self.marks, thinking, may_think)
 
     @cached_property

@@ -384,16 +384,16 @@ class Serving(Generic[W]):
         """Cuts a sequence back to its first `n` tokens, or computes those again where its cache cannot be cut."""
         if n == len(slot.tokens):
             return
-        kept = slot.tokens[:n]
+        tokens = slot.tokens[:n]
         if self._context.reuses:
             self._context.forget(slot.sequence, n)
-            slot.tokens = kept
+            slot.tokens = tokens
             return
         self._context.forget(slot.sequence)
         slot.tokens = []
         while len(slot.tokens) < n:
             start = len(slot.tokens)
-            chunk = kept[start : self._context.boundaries.after(start)]
+            chunk = tokens[start : self._context.boundaries.after(start)]
             self._context.decode(chunk, range(start, start + len(chunk)), [(slot.sequence,)] * len(chunk), [])
             slot.tokens = slot.tokens + chunk
 

@@ -118,13 +118,13 @@ class Session(OperationSession):
         return [scores[i] for i in back]
 
     def _answer(self, op: Answer) -> Steps[int, list[Answered | None]]:
-        asked: list[Generate] = []
+        batch: list[Generate] = []
         for request in requests(op.source, op.lines, self._background.vocabulary):
-            asked.append(request)
+            batch.append(request)
             yield None
-        replies = {request.key: Reply() for request in asked}
+        replies = {request.key: Reply() for request in batch}
         ended: dict[str, Answered] = {}
-        work = self._background.answer(asked)
+        work = self._background.answer(batch)
         spent = 0.0
         while spent < op.seconds:
             began, before = time.monotonic(), len(ended)
@@ -140,7 +140,7 @@ class Session(OperationSession):
             spent += time.monotonic() - began
             yield len(ended) if len(ended) > before else None
         work.close()
-        return [ended.get(request.key) for request in asked]
+        return [ended.get(request.key) for request in batch]
 
     def _tap(self, op: Tap) -> Steps[int, TapIndex]:
         by_length, back = _sorted(self._numbered(op.examples))

@@ -60,10 +60,10 @@ def read_checkpoint(path: Path) -> CheckpointHeader:
         raise ModelUnusable(path, f"it is no causal language model, but {', '.join(map(str, classes))}")
     files = sorted(path.glob("*.safetensors"))
     if (path / INDEX).exists():
-        wanted = {str(name) for name in _json(path / INDEX).get("weight_map", {}).values()}
-        if missing := sorted(wanted - {file.name for file in files}):
-            raise ModelUnusable(path, f"{missing[0]} is missing ({len(missing)} of {len(wanted)} files)")
-        files = [file for file in files if file.name in wanted]
+        indexed = {str(name) for name in _json(path / INDEX).get("weight_map", {}).values()}
+        if missing := sorted(indexed - {file.name for file in files}):
+            raise ModelUnusable(path, f"{missing[0]} is missing ({len(missing)} of {len(indexed)} files)")
+        files = [file for file in files if file.name in indexed]
     if not files:
         other = "; it has weights in another format, which are not loaded" if any(path.glob("*.bin")) else ""
         raise ModelUnusable(path, f"there are no safetensors files in it{other}")

@@ -47,15 +47,15 @@ def check(data: bytes) -> None:
         raise ValueError("its tensors are no safetensors file, or cut short")
 
 
-def extract(source: Path, wanted: Collection[str], target: Path) -> None:
+def extract(source: Path, names: Collection[str], target: Path) -> None:
     """Writes those tensors of `source` into a file of their own, in the same order, and syncs it.
 
     Raises ModelUnusable, and ValueError where one is missing.
     """
     table = read_table(source)
-    if missing := sorted(set(wanted) - set(table.tensors)):
+    if missing := sorted(set(names) - set(table.tensors)):
         raise ValueError(f"{source.name} has no tensor {missing[0]}")
-    chosen = {name: facts for name, facts in table.tensors.items() if name in wanted}
+    chosen = {name: facts for name, facts in table.tensors.items() if name in names}
     places = {name: facts["data_offsets"] for name, facts in chosen.items()}
     with source.open("rb") as old, new_file(target) as new:
         new.write(

@@ -98,8 +98,8 @@ def _source() -> Path:
 def _systemd_version() -> int | None:
     if shutil.which("systemctl") is None:
         return None
-    told = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout.split()
-    return int(told[1]) if len(told) > 1 and told[1].isdigit() else None
+    words = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout.split()
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
 
 
 def _quoted(path: Path) -> str:

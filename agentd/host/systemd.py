@@ -54,7 +54,7 @@ class Notifier:
         """The configuration is being read again; `ready` ends it."""
         return self.notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
-    def keep(self, name: str, kept: socket.socket) -> bool:
+    def keep(self, name: str, listener: socket.socket) -> bool:
         """Lets the service manager keep a socket over our restart, if it would (FileDescriptorStoreMax=, 254)."""
         if not self._address or not self._stores:
             return False
@@ -62,7 +62,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.connect(self._address)
-                socket.send_fds(sender, [message], [kept.fileno()])
+                socket.send_fds(sender, [message], [listener.fileno()])
         except OSError:
             return False
         return True

@@ -44,12 +44,12 @@ def quantised(model: FloatNetwork, calibration: Tensor | None = None) -> Int8Net
             for p in (p for p in exact.described if p.layer == i and p.name.endswith("weight")):
                 finer = quantise(exact.parameters[p.index], parameters[p.index].exponent - 1)
                 before = torch.mean((tried.forward(y, i, i + 1) - target) ** 2)
-                kept = tried.parameters[p.index]
+                original = tried.parameters[p.index]
                 tried.parameters[p.index] = dequantise(finer)
                 if torch.mean((tried.forward(y, i, i + 1) - target) ** 2) < before:
                     parameters[p.index] = finer
                 else:
-                    tried.parameters[p.index] = kept
+                    tried.parameters[p.index] = original
             x, y = target, tried.forward(y, i, i + 1)
     return Int8Network(model.architecture, parameters)
 

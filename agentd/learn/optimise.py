@@ -102,13 +102,13 @@ def iterate(
         trajectory.failures = 0
     scale = 1.0
     for step in range(1, steps + 1):
-        taken = take(step, scale * schedule(step, steps))
+        report = take(step, scale * schedule(step, steps))
         dev_loss, best = None, False
         if evaluate is not None and (step % evaluate_every == 0 or step == steps):
             dev_loss = evaluate()
             best = trajectory.judge(step, dev_loss)
             scale *= 0.5 if trajectory.failures and trajectory.failures % 2 == 0 else 1.0
-        yield StepResult(step=step, steps=steps, **vars(taken), dev_loss=dev_loss, best=best)
+        yield StepResult(step=step, steps=steps, **vars(report), dev_loss=dev_loss, best=best)
         if patience is not None and trajectory.failures >= patience:
             trajectory.stopped = f"{trajectory.failures} evaluations in a row did not improve"
             return

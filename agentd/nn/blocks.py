@@ -34,9 +34,9 @@ __all__ = ["Blocks", "Place", "Unsupported"]
 class Place:
     """Where a tensor of the file belongs: the attribute `leaf` of `module`, in the block `block` (None: the norm).
 
-    owner  (module, attribute) that holds `module`
-    kept   whether the tensor's rows are in torch's order as they are in the file
-    shared whether other tensors of the file belong to the same attribute, or this one to others too
+    owner      (module, attribute) that holds `module`
+    as_stored  whether the tensor's rows are in torch's order as they are in the file
+    shared     whether other tensors of the file belong to the same attribute, or this one to others too
     """
 
     tensor: str
@@ -44,7 +44,7 @@ class Place:
     module: nn.Module
     leaf: str
     owner: tuple[nn.Module, str]
-    kept: bool
+    as_stored: bool
     shared: bool
 
 
@@ -88,7 +88,7 @@ class Blocks:
             place.tensor: place.owner
             for places in self._places.values()
             for place in places
-            if place.kept and place.leaf == "weight" and isinstance(place.module, nn.Linear)
+            if place.as_stored and place.leaf == "weight" and isinstance(place.module, nn.Linear)
         }
         self.norm = self._take_norm()
         for i, block in self._own.items():
@@ -164,23 +164,35 @@ class Blocks:
                 continue
             others: dict[str, Any] = {}
             stored = np.broadcast_to(np.float32(0), self.file.shape(tensor))
-            made = self._tensors.convert(tensor, stored, others)
-            if made is None:
+            converted = self._tensors.convert(tensor, stored, others)
+            if converted is None:
                 places[block] += [self._place(tensor, block, name, None, False) for name in others]
             else:
-                places[block].append(self._place(tensor, block, made[0], made[1].shape, made[1] is stored))
+                places[block].append(
+                    self._place(tensor, block, converted[0], converted[1].shape, converted[1] is stored)
+                )
         return places
 
-    def _place(self, tensor: str, block: int | None, name: str, made: tuple[int, ...] | None, kept: bool) -> Place:
+    def _place(
+        self, tensor: str, block: int | None, name: str, converted_shape: tuple[int, ...] | None, as_stored: bool
+    ) -> Place:
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
         expected = module._parameters.get(leaf, module._buffers.get(leaf))
         shape = None if expected is None else tuple(expected.shape)
-        if shape is None or made not in (None, shape):
-            raise Unsupported(self.file.path, f"{name} has the shape {made}, expected {shape}")
+        if shape is None or converted_shape not in (None, shape):
+            raise Unsupported(self.file.path, f"{name} has the shape {converted_shape}, expected {shape}")
         owner, _, attribute = path.rpartition(".")
         # Rows that the loader reorders would need the LoRA matrices reordered too, so these stay without.
-        return Place(tensor, block, module, leaf, (self.model.get_submodule(owner), attribute), kept, made is None)
+        return Place(
+            tensor,
+            block,
+            module,
+            leaf,
+            (self.model.get_submodule(owner), attribute),
+            as_stored,
+            converted_shape is None,
+        )
 
     def _load(self, block: int | None) -> None:
         """Dequantises a block (or the norm) into its modules."""
@@ -189,14 +201,14 @@ class Blocks:
             is_matrix = place.leaf == "weight" and isinstance(place.module, nn.Linear)
             dtype = self.dtype if is_matrix else torch.float32
             shape = torch.Size(self.file.shape(place.tensor))
-            if place.kept:
+            if place.as_stored:
                 weights = self.file.load(place.tensor, dtype, out=self._memory(place, "", dtype, shape))
             else:
                 stored = self.file.load(place.tensor, out=self._memory(place, " as stored", torch.float32, shape))
-                made = self._tensors.convert(place.tensor, stored.numpy(), others)
-                if made is None:
+                converted = self._tensors.convert(place.tensor, stored.numpy(), others)
+                if converted is None:
                     continue
-                turned = torch.from_numpy(made[1])
+                turned = torch.from_numpy(converted[1])
                 weights = self._memory(place, "", dtype, turned.shape).copy_(turned)
             _fill(place.module, place.leaf, weights)
         for name, weights in others.items():
@@ -221,11 +233,11 @@ class Blocks:
         norm: nn.Module = self.model.get_submodule(path)
         owner, _, attribute = path.rpartition(".")
         setattr(self.model.get_submodule(owner), attribute, nn.Identity())
-        given = {(id(place.module), place.leaf) for places in self._places.values() for place in places}
+        placed = {(id(place.module), place.leaf) for places in self._places.values() for place in places}
         for part in (*self._own.values(), norm):
             for name, module in part.named_modules():
                 for leaf, value in (*module._parameters.items(), *module._buffers.items()):
-                    if value is not None and value.is_meta and (id(module), leaf) not in given:
+                    if value is not None and value.is_meta and (id(module), leaf) not in placed:
                         raise Unsupported(self.file.path, f"the file has no tensor for {name}.{leaf}")
         norm.requires_grad_(False)
         return norm

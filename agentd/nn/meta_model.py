@@ -62,10 +62,10 @@ class TensorMap:
         None if it has no name of its own there, because several of the file's make one of transformers', or one makes
         several (experts); what it contributes to is put into `parts`.
         """
-        made = self._processor.process(
+        converted = self._processor.process(
             weights=stored, name=tensor, tensor_key_mapping=self.names, parsed_parameters={"tensors": parts}
         )
-        return None if made.name not in self.names else (self.names[made.name], made.weights)
+        return None if converted.name not in self.names else (self.names[converted.name], converted.weights)
 
 
 class IdentityBlock(nn.Module):

@@ -177,14 +177,14 @@ def _row(new: NewFeedback, task: str | None, value: Any, digest: str, part_of: s
     )
 
 
-def release(db: Database, given: list[str], weights: Mapping[str, float] | None = None) -> list[Feedback]:
+def release(db: Database, feedback_ids: list[str], weights: Mapping[str, float] | None = None) -> list[Feedback]:
     """Takes feedback out of quarantine: it becomes examples now, as `add` would have made them.
 
     Raises NotFound, Conflict for one that is not in quarantine, and what `tasks.admit` raises; then none is released.
     """
     released = []
     with db.atomic():
-        for id in given:
+        for id in feedback_ids:
             row = get(db, id)
             if row.state != "quarantined":
                 raise Conflict(f"feedback {id!r} is {row.state}, not quarantined")
@@ -221,8 +221,8 @@ def list_(db: Database, limit: int, offset: int = 0, only: Mapping[str, str | No
 
 def count(db: Database, only: Mapping[str, str | None] = _ALL) -> int:
     clause, parameters = where(**only)
-    asked = {name for name, value in only.items() if value is not None}
-    if asked <= {"kind", "task", "state"}:  # those are counted as they come
+    conditions = {name for name, value in only.items() if value is not None}
+    if conditions <= {"kind", "task", "state"}:  # those are counted as they come
         return int(db.execute(f"SELECT coalesce(sum(n), 0) FROM feedback_counts {clause}", parameters).fetchone()[0])
     return int(db.execute(f"SELECT count(*) FROM feedback {clause}", parameters).fetchone()[0])
 
@@ -255,7 +255,7 @@ def _judged(
         return "quarantined", new.quarantine
     if weight <= 0:
         return "quarantined", f"feedback.weight_{new.source} is 0"
-    id = examples.identify(task, inference.asked)
+    id = examples.identify(task, inference.example_input)
     rows = select(db, examples.Example, "WHERE id = ?", [id])
     share = bool(rows) and _is_share(db, id)
     if part_of is not None and ((rows and not share) or _said_of(db, inference.id)):
@@ -302,7 +302,7 @@ def _learn(
     new = examples.NewExample(
         task,
         target.kind,
-        inference.asked,
+        inference.example_input,
         target.target,
         inference.id,
         author=author,
@@ -340,6 +340,6 @@ def _checked(kind: str, value: Any, inference: Inference) -> Any:
     raise InvalidRequest(f"the value of a {kind} must be {_EXPECTED[kind]}", param="value")
 
 
-def _answer(given: str | dict[str, Any], inference: Inference) -> Answer:
+def _answer(answer: str | dict[str, Any], inference: Inference) -> Answer:
     """Raises InvalidRequest."""
-    return as_answer(checked_message(given, inference.input)) if isinstance(given, dict) else given
+    return as_answer(checked_message(answer, inference.input)) if isinstance(answer, dict) else answer

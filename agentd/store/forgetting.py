@@ -51,12 +51,14 @@ class Forgotten:
 
 def look(db: Database, selection: Selection) -> Forgotten:
     """What `forget` would take away; changes nothing. Raises NotFound for unknown ids, and authors who left nothing."""
-    given = _feedback(db, selection)
-    given |= _ids(db, "SELECT id FROM feedback WHERE part_of IN (SELECT value FROM json_each(?))", given)
-    asked = _inferences(db, selection, given)
+    feedback_ids = _feedback(db, selection)
+    feedback_ids |= _ids(db, "SELECT id FROM feedback WHERE part_of IN (SELECT value FROM json_each(?))", feedback_ids)
+    inference_ids = _inferences(db, selection, feedback_ids)
     # Whoever asks for an inference to be forgotten means all that was said about it.
-    given |= _ids(db, "SELECT id FROM feedback WHERE inference_id IN (SELECT value FROM json_each(?))", asked)
-    learned = _examples(db, selection, given, asked)
+    feedback_ids |= _ids(
+        db, "SELECT id FROM feedback WHERE inference_id IN (SELECT value FROM json_each(?))", inference_ids
+    )
+    learned = _examples(db, selection, feedback_ids, inference_ids)
     passes = _numbers(
         db, "SELECT DISTINCT pass_id FROM pass_examples WHERE example_id IN (SELECT value FROM json_each(?))", learned
     )
@@ -75,8 +77,8 @@ def look(db: Database, selection: Selection) -> Forgotten:
             tainted.add(row.id)
     there = {row.id for row in every if row.state in _HOLDING}
     return Forgotten(
-        feedback=sorted(given),
-        inferences=sorted(asked),
+        feedback=sorted(feedback_ids),
+        inferences=sorted(inference_ids),
         examples=sorted(learned),
         passes=passes,
         revisions=sorted(tainted & there),
@@ -106,8 +108,8 @@ def forget(db: Database, selection: Selection) -> Forgotten:
         ):
             if example.id in selection.examples or not _answered(db, example):
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
-        asked = to_json(forgotten.inferences)
-        db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [asked])
+        inference_ids = to_json(forgotten.inferences)
+        db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [inference_ids])
         for name in named:
             _forget_labels(db, name)
         faults.change("feedback forgotten")
@@ -159,8 +161,8 @@ def _feedback(db: Database, selection: Selection) -> set[str]:
     return ids
 
 
-def _inferences(db: Database, selection: Selection, given: set[str]) -> set[str]:
-    """Those asked for, and those that only the feedback in `given` was about: they hold its author's words."""
+def _inferences(db: Database, selection: Selection, feedback_ids: set[str]) -> set[str]:
+    """Those asked for, and those that only the feedback in `feedback_ids` was about: they hold its author's words."""
     _require(db, "inferences", "inference", selection.inferences)
     ids = set(selection.inferences)
     ids |= _ids(db, "SELECT id FROM inferences WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
@@ -169,16 +171,16 @@ def _inferences(db: Database, selection: Selection, given: set[str]) -> set[str]
         "SELECT DISTINCT inference_id FROM feedback AS f WHERE inference_id IS NOT NULL"
         " AND id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (SELECT 1 FROM feedback AS other"
         " WHERE other.inference_id = f.inference_id AND other.id NOT IN (SELECT value FROM json_each(?1)))",
-        given,
+        feedback_ids,
     )
 
 
-def _examples(db: Database, selection: Selection, given: set[str], asked: set[str]) -> set[str]:
+def _examples(db: Database, selection: Selection, feedback_ids: set[str], inference_ids: set[str]) -> set[str]:
     _require(db, "examples", "example", selection.examples)
     ids = set(selection.examples)
     inside = "IN (SELECT value FROM json_each(?))"
-    ids |= _ids(db, f"SELECT DISTINCT example_id FROM feedback WHERE example_id NOT NULL AND id {inside}", given)
-    ids |= _ids(db, f"SELECT id FROM examples WHERE source_inference_id {inside}", asked)
+    ids |= _ids(db, f"SELECT DISTINCT example_id FROM feedback WHERE example_id NOT NULL AND id {inside}", feedback_ids)
+    ids |= _ids(db, f"SELECT id FROM examples WHERE source_inference_id {inside}", inference_ids)
     return ids | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
 
 

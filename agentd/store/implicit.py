@@ -96,8 +96,8 @@ def _asked_again(db: Database, messages: list[dict[str, Any]], author: str | Non
     if min(len(before), len(now)) < _LEAST or difflib.SequenceMatcher(None, before, now).ratio() < _ALIKE:
         return []
     for row in _recent(db, author):
-        asked = row.input.get("messages") or [{}]
-        if row.output == said and not row.tool_calls and asked[-1].get("content") == first:
+        question = row.input.get("messages") or [{}]
+        if row.output == said and not row.tool_calls and question[-1].get("content") == first:
             return [(row, "asked again")]
     return []
 

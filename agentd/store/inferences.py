@@ -42,7 +42,7 @@ class Inference(Row):
     tool_calls: list[Any] = field(default_factory=list)
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def example_input(self) -> dict[str, Any]:
         """The input of an example: with what the request said that the answer must be."""
         return {**self.input, **{name: self.params[name] for name in _FORMATS if name in self.params}}
 

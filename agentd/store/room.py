@@ -189,12 +189,12 @@ class Room:
         """Deletes the oldest answers, `size` bytes or more, little by little: the log of each piece must fit."""
         while size > 0 and (rows := self._oldest(100)):
             piece: list[int] = []
-            taken = 0
+            freed = 0
             for rowid, length in rows:
-                if piece and taken + length > self.size // 8:
+                if piece and freed + length > self.size // 8:
                     break
                 piece.append(rowid)
-                taken += length
+                freed += length
             try:
                 self._guard(lambda piece=piece: self._delete(piece))  # type: ignore[misc]
             except AgentdError as error:
@@ -202,7 +202,7 @@ class Room:
                 return
             self._checkpoint()
             self._dropped += len(piece)
-            size -= max(1, taken)
+            size -= max(1, freed)
 
     def _delete(self, rowids: list[int]) -> None:
         with self._db.atomic():

@@ -55,9 +55,9 @@ def select(db: Database, kind: type[R], rest: str = "", parameters: Sequence[Any
 
 def where(**conditions: Any) -> tuple[str, list[Any]]:
     """A WHERE clause of the equalities whose value is not None, with its parameters."""
-    given = {name: value for name, value in conditions.items() if value is not None}
-    clause = " AND ".join(f"{name} = ?" for name in given)
-    return (f"WHERE {clause}" if clause else ""), list(given.values())
+    values = {name: value for name, value in conditions.items() if value is not None}
+    clause = " AND ".join(f"{name} = ?" for name in values)
+    return (f"WHERE {clause}" if clause else ""), list(values.values())
 
 
 def _is_json(kind: Any) -> bool:

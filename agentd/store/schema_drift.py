@@ -79,6 +79,6 @@ def _set(db: Database, task: str, drifted: dict[str, list[str]], state: str, eve
         events.add(db, event, f"task {task}: {len(ids)} examples take part again: the tools that they call are back")
         return
     names = sorted(drifted)
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    what = f"task {task}: {len(ids)} examples are set aside: newer requests do not declare {shown} as they call it"
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    what = f"task {task}: {len(ids)} examples are set aside: newer requests do not declare {listed} as they call it"
     events.add(db, event, what, data={"task": task, "examples": len(ids), "tools": names})

@@ -47,8 +47,8 @@ def holdout(db: Database, task: str, limit: int, known: set[str] | None = None) 
     old = list(_by_turns([_shares(_newest_of(db, known), 0)]))
     ids = _by_turns(_by_task(db, "holdout", ["new", "used"], [task], lambda group, _: _newest(db, group), 0))
     fresh = list(itertools.islice((id for id in ids if id not in known), limit))
-    kept = max(limit - len(fresh), min(len(old), limit // 2))
-    return _newest_first(db, old[:kept] + fresh[: max(0, limit - len(old[:kept]))])
+    n_old = max(limit - len(fresh), min(len(old), limit // 2))
+    return _newest_first(db, old[:n_old] + fresh[: max(0, limit - len(old[:n_old]))])
 
 
 def held_out(db: Database, task: str, enough: int) -> int:

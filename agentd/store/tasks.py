@@ -87,9 +87,9 @@ def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str
     of_label = "WHERE task = ? AND kind = 'label' AND target = ?"
     relabelled = set_aside = 0
     for old, new in merge.items():
-        kept = same_label(new, choices)
+        target = same_label(new, choices)
         statement = f"UPDATE examples SET target = ?, state = 'new', updated_at = ? {of_label}"
-        relabelled += db.execute(statement, [kept, ids.now(), name, old]).rowcount
+        relabelled += db.execute(statement, [target, ids.now(), name, old]).rowcount
     for label in remove:
         statement = f"UPDATE examples SET state = 'stale' {of_label} AND state IN ('new', 'used')"
         set_aside += db.execute(statement, [name, label]).rowcount

@@ -76,9 +76,9 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def _park_on_request() -> Callable[[], bool]:
     """After SIGUSR1 training is to stop behind its current step and to write what it has."""
-    asked: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
-    return lambda: bool(asked)
+    signals: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _: signals.append(number))
+    return lambda: bool(signals)
 
 
 def emit(event: dict[str, Any]) -> None:

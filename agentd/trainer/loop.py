@@ -65,7 +65,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     page_cache.forget()
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
-    start = kept = time.monotonic()
+    start = last_write = time.monotonic()
     keeping = spec.output.with_name(f"kept-{spec.output.name}")
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
@@ -86,10 +86,10 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             learner.write(spec.output)
             park(written=True)
             return
-        if time.monotonic() - kept > _KEEP_EVERY:
+        if time.monotonic() - last_write > _KEEP_EVERY:
             learner.write(keeping, durable=False)
             emit({"event": "kept", "step": step, "steps": steps})
-            kept = time.monotonic()
+            last_write = time.monotonic()
         if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
             best.look(step, learner.evaluate(dev), emit)
             if best.failures >= options.patience:

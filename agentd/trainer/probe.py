@@ -66,9 +66,9 @@ def _rank_1_parameters(file: GGUFFile) -> int:
     for tensor in file.tensors:
         if tensor.startswith(f"blk.{last}.") and tensor.endswith(".weight") and tensor in frame.tensors.names:
             stored = np.broadcast_to(np.float32(0), file.shape(tensor))
-            made = frame.tensors.convert(tensor, stored, {})
+            converted = frame.tensors.convert(tensor, stored, {})
             module = frame.module.get_submodule(frame.tensors.names[tensor].rpartition(".")[0])
-            if made is not None and made[1] is stored and isinstance(module, nn.Linear):
+            if converted is not None and converted[1] is stored and isinstance(module, nn.Linear):
                 total += sum(file.shape(tensor))
     if not total:
         raise Unsupported(file.path, "none of its matrices can be trained")

@@ -25,8 +25,8 @@ class InvalidSpec(TrainerFailed):
     """Every mistake of a specification, reported at once."""
 
     def __init__(self, problems: list[str]) -> None:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        super().__init__("the trainer cannot use its specification: " + "; ".join(shown))
+        listed = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        super().__init__("the trainer cannot use its specification: " + "; ".join(listed))
         self.problems = problems
 
 
@@ -134,10 +134,10 @@ def parse_spec(tree: Any) -> Spec:
 def _examples(spec: Spec, problems: list[str]) -> list[Example]:
     """Those of `train`, then those of `dev`."""
     numbers = [*spec.train, *spec.dev]
-    wanted, lines = set(numbers), {}
+    line_numbers, lines = set(numbers), {}
     try:
         with spec.encoded.open(encoding="utf-8") as file:
-            lines = {number: line for number, line in enumerate(file) if number in wanted}
+            lines = {number: line for number, line in enumerate(file) if number in line_numbers}
     except OSError as error:
         problems.append(f"encoded: {spec.encoded}: {error.strerror or error}")
         return []

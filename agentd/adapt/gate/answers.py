@@ -190,5 +190,5 @@ def _calls(target: str | Mapping[str, Any]) -> bool:
 def _talk(input: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Small talk as the first message behind the system's, with the same tools."""
     begun = [message for message in input["messages"][:1] if message["role"] == "system"]
-    kept = {name: value for name, value in input.items() if name != "response_format"}
-    return {**kept, "messages": [*begun, {"role": "user", "content": text}]}
+    fields = {name: value for name, value in input.items() if name != "response_format"}
+    return {**fields, "messages": [*begun, {"role": "user", "content": text}]}

@@ -66,7 +66,7 @@ class Outcome:
         """The same, on the chosen examples alone."""
 
         def those(values: list[Any]) -> list[Any]:
-            return [value for value, taken in zip(values, chosen, strict=True) if taken]
+            return [value for value, is_chosen in zip(values, chosen, strict=True) if is_chosen]
 
         hits = those(list(self.hits)) if self.hits else []
         return Outcome(those(self.losses), hits, [], self.metric, those(self.shares) if self.shares else [])
@@ -209,8 +209,8 @@ def judge(
         return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift)
     if callers:
         rates = [(name, figures[name]["no_call"]) for name in callers]
-        shown = [f"{name}: {f['before']:.1%} → {f['after']:.1%} of {f['n']} messages" for name, f in rates]
-        return Verdict(False, f"it calls tools where none is wanted: {'; '.join(shown)}", figures, drift)
+        rises = [f"{name}: {f['before']:.1%} → {f['after']:.1%} of {f['n']} messages" for name, f in rates]
+        return Verdict(False, f"it calls tools where none is wanted: {'; '.join(rises)}", figures, drift)
     if contradicted:
         there = {name: figures[name]["established"] for name in contradicted}
         reason = f"it lost on the holdout that earlier revisions were judged by: {_described(contradicted, there)}"

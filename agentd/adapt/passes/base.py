@@ -145,17 +145,17 @@ class Attempt(ABC):
         """Scores and answers holdout with what serves and with the candidate, in this engine."""
         holdout, settings = data.of("holdout"), self._config.adapt.gate
         answers = GateAnswers.of(data, self._folder / "answered.jsonl", self._seed)
-        asked = len(holdout) + len(answers.lines)
-        self._progress.begin("gate", 2 * asked, "holdout: what serves")
+        total = len(holdout) + len(answers.lines)
+        self._progress.begin("gate", 2 * total, "holdout: what serves")
         scored = await self._outcomes(holdout, str(self._parent), 0)
         spent = await answers.ask(
             self._engine, candidate=False, seconds=settings.max_time / 2, report=self._counting(len(holdout))
         )
         await self._stage_candidate()
         self._progress.message = "holdout: the candidate"
-        rescored = await self._outcomes(holdout, CANDIDATE, asked)
+        rescored = await self._outcomes(holdout, CANDIDATE, total)
         left = settings.max_time - spent
-        await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(asked + len(holdout)))
+        await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(total + len(holdout)))
         self._progress.message = "drift from the base"
         drift = await self._drift()
         before = answers.judged(scored, holdout, candidate=False)
@@ -166,8 +166,8 @@ class Attempt(ABC):
                 before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed, no_calls=no_calls
             )
         )
-        for name, shown in answers.shown().items():
-            verdict.tasks[name]["answers"] = shown
+        for name, samples in answers.shown().items():
+            verdict.tasks[name]["answers"] = samples
         accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
         self._progress.accuracy = accuracies[0] if accuracies else None
         await self._advance("gated", gate=verdict.as_json())
@@ -177,7 +177,7 @@ class Attempt(ABC):
         """Writes the revision: the pass's state, the files, its row. Files without a row go at the next start."""
         self._progress.begin("stage")
         number = await self._store.call(revisions.next_id)
-        files, made = await self._revision()
+        files, facts = await self._revision()
         await self._refuse_known_to_be_bad(files)
         await self._advance("staged", revision=number)
         created = now()
@@ -185,7 +185,7 @@ class Attempt(ABC):
             "parent": self._origin,
             "pass": self._progress.id,
             "created_at": created,
-            **made,
+            **facts,
             "tasks": verdict.figures,
             "n_train": len(data.of("train", "dev")),
         }
@@ -198,8 +198,8 @@ class Attempt(ABC):
             created_at=created,
             state="staged",
             reason=verdict.reason,
-            method=made["method"],
-            blocks=made["blocks"],
+            method=facts["method"],
+            blocks=facts["blocks"],
             manifest_sha256=digest,
             summary=summary,
         )

@@ -61,8 +61,8 @@ class WeightsImport(_Import, InPlacePass):
         self._digest = archive.weights_sha256
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
-        files, made = await super()._revision()
-        return files, {**made, "imported": {"origin": self._imported.origin}}
+        files, facts = await super()._revision()
+        return files, {**facts, "imported": {"origin": self._imported.origin}}
 
     def _beside(self) -> list[Path]:
         return [self._folder / name for name in self._imported.files]
@@ -86,8 +86,8 @@ class AdapterImport(_Import):
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         archive = self._imported
-        made = {"method": archive.method, "blocks": archive.blocks, "zo_steps": 0}
-        return self._paths(), {**made, "imported": {"origin": archive.origin}}
+        facts = {"method": archive.method, "blocks": archive.blocks, "zo_steps": 0}
+        return self._paths(), {**facts, "imported": {"origin": archive.origin}}
 
     def _paths(self) -> dict[str, Path]:
         return {name: self._folder / name for name in self._imported.files}

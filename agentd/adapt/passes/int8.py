@@ -108,19 +108,19 @@ class ClassifierPass(Attempt):
         files = {NETWORK: self._network}
         if self._zo_steps:
             files[LEDGER] = self._ledger
-        made = {"method": self._setting.method, "blocks": self._setting.blocks, "zo_steps": self._zo_steps}
-        return files, made
+        facts = {"method": self._setting.method, "blocks": self._setting.blocks, "zo_steps": self._zo_steps}
+        return files, facts
 
-    def _on_step(self, taken: SignStepReport) -> None:
+    def _on_step(self, report: SignStepReport) -> None:
         progress, setting = self._progress, self._setting
-        progress.step, progress.loss = taken.step, taken.loss
-        row: dict[str, Any] = {"phase": "zo" if setting.has_zo else "bp", "step": taken.step}
-        row |= {"loss": taken.loss, "seconds": progress.seconds}
-        if taken.dev_loss is not None:
-            progress.dev_loss, progress.accuracy = taken.dev_loss, taken.dev_accuracy
-            row |= {"dev_loss": taken.dev_loss, "dev_accuracy": taken.dev_accuracy}
-        elif taken.step % max(1, setting.steps // _KEPT_STEPS):
+        progress.step, progress.loss = report.step, report.loss
+        row: dict[str, Any] = {"phase": "zo" if setting.has_zo else "bp", "step": report.step}
+        row |= {"loss": report.loss, "seconds": progress.seconds}
+        if report.dev_loss is not None:
+            progress.dev_loss, progress.accuracy = report.dev_loss, report.dev_accuracy
+            row |= {"dev_loss": report.dev_loss, "dev_accuracy": report.dev_accuracy}
+        elif report.step % max(1, setting.steps // _KEPT_STEPS):
             return
         if setting.has_zo:
-            row |= {"seed": str(taken.seed), "projected_gradient": float(taken.sign)}
+            row |= {"seed": str(report.seed), "projected_gradient": float(report.sign)}
         self._rows.append(row)

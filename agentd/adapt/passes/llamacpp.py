@@ -139,15 +139,15 @@ class AdaptationPass(Attempt):
             try:
                 done = await train
             except TrainerKilled as error:
-                asked = self._control.move
-                if asked and asked.lost:
-                    return None, asked
-                taken = (
+                move = self._control.move
+                if move and move.lost:
+                    return None, move
+                trainer_bytes = (
                     trainer_limit(setting)
                     if isinstance(error, TrainerOverLimit)
                     else self._memory.now.get("trainer", 0)
                 )
-                return None, Move(str(error), lost=True, smaller=True, taken=taken)
+                return None, Move(str(error), lost=True, smaller=True, trainer_bytes=trainer_bytes)
             return done, None if done["event"] == "done" else self._control.move
         finally:
             for task in (train, watch):
@@ -159,12 +159,12 @@ class AdaptationPass(Attempt):
         """What a stopped trainer left, under a name that the next one does not write to; else what there was before."""
         parked, written = self._folder / ADAPTER, self._folder / f"kept-{ADAPTER}"
         left = parked if done is not None else written
-        kept = self._new.get(ADAPTER)
+        adapter = self._new.get(ADAPTER)
         if left.exists():
-            kept = left.replace(self._folder / f"{self._control.moves}-{ADAPTER}")
+            adapter = left.replace(self._folder / f"{self._control.moves}-{ADAPTER}")
         for path in (parked, written):  # older than what was kept; the next trainer must not be taken to have left it
             path.unlink(missing_ok=True)
-        return kept
+        return adapter
 
     async def _move(self, move: Move) -> bool:
         """Goes on with another setting, if there is one; the pass's record has the largest one, which its peak belongs

@@ -48,15 +48,15 @@ Note = Callable[..., Awaitable[None]]
 class Move:
     """Why the trainer was stopped.
 
-    lost     it was killed; what it learned since it last wrote, seconds ago, is gone
-    smaller  the next plan must need less
-    taken    bytes that the trainer had when its plan turned out to be wrong; None for a plan that was right
+    lost           it was killed; what it learned since it last wrote, seconds ago, is gone
+    smaller        the next plan must need less
+    trainer_bytes  what the trainer had when its plan turned out to be wrong; None for a plan that was right
     """
 
     reason: str
     lost: bool = False
     smaller: bool = False
-    taken: int | None = None
+    trainer_bytes: int | None = None
 
 
 class MemoryControl:
@@ -114,10 +114,10 @@ class MemoryControl:
         limit = trainer_limit(setting)
         while True:
             await asyncio.sleep(INTERVAL)
-            taken = self._memory.now.get("trainer", 0)
-            if taken > limit:
-                why = f"the trainer took {taken / 1e6:.0f} MB of the {limit / 1e6:.0f} MB allowed"
-                self.move = Move(why, lost=True, smaller=True, taken=taken)
+            trainer_bytes = self._memory.now.get("trainer", 0)
+            if trainer_bytes > limit:
+                why = f"the trainer took {trainer_bytes / 1e6:.0f} MB of the {limit / 1e6:.0f} MB allowed"
+                self.move = Move(why, lost=True, smaller=True, trainer_bytes=trainer_bytes)
                 training.kill()
                 return
             if reason := self.squeezed:
@@ -136,8 +136,8 @@ class MemoryControl:
     async def next(self, setting: Setting, move: Move) -> Setting | None:
         """What to go on with after a move, once something fits; None where training ends with what it has."""
         self.moves += bool(setting.blocks)  # MeZO steps in between stop no trainer
-        if move.taken is not None:
-            self._overruns = (*self._overruns, Overrun.of(setting.choice.plan, move.taken))
+        if move.trainer_bytes is not None:
+            self._overruns = (*self._overruns, Overrun.of(setting.choice.plan, move.trainer_bytes))
         await asyncio.sleep(2 * INTERVAL)  # until the reading knows what the trainer gave back
         waited_since: float | None = None
         # After a squeeze what was too much must not come again at once, however the reading looks for a moment.

@@ -150,8 +150,8 @@ class InPlacePass(Attempt):
         chain = await self._store.call(revisions.lineage, self._origin)
         described = await asyncio.to_thread(self._described)
         files = {LEDGER: self._folder / LEDGER} | {path.name: path for path in self._beside()}
-        made = {"method": self._setting.method, "blocks": self._setting.blocks, "zo_steps": self._zo_steps}
-        return files, {**made, **described, "chain": chain[::-1]}
+        facts = {"method": self._setting.method, "blocks": self._setting.blocks, "zo_steps": self._zo_steps}
+        return files, {**facts, **described, "chain": chain[::-1]}
 
     def _beside(self) -> list[Path]:
         """What there is that no ledger can make again."""

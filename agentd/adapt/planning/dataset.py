@@ -72,8 +72,8 @@ class Member:
     @property
     def answers(self) -> set[str]:
         """The texts of all answers that are told apart or learned; a message is as long as its JSON."""
-        given = [*self.choices, self.target, self.as_line().get("rejected", "")]
-        return {answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False) for answer in given} - {
+        texts = [*self.choices, self.target, self.as_line().get("rejected", "")]
+        return {answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False) for answer in texts} - {
             ""
         }
 
@@ -125,8 +125,8 @@ def readiness(db: Database, gate: GateSettings) -> Readiness:
         n = selection.held_out(db, name, gate.min_holdout)
         if n < gate.min_holdout:
             more = _HELD_OUT_EVERY * (gate.min_holdout - n)
-            asked = f"{n} are held out, gate.min_holdout asks for {gate.min_holdout}"
-            waiting[name] = f"about {more} more examples until a pass can be judged ({asked})"
+            reason = f"{n} are held out, gate.min_holdout asks for {gate.min_holdout}"
+            waiting[name] = f"about {more} more examples until a pass can be judged ({reason})"
         elif known[name].choices and not selection.tells_apart(db, name):
             waiting[name] = "all its training examples have the same label"
         else:

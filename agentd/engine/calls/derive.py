@@ -79,10 +79,10 @@ def _derive(template: ChatTemplate, variant: Variant) -> AnswerFormat:
     as_json = take_apart(one, 1, _object)
     if as_json is None and take_apart(one, 1, block) is None:
         raise NotDerivable("it does not render calls")
-    pattern, made = (_object, _arguments) if as_json else (block, _texts)
-    single = take_apart(body(turns.calls(made(0))), 1, pattern)
+    pattern, arguments = (_object, _arguments) if as_json else (block, _texts)
+    single = take_apart(body(turns.calls(arguments(0))), 1, pattern)
     assert single is not None
-    several = _several(turns, body, pattern, made)
+    several = _several(turns, body, pattern, arguments)
     pieces = several or single
     tail = pieces.tail[: len(pieces.tail) - len(common_end(pieces.tail, turns.after))]
     gaps, befores, opening = _segments(turns, pieces)
@@ -118,11 +118,11 @@ def _object(number: int) -> str:
 
 
 def _several(
-    turns: Turns, body: Callable[[str], str], pattern: Callable[[int], str], made: Callable[[int], dict[str, Any]]
+    turns: Turns, body: Callable[[str], str], pattern: Callable[[int], str], arguments: Callable[[int], dict[str, Any]]
 ) -> Pieces | None:
     """Three calls in one turn; None where the template has one at most."""
     try:
-        return take_apart(body(turns.calls(*(made(i) for i in range(3)))), 3, pattern)
+        return take_apart(body(turns.calls(*(arguments(i) for i in range(3)))), 3, pattern)
     except NotDerivable:
         return None
 

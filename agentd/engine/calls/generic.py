@@ -38,31 +38,31 @@ def explained(
 ) -> list[dict[str, Any]]:
     """Messages that say which tools there are: in the system message, or where the template has none, with the first
     thing the user says. Calls and results are text in them."""
-    told = _results_joined(messages)
+    turns = _results_joined(messages)
     if not tools:
-        return told
+        return turns
     lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     text = _EXPLANATION.format(tools=lines)
     role = "system" if system else "user"
-    first = next((i for i, message in enumerate(told) if message["role"] == role), None)
+    first = next((i for i, message in enumerate(turns) if message["role"] == role), None)
     if first is None:
-        return [{"role": role, "content": text}, *told]
-    content = str(told[first]["content"])
+        return [{"role": role, "content": text}, *turns]
+    content = str(turns[first]["content"])
     joined = f"{content}\n\n{text}" if system else f"{text}\n\n{content}"
-    return [*told[:first], {**told[first], "content": joined}, *told[first + 1 :]]
+    return [*turns[:first], {**turns[first], "content": joined}, *turns[first + 1 :]]
 
 
 def _results_joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with calls and results as text; what the user says behind results is one message with them, because
     many templates want users and assistants to take turns."""
-    told: list[dict[str, Any]] = []
+    joined: list[dict[str, Any]] = []
     for before, message in zip([{"role": ""}, *messages], messages, strict=False):
         plain = spelled_out(message)
         if before["role"] == "tool" and plain["role"] == "user":
-            told[-1] = {**told[-1], "content": f"{told[-1]['content']}\n{plain['content']}"}
+            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{plain['content']}"}
         else:
-            told.append(plain)
-    return told
+            joined.append(plain)
+    return joined
 
 
 def spelled_out(message: dict[str, Any]) -> dict[str, Any]:

@@ -343,22 +343,22 @@ def closed(schema: Any) -> Any:
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {
+    closed_schema = {
         key: value if key in ("enum", "const", "default", "examples") else closed(value)
         for key, value in schema.items()
     }
     others = ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref")
     if isinstance(schema.get("properties"), dict):
-        made["properties"] = {key: closed(value) for key, value in schema["properties"].items()}
+        closed_schema["properties"] = {key: closed(value) for key, value in schema["properties"].items()}
         if not any(key in schema for key in others) and schema.get("type", "object") == "object":
-            made["additionalProperties"] = False
-    return made
+            closed_schema["additionalProperties"] = False
+    return closed_schema
 
 
 def _json(schema: Any, strict: bool) -> str:
     options = {"whitespace_pattern": WHITESPACE, "lenient": not strict}
-    made = {**schema, "x-guidance": options} if isinstance(schema, dict) else schema
-    return "%json " + json.dumps(made)
+    extended = {**schema, "x-guidance": options} if isinstance(schema, dict) else schema
+    return "%json " + json.dumps(extended)
 
 
 def _escaped(text: str) -> str:

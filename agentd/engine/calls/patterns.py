@@ -59,8 +59,8 @@ def _of_whole_text(pattern: str) -> str:
 
 def kinds_of(schema: dict[str, Any]) -> list[str]:
     """The JSON types that a schema allows; integers are numbers."""
-    given = schema.get("type")
-    if given is None:
+    declared = schema.get("type")
+    if declared is None:
         listed = (
             schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else None
         )
@@ -69,7 +69,7 @@ def kinds_of(schema: dict[str, Any]) -> list[str]:
         if "properties" in schema:
             return ["object"]
         return ["string", "number", "boolean", "null", "array", "object"]
-    kinds = given if isinstance(given, list) else [given]
+    kinds = declared if isinstance(declared, list) else [declared]
     return list(dict.fromkeys("number" if kind == "integer" else str(kind) for kind in kinds))
 
 
@@ -94,5 +94,5 @@ def text_patterns(schema: dict[str, Any]) -> list[str]:
 
 
 def only_integers(schema: dict[str, Any]) -> bool:
-    given = schema.get("type")
-    return given == "integer" or (isinstance(given, list) and "integer" in given and "number" not in given)
+    declared = schema.get("type")
+    return declared == "integer" or (isinstance(declared, list) and "integer" in declared and "number" not in declared)

@@ -56,8 +56,8 @@ class Conversation:
             return self._rendered([_thought(message) for message in messages], [], generate, variables)
         if self.form.calls.origin == "generic":
             try:
-                told = explained(messages, tools, system=True)
-                return self._rendered([_thought(message) for message in told], [], generate, variables)
+                plain_messages = explained(messages, tools, system=True)
+                return self._rendered([_thought(message) for message in plain_messages], [], generate, variables)
             except TemplateRefusal:
                 if not tools or any(message["role"] == "system" for message in messages):
                     raise
@@ -99,14 +99,14 @@ class Conversation:
         prepared: list[dict[str, Any]] = []
         for message in messages:
             if message.get("tool_calls"):
-                made = []
+                plain_calls = []
                 for index, call in enumerate(message["tool_calls"]):
                     name = call["function"]["name"]
                     ids[call["id"]] = self._id(call["id"], name, index)
                     function = {"name": name, "arguments": _arguments(call["function"]["arguments"], calls.as_text)}
-                    made.append({"id": ids[call["id"]], "type": "function", "function": function})
+                    plain_calls.append({"id": ids[call["id"]], "type": "function", "function": function})
                 content = "" if calls.alone else message["content"]
-                prepared.append({**message, "content": content, "tool_calls": made})
+                prepared.append({**message, "content": content, "tool_calls": plain_calls})
             elif message["role"] == "tool":
                 id = message["tool_call_id"]
                 name = _name_of(messages, id)
@@ -171,10 +171,10 @@ def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every call in a message of its own, with its result behind it."""
     results = {message["tool_call_id"]: message for message in messages if message["role"] == "tool"}
     split: list[dict[str, Any]] = []
-    given: set[int] = set()
+    placed: set[int] = set()
     for message in messages:
         if len(message.get("tool_calls") or ()) < 2:
-            if id(message) not in given:
+            if id(message) not in placed:
                 split.append(message)
             continue
         for number, call in enumerate(message["tool_calls"]):
@@ -182,5 +182,5 @@ def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             split.append({**message, "content": content, "tool_calls": [call]})
             if result := results.get(call["id"]):
                 split.append(result)
-                given.add(id(result))
+                placed.add(id(result))
     return split

@@ -159,7 +159,7 @@ class LlamaCppBackground:
         row = rows = n_prefix = 0
         try:
             with path.open("wb") as file:
-                for batch in self._forward.run(examples, wanted=False):
+                for batch in self._forward.run(examples, scoring=False):
                     if batch is None:
                         yield len(starts)
                         continue
@@ -230,19 +230,19 @@ class LlamaCppBackground:
 
     def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
         before = self._weights
-        told = [self.vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
-        told = [tokens for tokens in told if len(tokens) > 1]
+        sequences = [self.vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
+        sequences = [tokens for tokens in sequences if len(tokens) > 1]
         # One array for all of it: many of this size, made and dropped in turn, would leave the heap full of holes.
-        kept = np.empty((max(map(len, told), default=1) - 1, self._context.n_vocab), np.float32)
+        reference_log_p = np.empty((max(map(len, sequences), default=1) - 1, self._context.n_vocab), np.float32)
         divergences: list[float] = []
 
         def keep(i: int, log_p: Floats) -> None:
-            kept[i] = log_p
+            reference_log_p[i] = log_p
 
         def compare(i: int, log_q: Floats) -> None:
-            divergences.append(kl_divergence(kept[i], log_q))
+            divergences.append(kl_divergence(reference_log_p[i], log_q))
 
-        for tokens in told:
+        for tokens in sequences:
             example = Encoded.of([tokens[:-1]], [], 0, [(0, p, token) for p, token in enumerate(tokens[1:])])
             self.use(reference)
             yield from self._forward.distributions(example, keep)

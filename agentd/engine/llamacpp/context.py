@@ -68,9 +68,13 @@ class Context:
         lc.llama_set_abort_callback(self._context, callback, None)
 
     def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        logit_rows: Sequence[int],
     ) -> None:
-        """Runs one batch. `wanted` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
+        """Runs one batch. `logit_rows` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
         if len(tokens) > self.width:  # C would write past the end of the batch
             raise EngineUnavailable(f"a batch of {len(tokens)} tokens does not fit {self.width}")
         batch = self._batch
@@ -83,7 +87,7 @@ class Context:
             )
             for i, owner in enumerate(owners):
                 batch.seq_id[row][i] = owner
-        for row in wanted:
+        for row in logit_rows:
             batch.logits[row] = True
         batch.n_tokens = len(tokens)
         result = lc.llama_decode(self._context, batch)

@@ -20,8 +20,8 @@ class MicroBatch:
     An example of more answers than there are sequences has them in groups that take turns: `turns` are the first rows
     of all groups but the first, each with the position up to which its sequences are kept.
 
-    `scored` has the tokens whose likelihoods are wanted, by the row that predicts them; `found`, once the batch has
-    been decoded, log p by (row, token).
+    `scored` has the tokens whose likelihoods are wanted, by the row that predicts them;
+    `log_likelihoods`, once the batch has been decoded, log p by (row, token).
     """
 
     tokens: list[int]
@@ -54,12 +54,12 @@ class Forward:
         self._context.forget()
         self.prefix = []
 
-    def run(self, examples: Sequence[Encoded], wanted: bool = True) -> Iterator[MicroBatch | None]:
+    def run(self, examples: Sequence[Encoded], scoring: bool = True) -> Iterator[MicroBatch | None]:
         """Yields each micro-batch when it has been decoded, and None after every interruption.
 
-        With `wanted`, the log-likelihoods of all terms are found; otherwise no logits are computed.
+        With `scoring`, the log-likelihoods of all terms are found; otherwise no logits are computed.
         """
-        return self._run(examples, _find if wanted else None)
+        return self._run(examples, _find if scoring else None)
 
     def scores(self, batch: MicroBatch) -> list[Scores]:
         """Log-likelihoods of a micro-batch that was run with its terms wanted."""
@@ -98,7 +98,7 @@ class Forward:
 
     def _decode(self, batch: MicroBatch, read: Read | None) -> Iterator[None]:
         """Computes a micro-batch. What an interruption hits is repeated; parts before it stay in the cache."""
-        wanted = sorted(batch.scored) if read else []
+        score_rows = sorted(batch.scored) if read else []
         done = 0
         while done < len(batch.tokens):
             if done in batch.turns:  # what the group before had of its own makes room; what all share stays
@@ -106,7 +106,7 @@ class Forward:
                     self._context.forget(sequence, batch.turns[done])
             turn = min((row for row in batch.turns if row > done), default=len(batch.tokens))
             end = min(done + self._width, turn)
-            scored = [row for row in wanted if done <= row < end]
+            scored = [row for row in score_rows if done <= row < end]
             if len(scored) > SCORED_ROWS:
                 end, scored = scored[SCORED_ROWS], scored[:SCORED_ROWS]
             part = slice(done, end)

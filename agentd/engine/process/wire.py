@@ -91,8 +91,8 @@ def _make_reader(hint: Any) -> Callable[[Any], Any]:
 def _parameters(cls: type[Operation[Any, Any]]) -> tuple[Any, Any]:
     """(type of the result, type of progress) of an operation's class."""
     (base,) = cls.__orig_bases__  # type: ignore[attr-defined]  # typing sets it
-    given = typing.get_args(base)
-    return given[0], given[1] if len(given) > 1 else None
+    parameters = typing.get_args(base)
+    return parameters[0], parameters[1] if len(parameters) > 1 else None
 
 
 def _as_it_is(tree: Any) -> Any:

@@ -197,15 +197,15 @@ class TransformersBackground:
                 continue
             example = Encoded.of([tokens[:-1]], [], 0, [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)])
             (pack,) = self._forward.packs([example], WIDTH)
-            kept: list[torch.Tensor] = []
+            log_ps: list[torch.Tensor] = []
             for name in (reference, candidate):
                 self._weights = self._registry[name]
                 for log_p in self._run(lambda pack=pack: self._forward.run(pack).log_probabilities()):  # type: ignore[misc]
                     if log_p is not None:
-                        kept.append(log_p.double())
+                        log_ps.append(log_p.double())
                     yield None
-            total += float((kept[0].exp() * (kept[0] - kept[1])).sum())
-            n += len(kept[0])
+            total += float((log_ps[0].exp() * (log_ps[0] - log_ps[1])).sum())
+            n += len(log_ps[0])
         self._weights = before
         if not n:
             raise InvalidRequest("drift needs texts of at least two tokens")

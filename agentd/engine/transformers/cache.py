@@ -42,10 +42,10 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no type
     def _reserve(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._space is None or self._space[0].shape[-2] < length:
             room = -(-length // _STEP) * _STEP
-            made = tuple(t.new_empty(*t.shape[:-2], room, t.shape[-1]) for t in (keys, values))
-            for space, old in zip(made, self._space or (), strict=False):
+            spaces = tuple(t.new_empty(*t.shape[:-2], room, t.shape[-1]) for t in (keys, values))
+            for space, old in zip(spaces, self._space or (), strict=False):
                 space[..., : self._length, :] = old[..., : self._length, :]
-            self._space = (made[0], made[1])
+            self._space = (spaces[0], spaces[1])
         return self._space
 
 
@@ -56,8 +56,8 @@ def slot_cache(config: Any) -> Cache:
     beginning with the last one can go on from any place in it.
     """
     cache = DynamicCache(config=config)
-    kept = (DynamicLayer, DynamicSlidingWindowLayer)
-    cache.layers = [SlotLayer() if type(layer) in kept else layer for layer in cache.layers]
+    replaceable = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [SlotLayer() if type(layer) in replaceable else layer for layer in cache.layers]
     return cache
 
 

@@ -43,13 +43,17 @@ class Context:
         self._logits.clear()
 
     def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], wanted: Sequence[int]
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        logit_rows: Sequence[int],
     ) -> None:
         self._model.install(self._weights)
         self._logits.clear()
         for sequence, group in groupby(range(len(tokens)), key=lambda row: sequences[row][0]):
             rows = list(group)
-            self._advance(sequence, [tokens[row] for row in rows], [row for row in rows if row in wanted], rows[0])
+            self._advance(sequence, [tokens[row] for row in rows], [row for row in rows if row in logit_rows], rows[0])
 
     def logits(self, row: int) -> Floats:
         return self._logits[row]
@@ -71,14 +75,14 @@ class Context:
     def close(self) -> None:
         self._caches = [None] * self.n_seq
 
-    def _advance(self, sequence: int, tokens: list[int], wanted: list[int], first: int) -> None:
-        keep = [row - first for row in wanted] or [len(tokens) - 1]
+    def _advance(self, sequence: int, tokens: list[int], logit_rows: list[int], first: int) -> None:
+        keep = [row - first for row in logit_rows] or [len(tokens) - 1]
         logits = self._extend(
             sequence,
             tokens,
             lambda padded, cache: self._model.forward(padded, keep, past_key_values=cache, use_cache=True),
         )
-        for row, values in zip(wanted, logits.cpu().numpy(), strict=False):
+        for row, values in zip(logit_rows, logits.cpu().numpy(), strict=False):
             self._logits[row] = values
 
     def _extend(self, sequence: int, tokens: list[int], compute: Callable[[list[int], Any], Tensor]) -> Tensor:

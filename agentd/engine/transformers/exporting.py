@@ -50,9 +50,9 @@ def write_gguf(base: Path, module: nn.Module, factors: Factors, path: Path) -> N
         if name is None:
             raise Conflict(f"{layer} is no matrix of its own in the base's file")
         order = torch.arange(len(b), dtype=torch.float32)[:, None]
-        made = tensors.convert(name, order.numpy(), {})
-        rows = order.flatten().long() if made is None else torch.from_numpy(made[1].copy()).flatten().long()
-        if made is None or not torch.equal(rows.sort().values, torch.arange(len(b))):
+        converted = tensors.convert(name, order.numpy(), {})
+        rows = order.flatten().long() if converted is None else torch.from_numpy(converted[1].copy()).flatten().long()
+        if converted is None or not torch.equal(rows.sort().values, torch.arange(len(b))):
             raise Conflict(f"{layer} is stored in another form in the base's file than rows in another order")
         turned = torch.empty_like(b)
         turned[rows] = b

@@ -118,13 +118,13 @@ class Forward:
         done = 0
         for e, example in enumerate(pack.examples):
             for s, sequence in enumerate(example.sequences):
-                wanted = [p for e2, s2, p in places if (e2, s2) == (e, s)]
-                if not wanted:
+                positions = [p for e2, s2, p in places if (e2, s2) == (e, s)]
+                if not positions:
                     continue
                 padding = [sequence[-1]] * (-len(sequence) % self.multiple) if self._model.pads else []
-                parts.append(self._model.forward([*sequence, *padding], wanted, use_cache=False))
-                index |= {(e, s, p): done + i for i, p in enumerate(wanted)}
-                done += len(wanted)
+                parts.append(self._model.forward([*sequence, *padding], positions, use_cache=False))
+                index |= {(e, s, p): done + i for i, p in enumerate(positions)}
+                done += len(positions)
         return Result(torch.cat(parts), index)
 
     def _try_masks(self) -> bool:
@@ -169,13 +169,13 @@ def pack(examples: list[Encoded], prefix: int) -> Pack:
 def terms(pack: Pack, result: Result) -> torch.Tensor:
     """The log-likelihoods of all of a pack's terms: an example's choices one after the other, then its target."""
     values = result.log_probabilities()
-    wanted = [
+    by_terms = [
         [(e, s, p, token) for s, p, token in terms]
         for e, example in enumerate(pack.examples)
         for terms in (*example.choices, example.target)
     ]
-    rows = torch.tensor([result.index[e, s, p] for terms in wanted for e, s, p, _ in terms], device=values.device)
-    tokens = torch.tensor([token for terms in wanted for *_, token in terms], device=values.device)
+    rows = torch.tensor([result.index[e, s, p] for terms in by_terms for e, s, p, _ in terms], device=values.device)
+    tokens = torch.tensor([token for terms in by_terms for *_, token in terms], device=values.device)
     return values[rows, tokens]
 
 
@@ -195,11 +195,11 @@ def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[floa
 
 
 def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:
-    taken = iter(values)
+    numbers = iter(values)
     scores = []
     for example in pack.examples:
-        choices = [sum(next(taken) for _ in terms) for terms in example.choices]
-        scores.append(Scores(choices, [next(taken) for _ in example.target]))
+        choices = [sum(next(numbers) for _ in terms) for terms in example.choices]
+        scores.append(Scores(choices, [next(numbers) for _ in example.target]))
     return scores
 
 

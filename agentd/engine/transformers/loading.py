@@ -123,9 +123,9 @@ def _config(source: Source) -> Any:
 
 def _build(config: Any, dtype: torch.dtype) -> nn.Module:
     """The model without its weights: memory that was never touched takes none."""
-    made: nn.Module = build(config, dtype)
-    made.tie_weights()  # type: ignore[operator]  # transformers' own
-    return made.requires_grad_(False)
+    model: nn.Module = build(config, dtype)
+    model.tie_weights()  # type: ignore[operator]  # transformers' own
+    return model.requires_grad_(False)
 
 
 def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) -> Image:
@@ -146,8 +146,8 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
             return image
     logger.info("writing %s as it will be served to %s", source.path, path)
     with replacement(path) as temporary:
-        made = images.create(temporary, ((name, shape, dtype) for name, shape in shapes.items()))
-        target = made.open(mmap.ACCESS_WRITE).tensors
+        created = images.create(temporary, ((name, shape, dtype) for name, shape in shapes.items()))
+        target = created.open(mmap.ACCESS_WRITE).tensors
         if source.is_gguf:
             _dequantise(source, module, config, target)
         else:
@@ -164,10 +164,10 @@ def _dequantise(source: Source, module: nn.Module, config: Any, target: Mapping[
     others: dict[str, torch.Tensor] = {}  # of which the file has parts (experts)
     written = set()
     for name in file.tensors:
-        made = tensors.convert(name, file.load(name).numpy(), others)
-        if made is not None and made[0] in target:
-            target[made[0]].copy_(torch.from_numpy(made[1]))
-            written.add(made[0])
+        converted = tensors.convert(name, file.load(name).numpy(), others)
+        if converted is not None and converted[0] in target:
+            target[converted[0]].copy_(torch.from_numpy(converted[1]))
+            written.add(converted[0])
     for name, weights in others.items():
         if name in target:
             target[name].copy_(weights)
@@ -180,10 +180,10 @@ def _convert(source: Source, dtype: torch.dtype, target: Mapping[str, torch.Tens
     """Has transformers read a directory whose tensors are stored in another way than they are served."""
     from transformers import AutoModelForCausalLM
 
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         **source.arguments, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ModelUnusable(source.path, f"it has no tensor for {missing[0]} ({len(missing)} missing)")
     for name, parameter in model.named_parameters():
         target[name].copy_(parameter)
@@ -191,11 +191,11 @@ def _convert(source: Source, dtype: torch.dtype, target: Mapping[str, torch.Tens
 
 def _install_buffers(source: Source, module: nn.Module, device: torch.device) -> None:
     """Buffers that a checkpoint holds are few and small; they are read, and never learn."""
-    kept = set(module.state_dict()) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    persistent = set(module.state_dict()) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
     stored = {}
-    if kept and not source.is_gguf:
+    if persistent and not source.is_gguf:
         mapped = images.read(sorted(source.path.glob("*.safetensors"))).open()
-        stored = {name: tensor for name, tensor in mapped.tensors.items() if name in kept}
+        stored = {name: tensor for name, tensor in mapped.tensors.items() if name in persistent}
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         value = stored[name].to(buffer.dtype).clone() if name in stored else buffer

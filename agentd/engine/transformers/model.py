@@ -104,13 +104,13 @@ class Model:
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Within it the module is as if nothing was being computed with it; the caller installs weights again."""
-        kept = self._give_way, self._differentiates
+        previous = self._give_way, self._differentiates
         self._give_way, self._differentiates = None, False
         try:
             with as_made(self.module), torch.inference_mode(False):
                 yield
         finally:
-            self._give_way, self._differentiates = kept
+            self._give_way, self._differentiates = previous
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
