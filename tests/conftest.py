@@ -31,8 +31,8 @@ _QUEUE, _FLOOR = _HERE / "conftest.py", _HERE / "__init__.py"  # any two files t
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """For what is about the model's own abilities, size or speed."""
-    if given := os.environ.get("AGENTD_TEST_MODEL"):
-        return models.resolve(given)
+    if name := os.environ.get("AGENTD_TEST_MODEL"):
+        return models.resolve(name)
     return models.fetch_default()
 
 

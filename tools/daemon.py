@@ -130,7 +130,7 @@ class DaemonProcess:
 
     def start(self, *, wait: bool = True) -> "DaemonProcess":
         """Starts it and, with `wait`, returns once it answers. Raises ToolFailed with its log if it does not."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(self._left_out)}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(self._left_out)}
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -139,7 +139,7 @@ class DaemonProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**kept, "PYTHONWARNINGS": "default", **self.environment},
+                env={**variables, "PYTHONWARNINGS": "default", **self.environment},
             )
         if wait:
             self.wait_until_ready()

@@ -50,7 +50,7 @@ class Report:
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         statuses = ", ".join(f"{status}: {n}" for status, n in sorted(self.statuses.items()))
         lines = [f"{self.cases} cases in {self.seconds:.0f} s ({statuses})"]
         lines += [f"{name}: {self.before.get(name, 0)} → {self.after[name]}" for name in self.after]
@@ -206,8 +206,8 @@ def _request(case: Any) -> tuple[str, str, bytes | None, dict[str, str]]:
     elif sent.get("data") is not None:
         data = sent["data"]
         body = data if isinstance(data, bytes) else str(data).encode("utf-8", "surrogatepass")
-    kept = ("content-type",)
-    headers = {name: str(value) for name, value in sent["headers"].items() if name.lower() in kept}
+    names = ("content-type",)
+    headers = {name: str(value) for name, value in sent["headers"].items() if name.lower() in names}
     return sent["method"], target, body, headers
 
 
@@ -250,7 +250,7 @@ def main() -> int:
             print("\n".join([attacked.summary(), f"{len(problems)} problems", *problems]))
             return 1 if problems else 0
         report = fuzz(path, pids, options.cases, options.seed)
-    print(report.told())
+    print(report.summary())
     return 1 if report.problems else 0
 
 

@@ -169,8 +169,8 @@ class Client(threading.Thread):
         self._given += 1
         label = "no" if self._random.random() < 0.1 else "yes"
         key = f"{self.name}-{self._given}"
-        given = {"inference_id": answer["id"], "kind": "label", "value": label, "idempotency_key": key}
-        status, answer = self._post("/v1/feedback", given)
+        label_body = {"inference_id": answer["id"], "kind": "label", "value": label, "idempotency_key": key}
+        status, answer = self._post("/v1/feedback", label_body)
         if status == 201:
             with self._findings.lock:
                 self._findings.acknowledged.append(answer["id"])
@@ -342,7 +342,7 @@ def made_up(n: int) -> list[dict[str, str]]:
     return [{"text": f"text {i}", "label": "no" if generator.random() < 0.1 else "yes"} for i in range(n)]
 
 
-def told(findings: Findings, seconds: float) -> str:
+def summary(findings: Findings, seconds: float) -> str:
     pairs = {revision for revision, _ in findings.answers}
     distinct = len(set(findings.answers.values()))
     memory = [round(size / 2**20) for size in (findings.memory or [0])]
@@ -372,7 +372,7 @@ def main() -> int:
         prepare(daemon, reviews.liked("train")[:240] if options.model else made_up(120))
         every = options.every or (120 if options.model else 12)
         findings = soak(daemon, options.seconds, seed=options.seed, every=every, passes=options.passes)
-    print(told(findings, options.seconds))
+    print(summary(findings, options.seconds))
     if options.json:
         figures = {"seconds": options.seconds, "counts": findings.counts, "problems": findings.problems}
         figures["reasons"] = findings.reasons

@@ -45,14 +45,14 @@ def fetch() -> Path:
             env={**os.environ, "TMPDIR": scratch},
         )
         (archive,) = Path(scratch).glob("*.tar.gz")
-        made = Path(scratch) / "templates"
-        made.mkdir()
+        folder = Path(scratch) / "templates"
+        folder.mkdir()
         with tarfile.open(archive) as files:
             for member in files:
                 if _FOLDER in member.name and member.name.endswith(".jinja") and (source := files.extractfile(member)):
-                    (made / Path(member.name).name).write_bytes(source.read())
+                    (folder / Path(member.name).name).write_bytes(source.read())
         if not target.is_dir():  # another process may have been faster
-            made.rename(target)
+            folder.rename(target)
     return target
 
 

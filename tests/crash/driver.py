@@ -42,30 +42,30 @@ class Driver:
         self._templates = directory / "templates"
 
     def run(self, scenario: str, fault: str | None = None, n: int = 0, at: str = "") -> dict[str, Any]:
-        adapt, given = scenarios.GIVEN[scenario]
+        adapt, template = scenarios.GIVEN[scenario]
         place = self._directory / "run"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        if given != "nothing":
-            shutil.copytree(self._template(given), place / "state")
+        if template != "nothing":
+            shutil.copytree(self._template(template), place / "state")
         config = scenarios.settings(self._model, place, **adapt)
-        kept = place / "synced"
+        synced = place / "synced"
         if fault in POWER_CUTS:
-            power_cut.begin(config.state.dir, kept)
-        self._shim.fault_keep(str(kept).encode() if fault in POWER_CUTS else b"")
+            power_cut.begin(config.state.dir, synced)
+        self._shim.fault_keep(str(synced).encode() if fault in POWER_CUTS else b"")
         began = time.monotonic()
-        outcome, told = self._forked(lambda pipe: self._live(scenario, config, fault, n, at, pipe))
+        outcome, lines = self._forked(lambda pipe: self._live(scenario, config, fault, n, at, pipe))
         result: dict[str, Any] = {"outcome": outcome, "problem": None}
-        acknowledged = [line[4:] for line in told if line.startswith("ack ")]
-        points = [line[6:] for line in told if line.startswith("point ")]
+        acknowledged = [line[4:] for line in lines if line.startswith("ack ")]
+        points = [line[6:] for line in lines if line.startswith("point ")]
         result["points"] = points if fault is None else points[-1:]
-        result["error"] = next((line[2:] for line in reversed(told) if line.startswith("! ")), None)
+        result["error"] = next((line[2:] for line in reversed(lines) if line.startswith("! ")), None)
         result["calls"] = self._shim.fault_calls()
         if outcome not in ("done", "error", "killed"):
-            result["problem"] = "\n".join(line for line in told if line.startswith("! ")) or outcome
+            result["problem"] = "\n".join(line for line in lines if line.startswith("! ")) or outcome
             return result
         if fault in POWER_CUTS:
-            power_cut.happen(config.state.dir, kept, names_kept=fault == NAMES_KEPT)
+            power_cut.happen(config.state.dir, synced, names_kept=fault == NAMES_KEPT)
         self._shim.fault_keep(b"")
         checked, said = self._forked(lambda pipe: self._check(config, acknowledged, pipe))
         if checked != "done":
@@ -113,9 +113,9 @@ class Driver:
         adapt, _ = scenarios.GIVEN[scenario]
         config = scenarios.settings(self._model, place, **adapt)
         n = 1 if stop else 0
-        outcome, told = self._forked(lambda pipe: self._live(scenario, config, fault, n, stop, pipe))
+        outcome, lines = self._forked(lambda pipe: self._live(scenario, config, fault, n, stop, pipe))
         if outcome != ("killed" if stop else "done"):
-            raise RuntimeError(f"making {name!r}: {outcome}: {told[-5:]}")
+            raise RuntimeError(f"making {name!r}: {outcome}: {lines[-5:]}")
         self._templates.mkdir(parents=True, exist_ok=True)
         (place / "state").rename(target)
         return target

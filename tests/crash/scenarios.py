@@ -273,8 +273,8 @@ async def _fork_engine(*command: str, pass_fds: list[int], **_: Any) -> ForkedEn
         descriptor = os.dup2(pass_fds[0], 3)
         os.closerange(4, 4096)  # the daemon's end of the channel among them, or its death would go unnoticed
         signal.set_wakeup_fd(-1)
-        given = json.loads(command[4])
-        status = runner.Runner(lambda: runner.make_engine(given), socket.socket(fileno=descriptor)).run()
+        settings = json.loads(command[4])
+        status = runner.Runner(lambda: runner.make_engine(settings), socket.socket(fileno=descriptor)).run()
     finally:
         os._exit(status)
 

@@ -62,14 +62,14 @@ class Drivers:
     def _start(self, directory: Path, model: Path, preload: Path) -> "subprocess.Popen[str]":
         directory.mkdir()
         command = [sys.executable, "-m", "tests.crash.driver", str(model), str(directory), str(preload)]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTD_")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTD_")}
         root = str(HERE.parent.parent)
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**kept, "LD_PRELOAD": str(preload), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            env={**environment, "LD_PRELOAD": str(preload), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         )
 
     def run(self, scenario: str, fault: str | None = None, n: int = 0, at: str = "") -> dict[str, Any]:

@@ -50,11 +50,11 @@ class Interruption:
     """Asks for the processor every so many times that it is asked."""
 
     def __init__(self) -> None:
-        self.asked = self.every = 0
+        self.polls = self.every = 0
 
     def __call__(self) -> bool:
-        self.asked += 1
-        return bool(self.every) and self.asked % self.every == 0
+        self.polls += 1
+        return bool(self.every) and self.polls % self.every == 0
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.support.engine_samples.CONTEXT", 2048)
-        made = ENGINES[request.param](model)
-    yield made
-    made.close()
+        local = ENGINES[request.param](model)
+    yield local
+    local.close()
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def interruption() -> Interruption:
 
 @pytest.fixture
 def session(engine: Engine, interruption: Interruption) -> Iterator[Session]:
-    made: Session = engine.session(interruption, lambda: False)
-    yield made
-    made.close()
+    opened: Session = engine.session(interruption, lambda: False)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def test_interruptions_change_nothing(
 ) -> None:
     expected = [without_ids(plain(answer)) for answer in answers(INPUTS)]
     interruption.every = 1009
-    before = interruption.asked
+    before = interruption.polls
     assert [without_ids(plain(answer)) for answer in answers(INPUTS)] == expected
-    assert interruption.asked > before + 1009
+    assert interruption.polls > before + 1009
 
 
 def test_requests_are_served_meanwhile(engine: Engine, session: Session, tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ from tests.support.engine_samples import (
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Engine]:
-    made = ENGINES[request.param](model_path)
-    yield made
-    made.close()
+    local = ENGINES[request.param](model_path)
+    yield local
+    local.close()
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ Rows = np.typing.NDArray[np.float32]
 
 def interrupted(interruption: Interruption, run: Callable[[], Any]) -> tuple[Any, Any]:
     """The result of a run, and of the same run interrupted at its beginning, in its middle and at its end."""
-    interruption.asked = 0
+    interruption.polls = 0
     plain = run()
-    whole, interruption.asked = interruption.asked, 0
+    whole, interruption.polls = interruption.polls, 0
     interruption.at = {2, whole // 5, whole // 2, whole * 9 // 10, whole}
     again = run()
     assert not interruption.at  # all of them happened
@@ -181,10 +181,10 @@ def test_an_interruption_is_reported_before_the_work_is_repeated(
     background: Background, interruption: Interruption, examples: list[Encoded]
 ) -> None:
     score(background, examples[:1])
-    interruption.asked = 0
+    interruption.polls = 0
     score(background, examples[:1])
-    middle = interruption.asked // 2
-    interruption.asked, interruption.at = 0, {middle, 2 * middle, 3 * middle}
+    middle = interruption.polls // 2
+    interruption.polls, interruption.at = 0, {middle, 2 * middle, 3 * middle}
     assert [len(some) for some in background.score(examples[:1])] == [0, 0, 0, 1]
 
 
@@ -257,11 +257,11 @@ def test_a_tap_computes_nothing_above_its_last_block_and_what_follows_is_whole(
 ) -> None:
     needs(engine, "tap")
     plain = score(background, examples)
-    interruption.asked = 0
+    interruption.polls = 0
     tap(background, examples, engine.info.n_layer - 1, tmp_path / "tap")
-    whole, interruption.asked = interruption.asked, 0
+    whole, interruption.polls = interruption.polls, 0
     tap(background, examples, 1, tmp_path / "tap")
-    assert interruption.asked < whole / 2  # it is asked at every node of the graph
+    assert interruption.polls < whole / 2  # it is asked at every node of the graph
     assert score(background, examples) == plain
 
 

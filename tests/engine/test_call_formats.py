@@ -117,10 +117,10 @@ def cases(form: AnswerFormat, turns: Turns) -> Iterator[tuple[list[dict[str, Any
 
 
 def test_nearly_every_template_shows_its_own_format() -> None:
-    generic = {name for name, made in conversations().items() if made.form.calls.origin == "generic"}
+    generic = {name for name, conversation in conversations().items() if conversation.form.calls.origin == "generic"}
     assert len(conversations()) >= 70
     assert generic <= GENERIC
-    assert all(made.why_generic for name, made in conversations().items() if name in generic)
+    assert all(conversation.why_generic for name, conversation in conversations().items() if name in generic)
 
 
 def test_calls_are_read_in_every_split() -> None:

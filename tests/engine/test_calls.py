@@ -35,15 +35,15 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.support.engine_samples.CONTEXT", 2048)
         path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-        made = ENGINES[request.param](tiny_model.write(path, seed=3, template=THINKS))
-    yield made
-    made.close()
+        local = ENGINES[request.param](tiny_model.write(path, seed=3, template=THINKS))
+    yield local
+    local.close()
 
 
 @pytest.fixture
 def vocabulary(engine: Engine) -> Prompts:
-    made: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
-    return made
+    prompts: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
+    return prompts
 
 
 def ask(engine: Engine, sampling: Sampling, max_tokens: int = 400, **input: Any) -> tuple[str, str, list[Any], str]:
@@ -121,8 +121,8 @@ def test_reasoning_is_apart(engine: Engine, vocabulary: Prompts) -> None:
     assert (text, bool(reasoning)) == ("", True)  # the prompt ends within it
     text, reasoning, _, _ = ask(engine, Sampling(temperature=0), 8, **QUIET)
     assert (bool(text), reasoning) == (True, "")
-    told = {"role": "assistant", "content": "so", "reasoning_content": "hm"}
-    tokens = vocabulary.prompt({"messages": [HI, told, HI], **QUIET})
+    reply = {"role": "assistant", "content": "so", "reasoning_content": "hm"}
+    tokens = vocabulary.prompt({"messages": [HI, reply, HI], **QUIET})
     assert "<think>\nhm\n</think>\n\nso" in said(vocabulary, tokens)
 
 
@@ -158,10 +158,10 @@ def test_a_token_that_runs_over_into_what_cannot_follow_is_cut(real_model: Any) 
         constraint = compiler.compile(Sampling(), plan)
         for before in vocabulary.tokenize("<tool_call"):
             constraint.take(before)
-        taken = [constraint.take(token)]
-        while len(taken) < 4 and (allowed := constraint.allowed()) is not None and len(allowed) == 1:
-            taken.append(constraint.take(int(allowed[0])))
-        text = b"".join(map(vocabulary.piece, taken)).decode()
+        tokens = [constraint.take(token)]
+        while len(tokens) < 4 and (allowed := constraint.allowed()) is not None and len(allowed) == 1:
+            tokens.append(constraint.take(int(allowed[0])))
+        text = b"".join(map(vocabulary.piece, tokens)).decode()
         assert text.startswith(">\n") or '>\n{"name": "'.startswith(text), (vocabulary.piece(token), text)
     engine.close()
 

@@ -91,9 +91,9 @@ POISON: list[dict[str, Any]] = [
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Of a model that says anything: what comes out well is the constraint's doing."""
-    made = ENGINES[request.param](tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
-    yield made
-    made.close()
+    local = ENGINES[request.param](tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+    yield local
+    local.close()
 
 
 def schema(tree: Any, **settings: Any) -> Sampling:

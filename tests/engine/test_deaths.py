@@ -56,8 +56,8 @@ def request(text: str, key: str = "") -> Generate:
     return Generate(key or text, {"prompt": text}, Sampling(temperature=0), max_tokens=4)
 
 
-async def answer(engine: Supervisor, asked: Generate) -> str:
-    return "".join([piece.text async for piece in engine.generate(asked)])
+async def answer(engine: Supervisor, request: Generate) -> str:
+    return "".join([piece.text async for piece in engine.generate(request)])
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Requests with this word kill the engine that they are given to; the keys of those that did."""
     generate, killers = EngineClient.generate, []
 
-    async def deadly(self: EngineClient, asked: Generate) -> AsyncIterator[Piece]:
-        pieces = generate(self, asked)
-        if "poison" in json.dumps(asked.input):
-            killers.append(asked.key)
+    async def deadly(self: EngineClient, request: Generate) -> AsyncIterator[Piece]:
+        pieces = generate(self, request)
+        if "poison" in json.dumps(request.input):
+            killers.append(request.key)
             os.kill(self.pid or 0, signal.SIGKILL)
         else:
             await asyncio.sleep(0.05)  # so that it is there when another kills
@@ -122,10 +122,10 @@ def test_many_requests_that_end_engines_do_not_cost_the_revision(model: Path, po
 def test_a_revision_that_dies_of_canaries_too_is_left(
     model: Path, monkeypatch: pytest.MonkeyPatch, poison: list[str]
 ) -> None:
-    ask, asked = canaries.ask, []
+    ask, prompts = canaries.ask, []
 
     async def fatal(client: Any, info: ModelInfo | None, prompt: str) -> None:
-        asked.append(prompt)
+        prompts.append(prompt)
         os.kill(client.pid, signal.SIGKILL)
         await ask(client, info, prompt)
 
@@ -139,7 +139,7 @@ def test_a_revision_that_dies_of_canaries_too_is_left(
             assert await answer(engine, request("innocent"))  # waits until something serves
             assert engine.revision == 0
             assert "canary" in (engine.degraded or "")
-            assert len(asked) == 2
+            assert len(prompts) == 2
             await engine.swap(REVISION)
             assert engine.degraded is None, "the owner may try again"
 

@@ -31,7 +31,7 @@ def compiler(vocabulary: Vocabulary) -> Compiler:
     return Compiler(vocabulary)
 
 
-def taken(constraint: Constraint, vocabulary: Vocabulary, text: str) -> bool:
+def accepts(constraint: Constraint, vocabulary: Vocabulary, text: str) -> bool:
     """Whether the constraint takes a text, and an end after it."""
     for byte in text.encode():
         (token,) = (token for token in range(vocabulary.size) if vocabulary.piece(token) == bytes([byte]))
@@ -86,7 +86,7 @@ def taken_by_llamacpp(grammar: str, vocabulary: Vocabulary, text: str) -> bool:
 def test_a_grammar_takes_what_llamacpp_takes(
     compiler: Compiler, vocabulary: Vocabulary, grammar: str, texts: list[str]
 ) -> None:
-    answers = {text: taken(compiler.compile(Sampling(grammar=grammar)), vocabulary, text) for text in texts}
+    answers = {text: accepts(compiler.compile(Sampling(grammar=grammar)), vocabulary, text) for text in texts}
     assert answers == {text: taken_by_llamacpp(grammar, vocabulary, text) for text in texts}
     assert set(answers.values()) == {True, False}
 

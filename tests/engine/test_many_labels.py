@@ -20,9 +20,9 @@ INPUT = {"messages": [{"role": "user", "content": "Where does this go?"}]}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
     path = tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-    made = LlamaCppEngine(path, context=2048, slots=2, threads=1)
-    yield made
-    made.close()
+    local = LlamaCppEngine(path, context=2048, slots=2, threads=1)
+    yield local
+    local.close()
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def interruption() -> Interruption:
 
 @pytest.fixture(scope="module")
 def background(engine: LlamaCppEngine, interruption: Interruption) -> Iterator[LlamaCppBackground]:
-    made = engine.background(interruption)
-    yield made
-    made.close()
+    opened = engine.background(interruption)
+    yield opened
+    opened.close()
 
 
 def labels(n: int) -> list[str]:
@@ -87,14 +87,14 @@ def test_an_interruption_in_any_group_changes_nothing(
 ) -> None:
     example = background.encode(INPUT, labels(150), labels(150)[0])
     background.use("0")
-    interruption.asked, interruption.at = 0, set()
+    interruption.polls, interruption.at = 0, set()
     plain = score(background, [example])
-    asked = interruption.asked
+    polls = interruption.polls
     for part in range(1, 10):
         background.use("0")
-        interruption.asked, interruption.at = 0, {asked * part // 10}
+        interruption.polls, interruption.at = 0, {polls * part // 10}
         assert score(background, [example]) == plain
-        assert interruption.asked > asked
+        assert interruption.polls > polls
     interruption.at = set()
 
 

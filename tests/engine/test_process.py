@@ -391,10 +391,10 @@ def test_a_corrupt_revision_falls_back(
     if not missing:
         files[2] = tmp_path / "b.gguf"
         files[2].write_bytes(files[1].read_bytes()[:-999])
-    asked: list[tuple[int, str]] = []
+    fallbacks: list[tuple[int, str]] = []
 
     async def fall_back(error: RevisionCorrupt, revision: int) -> int:
-        asked.append((revision, str(error)))
+        fallbacks.append((revision, str(error)))
         return revision - 1
 
     async def run() -> None:
@@ -407,9 +407,9 @@ def test_a_corrupt_revision_falls_back(
             assert (await whole(supervisor, chat("b", QUESTION, max_tokens=4)))[1] == 1
 
     asyncio.run(run())
-    assert len(asked) == 1
-    assert asked[0][0] == 2
-    assert "revision 2 cannot be used" in asked[0][1]
+    assert len(fallbacks) == 1
+    assert fallbacks[0][0] == 2
+    assert "revision 2 cannot be used" in fallbacks[0][1]
 
 
 def test_a_swap_during_a_stream_changes_the_next_answer_and_frees_the_old(

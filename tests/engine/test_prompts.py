@@ -18,15 +18,15 @@ HI = {"role": "user", "content": "hi"}
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    made = ENGINES[request.param](tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
-    yield made
-    made.close()
+    local = ENGINES[request.param](tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+    yield local
+    local.close()
 
 
 @pytest.fixture
 def vocabulary(engine: Engine) -> Prompts:
-    made: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
-    return made
+    prompts: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
+    return prompts
 
 
 def said(vocabulary: Prompts, tokens: list[int]) -> str:

@@ -22,9 +22,9 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Engine]:
-    made = ENGINES[request.param](model_path)
-    yield made
-    made.close()
+    local = ENGINES[request.param](model_path)
+    yield local
+    local.close()
 
 
 @pytest.fixture

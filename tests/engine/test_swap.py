@@ -28,9 +28,9 @@ QUESTION = "Write a short line about the sea, the wind and a lighthouse that has
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def loaded(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Engine]:
-    made = ENGINES[request.param](model_path)
-    yield made
-    made.close()
+    local = ENGINES[request.param](model_path)
+    yield local
+    local.close()
 
 
 @pytest.fixture

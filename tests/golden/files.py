@@ -20,7 +20,7 @@ LAYERS = ("blk.2.ffn_down.weight", "blk.3.attn_q.weight", "blk.10.ffn_up.weight"
 
 def measure(folder: Path) -> dict[str, Any]:
     """sha256 of each."""
-    made = {
+    paths = {
         "adapter": _adapter(folder / "adapter.gguf"),
         "adapter, scaled": _scaled(folder),
         "control vector": _control(folder),
@@ -30,7 +30,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "int8 network": classifier(folder),
         "int8 network, quantised": _quantised(folder),
     }
-    return {what: sha256(path.read_bytes()) for what, path in made.items()}
+    return {what: sha256(path.read_bytes()) for what, path in paths.items()}
 
 
 def _adapter(path: Path) -> Path:

@@ -61,7 +61,7 @@ def _learn(local: Any, method: str, moved: Path) -> dict[str, Any]:
     local.run(Use("0"))
     local.run(SetRule(_RULES[method]))
     results: list[StepResult] = []
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "train": TRAIN,
         "dev": DEV,
         "steps": _STEPS if method != "adazeta" else _STEPS // 2 + 1,  # each has more queries than the one before
@@ -75,11 +75,11 @@ def _learn(local: Any, method: str, moved: Path) -> dict[str, Any]:
             period = 4 if method == "loho" else 1
             lr = 2e-2 if method == "lora" else 1e-2  # large enough for a weight decay to show
             epsilon = None if method in ("bp", "lora") else 1e-3
-            return await first_order.run(local, **given, lr=lr, epsilon=epsilon, period=period, moved=moved)
+            return await first_order.run(local, **arguments, lr=lr, epsilon=epsilon, period=period, moved=moved)
         queries = growing_queries if method == "adazeta" else lambda epoch: 1
         epsilon = 1e-2 if _RULES[method].adapters else 1e-3
         return await zeroth_order.run(
-            local, **given, weights="0", epsilon=epsilon, in_place=True, remade=False, queries=queries
+            local, **arguments, weights="0", epsilon=epsilon, in_place=True, remade=False, queries=queries
         )
 
     record = curve(results, asyncio.run(run()))
@@ -104,8 +104,8 @@ def _int8(folder: Path, bp_layers: int) -> dict[str, Any]:
     local.run(Encode(source, folder / "correct.jsonl"))
     local.run(Use("0"))
     steps: list[dict[str, Any]] = []
-    written, kept = folder / "network.safetensors", folder / "signs"
-    kept.unlink(missing_ok=True)
+    written, signs = folder / "network.safetensors", folder / "signs"
+    signs.unlink(missing_ok=True)
     learn = Learn(
         train=list(range(40)),
         dev=list(range(40, 48)),
@@ -119,7 +119,7 @@ def _int8(folder: Path, bp_layers: int) -> dict[str, Any]:
         zo_bits=(2, 1),
         bp_bits=(4, 3),
         network=written,
-        ledger=kept,
+        ledger=signs,
     )
     done = local.run(learn, lambda step: steps.append(asdict(step)))
     engine.close()
@@ -128,5 +128,5 @@ def _int8(folder: Path, bp_layers: int) -> dict[str, Any]:
         "sign": [step["sign"] for step in steps],
         "done": asdict(done),
         "network": sha256(written.read_bytes()),
-        "ledger": sha256(kept.read_bytes()),
+        "ledger": sha256(signs.read_bytes()),
     }

@@ -103,14 +103,14 @@ def _run(
     bowl = (_DescendingBowl if minimise is descent.minimise else _Bowl)(broken, early)
     trajectory = Trajectory()
     results = list(minimise(bowl, **options, evaluate=bowl.judge, trajectory=trajectory))
-    shown = results[:2] + results[_EVERY - 1 :: _EVERY]
+    sampled = results[:2] + results[_EVERY - 1 :: _EVERY]
     return {
-        "loss": [result.loss for result in shown],
-        "dev_loss": [result.dev_loss for result in shown],
-        "lr": [result.lr for result in shown],
-        "projected_gradient": [result.projected_gradient for result in shown],
-        "curvature": [result.curvature for result in shown],
-        "seeds": [[step.seed for step in result.applied] for result in shown],
+        "loss": [result.loss for result in sampled],
+        "dev_loss": [result.dev_loss for result in sampled],
+        "lr": [result.lr for result in sampled],
+        "projected_gradient": [result.projected_gradient for result in sampled],
+        "curvature": [result.curvature for result in sampled],
+        "seeds": [[step.seed for step in result.applied] for result in sampled],
         "forwards": sum(result.forwards for result in results),
         "steps": len(results),
         "best_step": trajectory.best_step,

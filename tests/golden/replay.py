@@ -47,11 +47,11 @@ def steps() -> list[ledger.Step]:
 
 def _module(dtype: torch.dtype) -> nn.Module:
     """The first matrix is larger than a piece of an update, and it is no whole number of pieces."""
-    made = nn.Sequential(nn.Embedding(1100, 600), nn.Linear(600, 40), nn.LayerNorm(40)).to(dtype)
+    module = nn.Sequential(nn.Embedding(1100, 600), nn.Linear(600, 40), nn.LayerNorm(40)).to(dtype)
     with torch.no_grad():
-        for i, parameter in enumerate(made.parameters()):
+        for i, parameter in enumerate(module.parameters()):
             parameter.copy_(fractions(*parameter.shape, salt=i))
-    return made
+    return module
 
 
 def _mezo(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> str:
@@ -72,9 +72,9 @@ def _int8(bp_layers: int) -> dict[str, str]:
     """The file's bytes, and those of the weights that it leads to."""
     signs = [SignStep((1 << 63) + 977 * i, (1, -1, 0, -1)[i % 4], 4 - i % 3) for i in range(9)]
     data = int8_ledger.encode(SignLedger(3, Noise(31, 200), bp_layers, signs))
-    made = network()
-    int8_ledger.replay(int8_ledger.decode(data), made)
-    return {"ledger": sha256(data), "weights": sha256_of(p.mantissa for p in made.parameters)}
+    net = network()
+    int8_ledger.replay(int8_ledger.decode(data), net)
+    return {"ledger": sha256(data), "weights": sha256_of(p.mantissa for p in net.parameters)}
 
 
 def _control(folder: Path) -> str:

@@ -137,7 +137,7 @@ def _encoded(path: Path) -> str:
 
 def _served(engine: Engine) -> Iterator[tuple[str, Any]]:
     """Several requests at a time, since slots are shared."""
-    requests = [Generate(name, asked, _GREEDY, max_tokens=12, logprobs=2) for name, asked in _PROMPTS.items()]
+    requests = [Generate(name, input, _GREEDY, max_tokens=12, logprobs=2) for name, input in _PROMPTS.items()]
     requests += [Generate(f"{name}, sampled", _PROMPTS[name], _SEEDED, max_tokens=8, logprobs=0) for name in ("raw",)]
     requests.append(Generate("chat, a choice", _PROMPTS["chat"], _GREEDY, choices=("good", "not good"), logprobs=0))
     for request in requests:
@@ -196,13 +196,13 @@ def _write_change(path: Path, rank: int) -> None:
 
 def _collected(engine: TransformersEngine, folder: Path) -> dict[str, str]:
     """A low-rank change as it is exported, for llama.cpp and for PEFT."""
-    made = folder / "revisions" / "3"
-    made.mkdir()
-    ledger.write(made / "ledger", ledger.Ledger(0, []))
-    (made / "manifest.json").write_text(json.dumps({"ranks": [3]}))
-    _write_change(made / "lora.safetensors", 3)
+    revision = folder / "revisions" / "3"
+    revision.mkdir()
+    ledger.write(revision / "ledger", ledger.Ledger(0, []))
+    (revision / "manifest.json").write_text(json.dumps({"ranks": [3]}))
+    _write_change(revision / "lora.safetensors", 3)
     digests = {}
     for kind in ("gguf", "safetensors"):
-        finished(engine.collecting(made / "ledger", folder / f"exported.{kind}", kind))
+        finished(engine.collecting(revision / "ledger", folder / f"exported.{kind}", kind))
         digests[f"exported as {kind}"] = sha256((folder / f"exported.{kind}").read_bytes())
     return digests

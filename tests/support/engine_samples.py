@@ -56,9 +56,9 @@ def transformers(path: Path) -> Engine:
 @functools.cache
 def scratch() -> Path:
     """A directory that lasts as long as the tests run: the same image of a model's weights serves them all."""
-    made = Path(tempfile.mkdtemp(prefix="agentd-weights-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    folder = Path(tempfile.mkdtemp(prefix="agentd-weights-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 ENGINES: dict[str, Callable[[Path], Engine]] = {"llamacpp": llamacpp, "transformers": transformers}
@@ -109,13 +109,13 @@ class Interruption:
     """Asks for the processor when it is asked for the n-th time, for every n in `at`."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.polls = 0
         self.at: set[int] = set()
 
     def __call__(self) -> bool:
-        self.asked += 1
-        if self.asked in self.at:
-            self.at.remove(self.asked)
+        self.polls += 1
+        if self.polls in self.at:
+            self.at.remove(self.polls)
             return True
         return False
 

@@ -114,9 +114,14 @@ class ScriptedDaemon:
         self.asked.set()
 
     def environment(self, **extra: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
-        kept |= {"AGENTD_ADMIN_SOCKET": str(self.socket), "TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
-        return kept | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"} | extra
+        variables = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
+        variables |= {
+            "AGENTD_ADMIN_SOCKET": str(self.socket),
+            "TERM": "xterm-256color",
+            "COLUMNS": "150",
+            "LINES": "40",
+        }
+        return variables | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"} | extra
 
     def run(self, *arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
         """Runs agentctl with pipes."""
@@ -143,7 +148,7 @@ class ScriptedDaemon:
             env=self.environment(**environment),
         )
         os.close(follower)
-        shown = b""
+        output = b""
         deadline = time.monotonic() + 60
         try:
             while time.monotonic() < deadline:
@@ -154,8 +159,8 @@ class ScriptedDaemon:
                         break
                     if not piece:
                         break
-                    shown += piece
-            return process.wait(timeout=10), shown.decode().replace("\r\n", "\n")
+                    output += piece
+            return process.wait(timeout=10), output.decode().replace("\r\n", "\n")
         finally:
             process.kill()
             process.wait()

@@ -32,14 +32,14 @@ def directory(folder: Path, gguf: Path) -> Path:
     """The same model as a directory of transformers, in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    given = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    arguments = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     target = folder / "tiny"
-    read = AutoModelForCausalLM.from_pretrained(**given)
+    read = AutoModelForCausalLM.from_pretrained(**arguments)
     described = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
     model = LlamaForCausalLM(LlamaConfig(**described))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(str(target))
-    AutoTokenizer.from_pretrained(**given).save_pretrained(str(target))
+    AutoTokenizer.from_pretrained(**arguments).save_pretrained(str(target))
     return target
 
 

@@ -46,8 +46,8 @@ def tiny(dtype: torch.dtype = torch.float32, *, blocks: int = 3, tied: bool = Tr
         model = GPT2LMHeadModel(
             GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=blocks, n_head=4, n_positions=64, bos_token_id=1)
         )
-    made: nn.Module = model.to(dtype).eval()
-    return made
+    cast: nn.Module = model.to(dtype).eval()
+    return cast
 
 
 def language_loss(model: nn.Module) -> Callable[[], Tensor]:

@@ -30,9 +30,9 @@ def test_a_pause_outlasts_restarts(daemon: DaemonProcess) -> None:
 
 def test_a_model_that_is_replaced_is_not_served_as_the_old_one(daemon: DaemonProcess, tmp_path: Path) -> None:
     daemon.start()
-    model, kept = tmp_path / "model.gguf", tmp_path / "kept.gguf"
+    model, original = tmp_path / "model.gguf", tmp_path / "kept.gguf"
     before = daemon.status()
-    model.rename(kept)
+    model.rename(original)
     tiny_model.write(model, seed=1)
     eventually(lambda: "model" in daemon.status()["held"], 20)  # no pass learns for it
     chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
@@ -43,7 +43,7 @@ def test_a_model_that_is_replaced_is_not_served_as_the_old_one(daemon: DaemonPro
         return "no longer the file" in (daemon.status()["problem"] or "")
 
     eventually(problem, 20)
-    kept.replace(model)
+    original.replace(model)
     eventually(lambda: daemon.status()["state"] == "serving", 40)
     assert daemon.post("/v1/chat/completions", chat).status == 200
     assert daemon.status()["model"]["sha256"] == before["model"]["sha256"]

@@ -224,10 +224,12 @@ def test_the_daemon_serves_the_next_best_and_says_so(daemon: DaemonProcess, how:
         damage(daemon.state / "revisions" / "2", how)
         daemon.start()
         assert daemon.ask().json["agentd"]["revision"] == 1
-        (told,) = [e for e in daemon.get("/admin/events", admin=True).json["events"] if e["kind"] == "revision corrupt"]
-        assert "revision 2 cannot be used" in told["message"]
-        shown = daemon.get("/admin/revisions/2", admin=True).json
-        assert (shown["problem"] is None) == how.startswith("adapter")
+        (event,) = [
+            e for e in daemon.get("/admin/events", admin=True).json["events"] if e["kind"] == "revision corrupt"
+        ]
+        assert "revision 2 cannot be used" in event["message"]
+        revision = daemon.get("/admin/revisions/2", admin=True).json
+        assert (revision["problem"] is None) == how.startswith("adapter")
         refused = daemon.post("/admin/rollback", {"revision": 2}, admin=True)
         assert (refused.status, refused.error["code"]) == (500, "revision_corrupt")
         assert daemon.ask().json["agentd"]["revision"] == 1

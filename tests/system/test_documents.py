@@ -35,9 +35,9 @@ def test_the_api_s_examples_are_accepted(real_model: Path) -> None:
     assert len(lines) == 6  # a label, a text, a pair, a thumb, a score, a call
     imported = daemon.post("/v1/examples", "\n".join(lines).encode())
     assert (imported.status, imported.json.get("tasks")) == (200, {"reviews": 1, "notes": 1, "style": 3, "home": 1})
-    (shown,) = [line.strip() for line in API.splitlines() if line.strip().startswith('{"inference_id"')]
+    (example,) = [line.strip() for line in API.splitlines() if line.strip().startswith('{"inference_id"')]
     answer = daemon.ask("Was it good?", metadata={"task": "reviews"})
-    body = {**json.loads(shown), "inference_id": answer.json["id"]}
+    body = {**json.loads(example), "inference_id": answer.json["id"]}
     assert daemon.post("/v1/feedback", body).status == 201
 
 

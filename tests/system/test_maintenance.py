@@ -26,14 +26,14 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         yield process
 
 
-def told(daemon: DaemonProcess) -> list[dict[str, Any]]:
+def check_events(daemon: DaemonProcess) -> list[dict[str, Any]]:
     rows = daemon.get("/admin/events?limit=1000", admin=True).json["events"]
     return [event for event in rows if event["kind"] in (CHECKED, DAMAGED)]
 
 
 def test_a_week_after_the_last_look_everything_is_read(daemon: DaemonProcess) -> None:
     daemon.start()
-    first = eventually(lambda: told(daemon), 10)
+    first = eventually(lambda: check_events(daemon), 10)
     assert first
     assert [event["kind"] for event in first] == [CHECKED]
     base = daemon.get("/admin/status", admin=True).json["model"]["sha256"]
@@ -57,7 +57,7 @@ def test_a_week_after_the_last_look_everything_is_read(daemon: DaemonProcess) ->
     bad.write_bytes(b"weightz")
 
     daemon.start()
-    second = eventually(lambda: [event for event in told(daemon) if event["kind"] == DAMAGED], 10)
+    second = eventually(lambda: [event for event in check_events(daemon) if event["kind"] == DAMAGED], 10)
     assert second
     assert "revision 2" in second[0]["message"]
     assert "revision 1" not in second[0]["message"]
@@ -68,16 +68,16 @@ def test_a_week_after_the_last_look_everything_is_read(daemon: DaemonProcess) ->
     daemon.stop()
     daemon.start()  # the damage is still there, and told once
     assert eventually(lambda: daemon.get("/admin/status", admin=True).json["problem"], 10)
-    assert len(told(daemon)) == 2
+    assert len(check_events(daemon)) == 2
     daemon.stop()
     bad.write_bytes(b"weights")
     daemon.start()
-    assert eventually(lambda: told(daemon)[-1]["kind"] == CHECKED, 10)
+    assert eventually(lambda: check_events(daemon)[-1]["kind"] == CHECKED, 10)
     assert daemon.get("/admin/status", admin=True).json["problem"] is None
     daemon.stop()
     daemon.start()  # within the week: not again
     daemon.get("/admin/status", admin=True)
-    assert len(told(daemon)) == 3
+    assert len(check_events(daemon)) == 3
 
 
 def test_an_index_that_lost_a_row_is_found(tmp_path: Path) -> None:

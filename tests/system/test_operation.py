@@ -61,9 +61,9 @@ def test_sighup_reads_the_configuration_again(daemon: DaemonProcess, model: Path
     }
     daemon.configure(model, settings)
     os.kill(daemon.pid, signal.SIGHUP)
-    (told,) = eventually(lambda: events(daemon, "reloaded"))
-    assert sorted(told["data"]["changed"]) == ["serve.aliases", "serve.max_tokens", "tasks"]
-    assert told["data"]["fixed"] == ["serve.slots"]
+    (event,) = eventually(lambda: events(daemon, "reloaded"))
+    assert sorted(event["data"]["changed"]) == ["serve.aliases", "serve.max_tokens", "tasks"]
+    assert event["data"]["fixed"] == ["serve.slots"]
     assert "gpt" in {model["id"] for model in daemon.get("/v1/models").json["data"]}
     assert daemon.ask(model="gpt").json["model"] == "gpt"
     assert daemon.ask(max_tokens=None).json["usage"]["completion_tokens"] <= 3
@@ -87,22 +87,22 @@ def command(daemon: DaemonProcess, *arguments: str) -> "subprocess.CompletedProc
 
 def test_a_backup_made_while_running_can_be_put_back(daemon: DaemonProcess) -> None:
     inference = daemon.ask(max_tokens=1).json["id"]
-    stopping, given = threading.Event(), []
+    stopping, feedback_ids = threading.Event(), []
 
     def give() -> None:
         while not stopping.is_set():
             body = {"inference_id": inference, "kind": "comment", "value": "hm"}
-            given.append(daemon.post("/v1/feedback", body).json["id"])
+            feedback_ids.append(daemon.post("/v1/feedback", body).json["id"])
 
     thread = threading.Thread(target=give)
     thread.start()
-    eventually(lambda: len(given) > 20)
+    eventually(lambda: len(feedback_ids) > 20)
     archive = daemon.directory / "backup.tar"
-    known = len(given)
-    made = command(daemon, "backup", str(archive))
+    known = len(feedback_ids)
+    backup = command(daemon, "backup", str(archive))
     stopping.set()
     thread.join()
-    assert made.returncode == 0, made.stderr
+    assert backup.returncode == 0, backup.stderr
     assert archive.stat().st_mode & 0o777 == 0o600
     assert command(daemon, "backup", str(archive)).returncode == 2, "it overwrites nothing"
     assert [path.name for path in daemon.state.glob(".backup*")] == []
@@ -117,7 +117,7 @@ def test_a_backup_made_while_running_can_be_put_back(daemon: DaemonProcess) -> N
     daemon.start()
     stored = [row["id"] for row in daemon.get("/admin/feedback?limit=1000", admin=True).json["feedback"]]
     assert len(stored) >= known
-    assert set(stored) <= set(given)
+    assert set(stored) <= set(feedback_ids)
     assert len(list(daemon.state.glob("replaced-*/agentd.db"))) == 1
 
 
@@ -125,8 +125,14 @@ def test_what_clients_say_stays_out_of_the_log(model: Path) -> None:
     secret, header = "the-attic-key-is-under-the-mat", "Bearer sk-very-secret"
     with DaemonProcess(model, environment={"AGENTD_LOG": "DEBUG"}) as daemon:
         daemon.start()
-        asked = {"messages": [{"role": "user", "content": secret}], "max_tokens": 2}
-        for body in (asked, {**asked, "tools": [secret]}, {**asked, "grammar": secret}, secret, {"messages": secret}):
+        request = {"messages": [{"role": "user", "content": secret}], "max_tokens": 2}
+        for body in (
+            request,
+            {**request, "tools": [secret]},
+            {**request, "grammar": secret},
+            secret,
+            {"messages": secret},
+        ):
             daemon.post("/v1/chat/completions", body, headers={"Authorization": header})
         id = daemon.ask(secret).json["id"]
         for value in (secret, "", {secret: 1}):
@@ -212,21 +218,21 @@ def test_the_watchdog_is_fed_only_while_the_engine_answers(model: Path) -> None:
         daemon.environment |= {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000000"}
         daemon.start()
 
-        def told(text: bytes, times: int = 1) -> None:
+        def expect(text: bytes, times: int = 1) -> None:
             while times:
                 times -= text in manager.recv(4096)
 
-        told(b"WATCHDOG=1")
+        expect(b"WATCHDOG=1")
         (engine,) = psutil.Process(daemon.pid).children()
         engine.suspend()
         manager.settimeout(2.5)
         try:
             with pytest.raises(TimeoutError):
-                told(b"WATCHDOG=1", times=4)  # some were on their way
+                expect(b"WATCHDOG=1", times=4)  # some were on their way
         finally:
             engine.resume()
         manager.settimeout(10)
-        told(b"WATCHDOG=1")
+        expect(b"WATCHDOG=1")
 
 
 def daemon_sha256(model: Path) -> str:
@@ -265,8 +271,8 @@ def test_lines_for_the_journal_carry_their_level() -> None:
     subprocess.run([sys.executable, "-c", code], stderr=write, env=environment, check=True)
     subprocess.run([sys.executable, "-c", code], stderr=write, env={**environment, "JOURNAL_STREAM": "1:2"}, check=True)
     os.close(write)
-    with os.fdopen(read) as told:
-        assert told.read().splitlines() == ["<4>a: b", "WARNING a: b"]
+    with os.fdopen(read) as log:
+        assert log.read().splitlines() == ["<4>a: b", "WARNING a: b"]
 
 
 def test_what_is_forgotten_is_learned_again_without(model: Path) -> None:
@@ -275,12 +281,14 @@ def test_what_is_forgotten_is_learned_again_without(model: Path) -> None:
         daemon.start()
         lines = [{"task": "reviews", "text": f"text {n}", "label": "no" if n % 8 == 7 else "yes"} for n in range(60)]
         daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode())
-        asked = [daemon.ask(f"question {n}", max_tokens=1, metadata={"task": "reviews"}).json["id"] for n in range(6)]
-        given = [
+        inference_ids = [
+            daemon.ask(f"question {n}", max_tokens=1, metadata={"task": "reviews"}).json["id"] for n in range(6)
+        ]
+        opinions = [
             daemon.post(
                 "/v1/feedback", {"inference_id": id, "kind": "label", "value": "yes", "tags": {"who": "me"}}
             ).json
-            for id in asked
+            for id in inference_ids
         ]
 
         def adapted(number: int) -> dict[str, Any]:
@@ -300,7 +308,7 @@ def test_what_is_forgotten_is_learned_again_without(model: Path) -> None:
         folder = daemon.state / "passes" / "1"
         assert "question 0" in (folder / "examples.jsonl").read_text()
 
-        without = {"feedback": [row["id"] for row in given]}
+        without = {"feedback": [row["id"] for row in opinions]}
         rebuilt = daemon.post("/admin/rebuild", {"without": without, "method": "mezo", "zo_steps": 4}, admin=True)
         assert rebuilt.status == 202, rebuilt.body
         assert rebuilt.json["given_up"] == [1]

@@ -11,8 +11,8 @@ def test_a_minute_of_everything_at_once(note: Callable[[str], None]) -> None:
         daemon.start()
         soak.prepare(daemon, soak.made_up(120))
         findings = soak.soak(daemon, 60, every=8, passes=2)
-    note(f"soak: {soak.told(findings, 60)}")
-    assert not findings.problems, soak.told(findings, 60)
+    note(f"soak: {soak.summary(findings, 60)}")
+    assert not findings.problems, soak.summary(findings, 60)
     counts = findings.counts
     assert counts["answers"] > 20
     assert counts["feedback"] > 5

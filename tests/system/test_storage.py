@@ -73,14 +73,14 @@ def test_a_full_disk(model_path: Path, wrap: Callable[[DaemonProcess], list[str]
         assert daemon.get("/admin/examples", admin=True).json["counts"] == {}
         assert all(task["name"] != "t" for task in daemon.get("/admin/tasks", admin=True).json["tasks"])
 
-        told = [daemon.ask("Hi", max_tokens=1, user="y" * 30_000).json for _ in range(4)]
-        assert all(answer["choices"][0]["message"]["content"] for answer in told)
-        unrecorded = [answer for answer in told if answer["agentd"].get("recorded") is False]
+        answers = [daemon.ask("Hi", max_tokens=1, user="y" * 30_000).json for _ in range(4)]
+        assert all(answer["choices"][0]["message"]["content"] for answer in answers)
+        unrecorded = [answer for answer in answers if answer["agentd"].get("recorded") is False]
         assert unrecorded, "the disk is full, and everything is recorded?"
         about_it = daemon.post("/v1/feedback", {"inference_id": unrecorded[0]["id"], "kind": "boolean", "value": True})
         assert about_it.status == 404
-        kept = daemon.get("/admin/feedback?limit=1000", admin=True).json
-        assert [row["id"] for row in reversed(kept["feedback"])] == acknowledged
+        stored = daemon.get("/admin/feedback?limit=1000", admin=True).json
+        assert [row["id"] for row in reversed(stored["feedback"])] == acknowledged
         assert daemon.status()["state"] == "serving"
 
 
@@ -98,18 +98,18 @@ def test_answers_that_fill_the_disk_leave_room_for_feedback_and_for_deleting(
         judged = _asked(daemon, 1)[0]["id"]
         about = {"inference_id": judged, "kind": "comment", "value": "of the first answer"}
         assert daemon.post("/v1/feedback", about).status == 201
-        told = _asked(daemon, 60)
-        assert all("recorded" not in answer["agentd"] for answer in told)
+        answers = _asked(daemon, 60)
+        assert all("recorded" not in answer["agentd"] for answer in answers)
         status = daemon.status()
         assert status["state"] == "serving"
         assert "oldest answers without feedback were dropped" in status["problem"]
         eventually(lambda: "disk full" in str(daemon.get("/admin/events", admin=True).json), timeout=20)
         # The newest answers are there, and so is the one that somebody said something about.
         daemon.inference(judged)
-        for answer in [*told[-5:], *_asked(daemon, 5)]:
+        for answer in [*answers[-5:], *_asked(daemon, 5)]:
             body = {"inference_id": answer["id"], "kind": "label", "value": "fine", "task": "t"}
             assert daemon.post("/v1/feedback", body).status == 201, daemon.log[-2000:]
-        assert daemon.get(f"/admin/inferences/{told[0]['id']}", admin=True).status == 404
+        assert daemon.get(f"/admin/inferences/{answers[0]['id']}", admin=True).status == 404
         forgotten = daemon.post("/admin/forget", {"inferences": [judged]}, admin=True)
         assert (forgotten.status, forgotten.json["feedback"]) == (200, 1)
         if wrap is limited_pages:  # the small disk goes with the process
@@ -135,8 +135,8 @@ def test_a_disk_that_others_fill_is_noticed_and_recovers_by_itself() -> None:
         assert daemon.post("/admin/forget", {"inferences": [inference]}, admin=True).status == 200
         ballast.unlink()
         eventually(lambda: daemon.status()["problem"] is None, timeout=30)
-        told = [event["kind"] for event in daemon.get("/admin/events", admin=True).json["events"]]
-        assert told.index("disk full") < told.index("disk has room")
+        kinds = [event["kind"] for event in daemon.get("/admin/events", admin=True).json["events"]]
+        assert kinds.index("disk full") < kinds.index("disk has room")
         assert "recorded" not in daemon.ask(max_tokens=1).json["agentd"]
 
 
@@ -167,14 +167,14 @@ def test_kill_9_in_a_burst_of_feedback_loses_nothing_that_was_acknowledged(model
         assert len(acknowledged) > 100
 
         daemon.start()
-        kept: dict[str, str] = {}
+        stored: dict[str, str] = {}
         while True:
-            page = daemon.get(f"/admin/feedback?limit=1000&offset={len(kept)}", admin=True).json["feedback"]
+            page = daemon.get(f"/admin/feedback?limit=1000&offset={len(stored)}", admin=True).json["feedback"]
             if not page:
                 break
-            kept |= {row["value"]: row["id"] for row in page}
-        assert acknowledged.items() <= kept.items()
-        assert len(kept) <= len(acknowledged) + 4  # one each on its way
+            stored |= {row["value"]: row["id"] for row in page}
+        assert acknowledged.items() <= stored.items()
+        assert len(stored) <= len(acknowledged) + 4  # one each on its way
         key, id = next(iter(acknowledged.items()))
         again = {"inference_id": inference, "kind": "comment", "value": key, "idempotency_key": key}
         answer = daemon.post("/v1/feedback", again)

@@ -25,9 +25,9 @@ def test_version() -> None:
 
 
 def test_help_names_every_command() -> None:
-    shown = agentd("--help").stdout
+    output = agentd("--help").stdout
     for command in ("run", "config", "fetch-model", "version", "--config"):
-        assert command in shown
+        assert command in output
 
 
 def test_config_prints_what_is_in_effect(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_config_prints_what_is_in_effect(tmp_path: Path) -> None:
 
 
 def test_config_reference_lists_every_key() -> None:
-    shown = agentd("config", "--reference").stdout
-    assert [line.split()[0] for line in shown.splitlines()] == [name for name, _, _ in schema.reference()]
+    output = agentd("config", "--reference").stdout
+    assert [line.split()[0] for line in output.splitlines()] == [name for name, _, _ in schema.reference()]
 
 
 def test_mistakes_in_the_settings_end_every_command_with_78(tmp_path: Path) -> None:

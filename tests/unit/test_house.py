@@ -48,7 +48,7 @@ def test_the_entrance_hall_is_small() -> None:
 def test_small_processes_import_nothing_large(module: str) -> None:
     """In fact, not only by their own words: what a library imports counts, too."""
     script = f"import sys, {module}; print({{'torch', 'transformers', 'llama_cpp'}} & set(sys.modules))"
-    shown = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert shown.stdout.strip() == "set()"
+    assert done.stdout.strip() == "set()"

@@ -270,9 +270,9 @@ def test_a_directory_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     for parent in (tmp_path, *(each for each in tmp_path.parents if "pytest-of-" in str(each))):
         parent.chmod(0o711)
     closed.chmod(0o600)
-    shown = subprocess.check_output([sys.executable, "-c", script, path], text=True)
+    output = subprocess.check_output([sys.executable, "-c", script, path], text=True)
     closed.chmod(0o700)
-    assert f"may not enter {closed}; " in shown
+    assert f"may not enter {closed}; " in output
 
 
 def test_check_refuses_what_is_no_complete_model(cache: Path, tmp_path: Path, real_model: Path) -> None:

@@ -128,8 +128,8 @@ def learn(daemon: DaemonProcess, key: Key) -> dict[str, Any]:
     wishes = {name: key[name] for name in ("method", "blocks") if key[name] not in (None, "auto")}
     start = time.monotonic()
     number = daemon.ctl.post("/admin/adapt", wishes)["pass"]
-    with view() as shown:
-        ended = follow(daemon.ctl, number, shown)
+    with view() as progress:
+        ended = follow(daemon.ctl, number, progress)
     row = dict(ended.answer)["pass"]
     phases, peaks = row["phases"] or {}, row["peaks"] or {}
     return {
@@ -159,8 +159,8 @@ def learn_peft(model: Path, key: Key, threads: int | str, adapter: Path) -> dict
 def serve_adapter(daemon: DaemonProcess, adapter: Path) -> None:
     archive = actions_peft.archived(adapter, daemon.status()["model"]["sha256"], adapter.with_name("archive"))
     number = daemon.ctl.send("/admin/import", archive)["pass"]
-    with view() as shown:
-        ended = follow(daemon.ctl, number, shown)
+    with view() as progress:
+        ended = follow(daemon.ctl, number, progress)
     if ended.outcome != "committed":
         raise ToolFailed(f"PEFT's adapter was {ended.outcome}: {ended.reason}")
 
@@ -186,9 +186,9 @@ def _name(row: dict[str, Any]) -> str:
     match row["run"]:
         case "pass":
             plan = row.get("plan") or {}
-            asked = f"{row['method']}{'' if row['blocks'] in (None, 'auto') else ':' + str(row['blocks'])}"
+            method = f"{row['method']}{'' if row['blocks'] in (None, 'auto') else ':' + str(row['blocks'])}"
             what = f", {plan['method']} k = {plan['blocks']}" if plan.get("method") else ""
-            return f"{row['model']}: pass {asked}, memory {row['memory']}{what}"
+            return f"{row['model']}: pass {method}, memory {row['memory']}{what}"
         case "peft":
             return f"{row['model']}: PEFT, lr {row['lr']:g}, {row['epochs']} epochs, {row['device']}"
         case _:

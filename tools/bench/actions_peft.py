@@ -72,12 +72,14 @@ def batches(rows: Sequence[Row], epochs: int, seed: int) -> Iterator[list[Row]]:
 
 def loss_of(model: Any, rows: Sequence[Row], pad: int, device: str) -> torch.Tensor:
     """The sum of the losses of all answers' tokens; rows are padded on the left, so that answers end together."""
-    width, kept = max(len(fed) for fed, _ in rows), max(len(answer) for _, answer in rows)
+    width, answer_width = max(len(fed) for fed, _ in rows), max(len(answer) for _, answer in rows)
     ids = torch.tensor([[pad] * (width - len(fed)) + fed for fed, _ in rows], device=device)
     mask = torch.tensor([[0] * (width - len(fed)) + [1] * len(fed) for fed, _ in rows], device=device)
-    right = torch.tensor([[-100] * (kept - len(answer)) + answer for _, answer in rows], device=device)
+    right = torch.tensor([[-100] * (answer_width - len(answer)) + answer for _, answer in rows], device=device)
     places = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=kept).logits
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=answer_width
+    ).logits
     return cross_entropy(logits.float().flatten(0, 1), right.flatten(), ignore_index=-100, reduction="sum")
 
 

@@ -82,13 +82,18 @@ def judge(daemon: DaemonProcess, limit: int | None) -> Judgement:
     free = answers(daemon, [row["text"] for row in talk], "auto")
     pairs = list(zip(commands, calls, strict=True))
     wrong = [
-        {"text": row["text"], "right": [row["name"], row["arguments"]], "called": [call["function"] for call in made]}
-        for row, made in pairs
-        if not home.is_right(row, made)
+        {
+            "text": row["text"],
+            "right": [row["name"], row["arguments"]],
+            "called": [call["function"] for call in answer_calls],
+        }
+        for row, answer_calls in pairs
+        if not home.is_right(row, answer_calls)
     ]
     return Judgement(
         exact=1 - len(wrong) / len(commands),
-        named=sum([call["function"]["name"] for call in made] == [row["name"]] for row, made in pairs) / len(commands),
+        named=sum([call["function"]["name"] for call in answer_calls] == [row["name"]] for row, answer_calls in pairs)
+        / len(commands),
         called=sum(map(bool, free)) / len(talk),
         wrong=wrong[:10],
     )

@@ -60,10 +60,10 @@ def questions(kind: str) -> Iterator[tuple[list[Any], list[dict[str, Any]], dict
             wheel.rename(folder / wheel.name)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        asked = archive.read(f"bfcl_eval/data/BFCL_v4_{kind}.json").decode().splitlines()
+        lines = archive.read(f"bfcl_eval/data/BFCL_v4_{kind}.json").decode().splitlines()
         right = archive.read(f"bfcl_eval/data/possible_answer/BFCL_v4_{kind}.json").decode().splitlines()
     answers = {line["id"]: line["ground_truth"][0] for line in map(json.loads, right)}
-    for line in map(json.loads, asked):
+    for line in map(json.loads, lines):
         tools = [
             {"type": "function", "function": {**function, "parameters": as_schema(function["parameters"])}}
             for function in line["function"]
@@ -77,20 +77,20 @@ def as_schema(tree: Any) -> Any:
         return [as_schema(each) for each in tree]
     if not isinstance(tree, dict):
         return tree
-    made = {key: as_schema(value) for key, value in tree.items() if key not in ("default", "optional")}
-    if isinstance(kind := made.get("type"), str):
-        made["type"] = TYPES.get(kind, kind)
+    schema = {key: as_schema(value) for key, value in tree.items() if key not in ("default", "optional")}
+    if isinstance(kind := schema.get("type"), str):
+        schema["type"] = TYPES.get(kind, kind)
         if kind == "any":
-            del made["type"]
-    return made
+            del schema["type"]
+    return schema
 
 
 def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
-    asked = opened = valid = right = whole = 0
+    n_asked = opened = valid = right = whole = 0
     for messages, tools, answer in questions(kind):
-        if asked == n:
+        if n_asked == n:
             break
-        asked += 1
+        n_asked += 1
         body = {
             "messages": messages,
             "tools": tools,
@@ -110,7 +110,7 @@ def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
             valid += called in schemas and jsonschema_rs.is_valid(schemas[called], arguments)
             right += called in answer and matches(arguments, answer[called])
     cut = opened - whole
-    return f"{kind}, {choice}: {asked} asked, {opened} calls, {cut} cut by max_tokens, {valid} valid, {right} right"
+    return f"{kind}, {choice}: {n_asked} asked, {opened} calls, {cut} cut by max_tokens, {valid} valid, {right} right"
 
 
 def matches(arguments: dict[str, Any], allowed: dict[str, list[Any]]) -> bool:

@@ -32,12 +32,12 @@ class Task:
 
 def reviews(judge: str) -> Task:
     """Movie-review snippets; `judge` is heldout, or tune: training rows that are not trained on."""
-    made = {
+    splits = {
         split: [(f"{row['text']} It was", int(row["label"] == "positive")) for row in rows(split)]
         for split in ("train", "heldout")
     }
-    judged = made["heldout"] if judge == "heldout" else made["train"][TRAIN:]
-    return Task("reviews", (" terrible", " great"), made["train"][:TRAIN], judged[:JUDGED])
+    judged = splits["heldout"] if judge == "heldout" else splits["train"][TRAIN:]
+    return Task("reviews", (" terrible", " great"), splits["train"][:TRAIN], judged[:JUDGED])
 
 
 def sarcasm(judge: str, source: Path) -> Task:
@@ -47,6 +47,6 @@ def sarcasm(judge: str, source: Path) -> Task:
         tree = json.loads(line)
         labels[tree["input"][-1]["content"]] = int(tree["ideal"])
     rows = sorted(labels.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    made = [(f"Headline: {text}\nIs this headline sarcastic? Answer:", right) for text, right in rows]
+    prompts = [(f"Headline: {text}\nIs this headline sarcastic? Answer:", right) for text, right in rows]
     begin = TRAIN if judge == "tune" else TRAIN + JUDGED
-    return Task("sarcasm", (" no", " yes"), made[:TRAIN], made[begin : begin + JUDGED])
+    return Task("sarcasm", (" no", " yes"), prompts[:TRAIN], prompts[begin : begin + JUDGED])

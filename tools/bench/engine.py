@@ -116,16 +116,16 @@ class Bench:
             gradient, _, _ = spsa_gradient(oracle, number, EPSILON, number)
             oracle.update(number, -1e-4 * gradient)
 
-        taken, plain = [], []
+        steps, plain = [], []
         for number in range(STEPS):
-            taken.append(await timed(asyncio.to_thread(step, number)))
+            steps.append(await timed(asyncio.to_thread(step, number)))
             both = 0.0
             for _ in range(2):
                 await self.engine.call(Use("0"))  # so that the forward computes its prefix too
                 both += await timed(self.engine.call(ScoreExamples(oracle.batch(number))))
             plain.append(both)
-        self.figures |= {"mezo_step_s": statistics.median(taken), "mezo_forwards_s": statistics.median(plain)}
-        self.figures["mezo_ratio"] = statistics.median(t / p for t, p in zip(taken, plain, strict=True))
+        self.figures |= {"mezo_step_s": statistics.median(steps), "mezo_forwards_s": statistics.median(plain)}
+        self.figures["mezo_ratio"] = statistics.median(t / p for t, p in zip(steps, plain, strict=True))
 
     async def tap(self) -> float:
         """Seconds to tap the last block's input for all examples."""

@@ -156,8 +156,8 @@ async def _adapt(at: Limited, mezo_steps: int | None) -> dict[str, Any]:
             plan = (await asyncio.to_thread(at.daemon.ctl.post, "/admin/adapt", {"dry_run": True}))["plan"]
             wishes = {"zo_steps": mezo_steps} if plan["method"] == "mezo" else {}
     number = (await asyncio.to_thread(at.daemon.ctl.post, "/admin/adapt", wishes))["pass"]
-    with view() as shown:
-        ended = await asyncio.to_thread(follow, at.daemon.ctl, number, shown)
+    with view() as progress:
+        ended = await asyncio.to_thread(follow, at.daemon.ctl, number, progress)
     return dict(ended.answer)
 
 
@@ -184,9 +184,9 @@ def _found(ended: dict[str, Any], traffic: Traffic, at: Limited) -> dict[str, An
 def _setting(plan: dict[str, Any]) -> str | None:
     if not plan:
         return None
-    kept = ", one in memory" if plan["checkpoint"] and plan["blocks"] else ""
-    kept += ", small micro-batches" if plan["small"] else ""
-    return f"{plan['method']} k={plan['blocks']}{kept}"
+    details = ", one in memory" if plan["checkpoint"] and plan["blocks"] else ""
+    details += ", small micro-batches" if plan["small"] else ""
+    return f"{plan['method']} k={plan['blocks']}{details}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

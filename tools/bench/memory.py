@@ -109,10 +109,10 @@ def table(results: list[dict[str, Any]]) -> str:
         by_term = dict(ratios(result))
         for name in ("engine", "trainer", "together"):
             measured, predicted = result["measured"][name], result["predicted"][name]
-            shown = (
+            figures = (
                 [f"{measured / MIB:.0f}", f"{predicted / MIB:.0f}", f"{by_term[name]:.2f}"] if measured else ["–"] * 3
             )
-            cells += shown
+            cells += figures
         lines.append("| " + " | ".join([*cells, "yes" if holds(result) else "**no**"]) + " |")
     return "\n".join(lines)
 
@@ -132,8 +132,8 @@ def run_labels(model: Path, only: str, minutes: float, file: Path | None) -> lis
         with tempfile.TemporaryDirectory() as folder:
             result = asyncio.run(measure(model, case, Path(folder)))
         results.append(result)
-        shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(result))
-        print(f"{case.name}: {result['seconds']} s, predicted / measured: {shown}", file=sys.stderr, flush=True)
+        figures = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(result))
+        print(f"{case.name}: {result['seconds']} s, predicted / measured: {figures}", file=sys.stderr, flush=True)
         if file:
             with file.open("a") as out:
                 out.write(json.dumps(result) + "\n")
@@ -151,8 +151,8 @@ def run_cases(model: Path, only: str, file: Path | None) -> list[dict[str, Any]]
         with tempfile.TemporaryDirectory() as folder:
             result = asyncio.run(measure(model, case, Path(folder)))
         results[case.name] = result
-        shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(result))
-        print(f"{case.name}: {result['seconds']} s, predicted / measured: {shown}", file=sys.stderr, flush=True)
+        figures = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(result))
+        print(f"{case.name}: {result['seconds']} s, predicted / measured: {figures}", file=sys.stderr, flush=True)
         if file:
             file.write_text(json.dumps({"plans": _in_order(results)}, indent=1))
     return _in_order(results)

@@ -71,8 +71,8 @@ class Case:
 
     @property
     def setting(self) -> str:
-        kept = ", one in memory" if self.checkpoint else ""
-        return f"{self.method} k={self.k}{kept}{', fp32' if self.fp32 else ''}"
+        details = ", one in memory" if self.checkpoint else ""
+        return f"{self.method} k={self.k}{details}{', fp32' if self.fp32 else ''}"
 
     @property
     def name(self) -> str:
@@ -206,9 +206,9 @@ def examples(case: Case) -> list[Member]:
         text = ""
         while len(text) < characters:
             text += chosen.choice(texts) + " "
-        asked = {"messages": [{"role": "user", "content": QUESTION + text[:characters]}]}
+        input = {"messages": [{"role": "user", "content": QUESTION + text[:characters]}]}
         role, target = "dev" if i % 8 == 0 else "train", ANSWER if free else answers[(i + 1) % len(answers)]
-        members.append(member(i, role, "reviews", [] if free else answers, asked, target))
+        members.append(member(i, role, "reviews", [] if free else answers, input, target))
     return members
 
 

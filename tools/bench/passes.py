@@ -47,8 +47,8 @@ async def measure(model: Path, method: str, examples: int, judged: int, sparse: 
             await agent.judge_all(rows[:8], lambda: None)  # serving has the memory that it needs
             number = (await asyncio.to_thread(daemon.ctl.post, "/admin/adapt", wishes))["pass"]
             async with Traffic(agent, sparse) as traffic:
-                with view() as shown:
-                    ended = await asyncio.to_thread(follow, daemon.ctl, number, shown)
+                with view() as progress:
+                    ended = await asyncio.to_thread(follow, daemon.ctl, number, progress)
             answers = await agent.judge_all(rows, lambda: None)
         finally:
             await agent.close()
@@ -115,8 +115,8 @@ def main() -> int:
     parser.add_argument("--sparse", type=float, default=1.0, metavar="N", help="requests come N times as seldom")
     parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args()
-    kept = options.output.read_text().splitlines() if options.output and options.output.exists() else []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
+    lines = options.output.read_text().splitlines() if options.output and options.output.exists() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     there = {(row["method"], row["examples"], row["sparse"]) for row in rows}
     console = Console(stderr=True)
     try:

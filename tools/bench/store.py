@@ -132,7 +132,7 @@ def _judge(db: Database, numbers: range) -> None:
 def measure(daemon: DaemonProcess, store_size: int) -> list[Figure]:
     """Every call that agentctl makes often, and feedback, on a daemon that has such a store."""
     numbers = itertools.count()
-    asked = {
+    calls = {
         "status": lambda: daemon.get("/admin/status", admin=True).status,
         "tasks": lambda: daemon.get("/admin/tasks", admin=True).status,
         "examples": lambda: daemon.get("/admin/examples?limit=50", admin=True).status,
@@ -144,7 +144,7 @@ def measure(daemon: DaemonProcess, store_size: int) -> list[Figure]:
         "dry run": lambda: daemon.post("/admin/adapt", {"dry_run": True}, admin=True).status,
         "feedback": lambda: daemon.post("/v1/feedback", _piece(next(numbers), store_size)).status,
     }
-    return [_timed(name, call) for name, call in asked.items()]
+    return [_timed(name, call) for name, call in calls.items()]
 
 
 def _piece(number: int, store_size: int) -> dict[str, Any]:

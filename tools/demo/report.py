@@ -109,7 +109,7 @@ class Report:
         """Whether this run shows what agentd promises; says which promise it does not."""
         figures, traffic = self.figures, self["traffic"]
         promises = {
-            **{text: kept(figures) for text, kept in own.items()},
+            **{text: holds(figures) for text, holds in own.items()},
             "no request failed": not traffic["failures"],
             "no answer from another revision than the one it names": not traffic["contradictions"],
             "time to first token within 1.3 x of the idle daemon's": max(traffic["ttft_ratio"].values()) <= 1.3,
@@ -119,6 +119,6 @@ class Report:
             "daemon within 120 MB": figures["pass"]["peaks"]["daemon"] <= 120e6,
         }
         figures["promises"] = promises
-        for text, kept in promises.items():
-            console.print(f"  [{'green' if kept else 'red'}]{'✓' if kept else '✗'}[/] {text}")
+        for text, holds in promises.items():
+            console.print(f"  [{'green' if holds else 'red'}]{'✓' if holds else '✗'}[/] {text}")
         return all(promises.values())

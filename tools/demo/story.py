@@ -94,9 +94,9 @@ class Story(ABC):
         try:
             before, free = await self._ask_everything("before")
             say("2 [bold]Feedback[/bold]")
-            given = await self.give_feedback()
+            summary = await self.give_feedback()
             counts = (await asyncio.to_thread(self.daemon.ctl.get, "/admin/examples", limit=1))["counts"][self.task]
-            say(f"  {given}: {counts['train']['new']} to learn from, {counts['holdout']} held back for the gate\n")
+            say(f"  {summary}: {counts['train']['new']} to learn from, {counts['holdout']} held back for the gate\n")
 
             say("3 [bold]Other clients[/bold]: a request every 2 s, ten at once every 20 s; first on the idle daemon")
             async with Traffic(self.client) as idle:
@@ -147,8 +147,8 @@ class Story(ABC):
         if self.options.blocks != "auto":
             wishes["blocks"] = int(self.options.blocks)
         number = (await asyncio.to_thread(self.daemon.ctl.post, "/admin/adapt", wishes))["pass"]
-        with view() as shown:
-            return await asyncio.to_thread(follow, self.daemon.ctl, number, shown)
+        with view() as progress:
+            return await asyncio.to_thread(follow, self.daemon.ctl, number, progress)
 
     async def _switch(self, revision: int) -> dict[str, Any]:
         return await asyncio.to_thread(self.daemon.ctl.post, "/admin/rollback", {"revision": revision})

@@ -25,9 +25,9 @@ def points(seen: Sequence[Seen], unadapted: Sequence[bool], window: int) -> list
     curve = []
     for start in range(0, len(seen) - window + 1, window):
         part = seen[start : start + window]
-        kept = unadapted[start : start + window]
+        part_unadapted = unadapted[start : start + window]
         middle = (part[0].at + part[-1].at) / 2
-        curve.append(Point(middle, sum(each.right for each in part) / window, sum(kept) / window))
+        curve.append(Point(middle, sum(each.right for each in part) / window, sum(part_unadapted) / window))
     return curve
 
 

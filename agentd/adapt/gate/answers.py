@@ -123,7 +123,7 @@ class GateAnswers:
                     by_task[task] = NoCall("holdout" if own else "small talk", *calls)
         return by_task
 
-    def shown(self) -> dict[str, list[dict[str, Any]]]:
+    def samples(self) -> dict[str, list[dict[str, Any]]]:
         """Some answers of every task, for people: of those that changed, and of those that did not, in turn."""
         samples: dict[str, list[dict[str, Any]]] = {}
         for task, metric in self.metric.items():

@@ -166,7 +166,7 @@ class Attempt(ABC):
                 before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed, no_calls=no_calls
             )
         )
-        for name, samples in answers.shown().items():
+        for name, samples in answers.samples().items():
             verdict.tasks[name]["answers"] = samples
         accuracies = [f["after"]["accuracy"] for f in verdict.tasks.values() if f["after"]["accuracy"] is not None]
         self._progress.accuracy = accuracies[0] if accuracies else None

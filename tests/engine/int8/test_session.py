@@ -51,9 +51,16 @@ def session(engine: Int8Engine, tmp_path: Path) -> ClassifierSession:
 
 
 def learn(session: ClassifierSession, folder: Path, **changed: Any) -> tuple[list[SignStepReport], LearnReport]:
-    given: dict[str, Any] = {"parent": 0, "bp_layers": 2, "frozen": False, "zo_bits": (0, -1, -2), **RECIPE, **changed}
-    given |= {"network": folder / "new", "ledger": folder / "ledger"}
-    return progress_of(session.begin(Learn(list(range(120)), list(range(120, 150)), **given)))
+    arguments: dict[str, Any] = {
+        "parent": 0,
+        "bp_layers": 2,
+        "frozen": False,
+        "zo_bits": (0, -1, -2),
+        **RECIPE,
+        **changed,
+    }
+    arguments |= {"network": folder / "new", "ledger": folder / "ledger"}
+    return progress_of(session.begin(Learn(list(range(120)), list(range(120, 150)), **arguments)))
 
 
 def accuracy(session: ClassifierSession, folder: Path) -> float:
@@ -93,12 +100,12 @@ def test_a_turned_camera_is_learned(
 @pytest.mark.parametrize("bp_layers", [0, 1, 2])
 def test_the_ledger_replays_to_the_same_bytes(session: ClassifierSession, tmp_path: Path, bp_layers: int) -> None:
     _, done = learn(session, tmp_path, bp_layers=bp_layers, zo_bits=(2, 1), parent=7)
-    taken = sign_ledger.decode((tmp_path / "ledger").read_bytes())
-    assert (taken.parent, taken.bp_layers, len(taken.steps)) == (7, bp_layers, done.best_step)
-    assert 0 < len(taken.steps) == done.zo_steps
-    assert {step.sign for step in taken.steps} >= {-1, 1}
+    signs = sign_ledger.decode((tmp_path / "ledger").read_bytes())
+    assert (signs.parent, signs.bp_layers, len(signs.steps)) == (7, bp_layers, done.best_step)
+    assert 0 < len(signs.steps) == done.zo_steps
+    assert {step.sign for step in signs.steps} >= {-1, 1}
     replayed, new = load_int8(classifier()), load_int8(tmp_path / "new")
-    sign_ledger.replay(taken, replayed)
+    sign_ledger.replay(signs, replayed)
     cutoff = new.architecture.cutoff(bp_layers)
     trunk = [p.index for p in new.described if p.layer < cutoff]
     assert trunk
@@ -116,8 +123,8 @@ def test_the_same_seed_learns_the_same_and_another_does_not(session: ClassifierS
 
 def test_every_step_is_reported_and_the_best_is_kept(session: ClassifierSession, tmp_path: Path) -> None:
     steps, done = learn(session, tmp_path, bp_layers=3, bp_bits=(6,), steps=60)
-    assert [taken.step for taken in steps] == list(range(1, 61))
-    judged = {taken.step: taken.dev_loss for taken in steps if taken.dev_loss is not None}
+    assert [report.step for report in steps] == list(range(1, 61))
+    judged = {report.step: report.dev_loss for report in steps if report.dev_loss is not None}
     assert len(judged) == 10
     assert done.dev_loss_before is not None
     assert done.dev_loss_after == min(*judged.values(), done.dev_loss_before)

@@ -165,8 +165,8 @@ def make_engine_learner(
         return {"prefix_rows": n_prefix, "starts": Case(reviews.prefix, chosen, reviews.path).starts}
 
     tap = make_spec(blocks, Path("unused"))["output"] + ".tap"
-    made = make_spec(blocks, tap, options=options, states="asked")
-    learner = make_learner(parse_spec(made), answer)
+    spec = make_spec(blocks, tap, options=options, states="asked")
+    learner = make_learner(parse_spec(spec), answer)
     assert isinstance(learner, Blockwise)
     start_from(learner, expected)
     return learner

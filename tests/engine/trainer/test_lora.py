@@ -59,11 +59,11 @@ def test_a_warm_start_continues_the_parents_function(tmp_path: Path, model_path:
         assert layer.a.shape[0] == max(rank, 4)
         assert torch.allclose(layer.b @ layer.a * layer.scale, update, rtol=1e-4, atol=1e-5)
         assert layers["blk.5.ffn_gate.weight"].b.abs().max() == 0
-        kept = outside(parent, blocks, alpha)
-        assert list(kept) == ["blk.3.attn_v.weight"]
-        assert torch.allclose(kept["blk.3.attn_v.weight"][1] * alpha, elsewhere[1] * 8.0)
+        factors = outside(parent, blocks, alpha)
+        assert list(factors) == ["blk.3.attn_v.weight"]
+        assert torch.allclose(factors["blk.3.attn_v.weight"][1] * alpha, elsewhere[1] * 8.0)
         if alpha == 8.0:
-            assert torch.equal(kept["blk.3.attn_v.weight"][1], elsewhere[1])
+            assert torch.equal(factors["blk.3.attn_v.weight"][1], elsewhere[1])
 
 
 def test_the_start_depends_on_the_seed_and_the_tensor_only(model_path: Path) -> None:

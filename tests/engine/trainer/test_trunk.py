@@ -39,8 +39,8 @@ def computed(spec: dict[str, Any]) -> torch.Tensor:
 
 @pytest.fixture
 def spec(make_spec: Any, reviews: Any, tmp_path: Path) -> dict[str, Any]:
-    made: dict[str, Any] = make_spec(N_LAYER - FIRST, tmp_path / "tap.f32", states="computed")
-    return made
+    tree: dict[str, Any] = make_spec(N_LAYER - FIRST, tmp_path / "tap.f32", states="computed")
+    return tree
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
+def shared_engine(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
     folder = tmp_path_factory.mktemp(dtype)
     engine = TransformersEngine(
         tiny_model.write(folder / "tiny.gguf"),
@@ -34,11 +34,11 @@ def made(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trans
 
 
 @pytest.fixture
-def engine(made: TransformersEngine) -> Iterator[TransformersEngine]:
-    yield made
-    made.swap(BASE)
-    for weights in made.stats()["staged"]:
-        made.unstage(weights)
+def engine(shared_engine: TransformersEngine) -> Iterator[TransformersEngine]:
+    yield shared_engine
+    shared_engine.swap(BASE)
+    for weights in shared_engine.stats()["staged"]:
+        shared_engine.unstage(weights)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_line_of_changes_is_one_adapter_for_llama_cpp(
         learn(background, examples, LORA, 6)
         engine.stage(str(number), keep(background, revisions / str(number), LORA, number - 1), None)
     background.use("2")
-    wanted = choices(background, examples)
+    expected = choices(background, examples)
     background.use(BASE)
     before = choices(background, examples)
     collecting = engine.collecting(revisions / "2" / "ledger", tmp_path / "two.gguf", "gguf")
@@ -124,10 +124,10 @@ def test_a_line_of_changes_is_one_adapter_for_llama_cpp(
         session.close()
     finally:
         other.close()
-    effect = max(abs(new - old) for new, old in zip(wanted, before, strict=True))
+    effect = max(abs(new - old) for new, old in zip(expected, before, strict=True))
     assert effect > 1
     assert before == pytest.approx(plain, abs=0.02 * effect)
-    assert wanted == pytest.approx(adapted, abs=0.02 * effect)
+    assert expected == pytest.approx(adapted, abs=0.02 * effect)
     # and as safetensors, taken in as one revision: the same bytes
     assert finished(engine.collecting(revisions / "2" / "ledger", tmp_path / "lora.safetensors", "safetensors"))
     (tmp_path / "manifest.json").write_text(json.dumps({"ranks": [4, 4]}))

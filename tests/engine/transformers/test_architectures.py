@@ -73,7 +73,9 @@ def checkpoint(kind: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=sorted(SIZES))
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
+def shared_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TransformersEngine]:
     folder = tmp_path_factory.mktemp(request.param)
     path = checkpoint(request.param, folder)
     engine = TransformersEngine(path, folder=folder / "w", key="0" * 20, context=512, slots=2, dtype="float32")

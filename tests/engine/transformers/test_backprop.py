@@ -43,8 +43,8 @@ def keep(background: TransformersBackground, folder: Path, steps: list[Step], pa
     """What the session has learned as a revision's files; the ledger's path."""
     folder.mkdir(parents=True, exist_ok=True)
     background.write_moved(folder / "tensors.safetensors")
-    told = {"tensors": len(load_file(folder / "tensors.safetensors")), "weights_sha256": background.digest()}
-    (folder / "manifest.json").write_text(json.dumps(told))
+    facts = {"tensors": len(load_file(folder / "tensors.safetensors")), "weights_sha256": background.digest()}
+    (folder / "manifest.json").write_text(json.dumps(facts))
     ledger.write(folder / "ledger", ledger.Ledger(parent, steps))
     return folder / "ledger"
 
@@ -182,13 +182,13 @@ def test_methods_may_follow_one_another(
             folder.mkdir(parents=True)
             ledger.write(folder / "ledger", ledger.Ledger(number - 1, mezo))
         engine.stage(str(number), folder / "ledger", None)
-    wanted = digest(engine._registry["4"].mapped)
+    expected = digest(engine._registry["4"].mapped)
     for image in engine.lineage._folder.glob("weights-*"):
         image.unlink()
     engine.stage("4", revisions / "4" / "ledger", None)
-    assert digest(engine._registry["4"].mapped) == wanted
+    assert digest(engine._registry["4"].mapped) == expected
     *_, replayed = iterate(engine.replaying(revisions / "4" / "ledger"))
-    assert replayed == wanted
+    assert replayed == expected
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -262,14 +262,14 @@ def test_a_revision_without_its_tensors_is_refused(
     with pytest.raises(RevisionCorrupt):
         engine.stage("1", path, None)
     file.write_bytes(good)
-    told = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    facts = json.loads((tmp_path / "r" / "manifest.json").read_text())
     foreign = {**load_file(file), "model.nonesuch": torch.zeros(2)}
     changes: list[tuple[int, dict[str, torch.Tensor]]] = [
-        (told["tensors"] + 1, load_file(file)),
+        (facts["tensors"] + 1, load_file(file)),
         (len(foreign), foreign),
     ]
     for number, tensors in changes:
-        (tmp_path / "r" / "manifest.json").write_text(json.dumps({**told, "tensors": number}))
+        (tmp_path / "r" / "manifest.json").write_text(json.dumps({**facts, "tensors": number}))
         save_file(tensors, file)
         with pytest.raises(RevisionCorrupt, match="does not hold"):
             engine.stage("1", path, None)

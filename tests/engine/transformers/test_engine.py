@@ -97,7 +97,9 @@ def test_staging_replays_to_the_weights_that_the_run_had(
     assert last(background.score(examples)) == scores
 
 
-def test_a_line_of_ledgers_is_replayed_from_the_base(engine: TransformersEngine, tmp_path: Path, made: Any) -> None:
+def test_a_line_of_ledgers_is_replayed_from_the_base(
+    engine: TransformersEngine, tmp_path: Path, shared_engine: Any
+) -> None:
     whole = write(tmp_path / "whole", STEPS)
     engine.stage("whole", whole, None)
     revisions = engine.lineage._revisions

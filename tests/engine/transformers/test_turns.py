@@ -55,12 +55,12 @@ class Turns:
     """Asked before every block, it lets somebody in at some of them: `serve`, or without it the work is given up."""
 
     def __init__(self) -> None:
-        self.asked, self.at = 0, set[int]()
+        self.polls, self.at = 0, set[int]()
         self.serve: Callable[[], bool] | None = None
 
     def interrupted(self) -> bool:
-        self.asked += 1
-        return self.asked in self.at
+        self.polls += 1
+        return self.polls in self.at
 
     def answered(self) -> bool:
         return self.serve is not None and self.serve()
@@ -94,10 +94,10 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
         busy.rule(rule)
         if rule.adapters is None and rule.blocks < tiny_model.N_BLOCKS:
             busy.update(1, 1e-4)  # what learns is not what serves any more
-        turns.asked, turns.at = 0, at
-        results, asked = work(busy, examples), turns.asked
+        turns.polls, turns.at = 0, at
+        results, polls = work(busy, examples), turns.polls
         turns.at = set()
-        return results, asked, last(busy.loss(examples, 0.1, 0, 0.0)), busy.digest()
+        return results, polls, last(busy.loss(examples, 0.1, 0, 0.0)), busy.digest()
 
     run(set())  # the first one tries out what the model obeys
     plain = run(set())
@@ -116,9 +116,9 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
     assert answered == whole
     turns.serve = None
     for place in {1, 2, whole // 3, whole // 2, whole - 1, whole}:
-        pieces, asked, *after = run({place})
+        pieces, polls, *after = run({place})
         assert (pieces[-1], *after) == (plain[0][-1], *plain[2:])
-        assert asked > whole  # it was repeated
+        assert polls > whole  # it was repeated
     assert [answer.logprobs for answer in ask(engine, *requests)] == clean
     assert all("forward" not in vars(module) for module in engine.model.module.modules())
     assert all(parameter.grad is None for parameter in engine.model.module.parameters())
@@ -142,7 +142,7 @@ def test_work_on_other_weights_than_those_that_serve(
         assert ask(engine, request)[0].logprobs == clean
         return True
 
-    turns.serve, turns.asked, turns.at = serve, 0, set(range(1, 99))
+    turns.serve, turns.polls, turns.at = serve, 0, set(range(1, 99))
     assert last(busy.score(examples)) == plain
 
 

@@ -79,8 +79,8 @@ def test_nothing_learned_yet(daemon: DaemonProcess) -> None:
     assert get(daemon, "history") == {"activations": []}
     (base,) = get(daemon, "revisions")["revisions"]
     assert (base["id"], base["state"], base["serving"], base["size_bytes"]) == (0, "base", True, 0)
-    shown = get(daemon, "revisions/0")
-    assert (shown["manifest"], shown["lineage"]) == (None, [0])
+    revision = get(daemon, "revisions/0")
+    assert (revision["manifest"], revision["lineage"]) == (None, [0])
 
 
 def test_feedback_is_filtered_and_its_total_with_it(daemon: DaemonProcess) -> None:
@@ -151,11 +151,11 @@ def test_a_pass_with_nothing_to_learn_is_recorded_as_refused_with_its_reason(dae
     before = get(daemon, "events?limit=1000")["events"]
     number = post(daemon, "adapt", {"method": "suffix-bp", "blocks": 1}, 202)["pass"]
     eventually(lambda: get(daemon, f"passes/{number}")["pass"]["finished_at"], timeout=60)
-    shown = get(daemon, f"passes/{number}")
-    assert (shown["pass"]["state"], shown["pass"]["trigger"]) == ("refused", "manual")
-    assert "nothing to learn from" in shown["pass"]["reason"]
-    assert "gate.min_holdout" in shown["pass"]["reason"]
-    assert shown["pass"]["options"] == {"method": "suffix-bp", "blocks": 1}
+    report = get(daemon, f"passes/{number}")
+    assert (report["pass"]["state"], report["pass"]["trigger"]) == ("refused", "manual")
+    assert "nothing to learn from" in report["pass"]["reason"]
+    assert "gate.min_holdout" in report["pass"]["reason"]
+    assert report["pass"]["options"] == {"method": "suffix-bp", "blocks": 1}
     assert get(daemon, "passes?limit=1")["passes"][0]["id"] == number
     eventually(lambda: get(daemon, "progress")["pass"]["done"])
     progress = get(daemon, "progress")["pass"]

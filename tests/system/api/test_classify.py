@@ -79,8 +79,8 @@ def test_the_inference_is_recorded_with_its_input(daemon: DaemonProcess, image: 
 
 def test_a_label_becomes_an_example_of_the_classifier_s_task(daemon: DaemonProcess, image: Tensor) -> None:
     answer = send(daemon, image).json
-    given = {"inference_id": answer["id"], "kind": "label", "value": "lower"}
-    stored = daemon.post("/v1/feedback", given)
+    body = {"inference_id": answer["id"], "kind": "label", "value": "lower"}
+    stored = daemon.post("/v1/feedback", body)
     assert stored.status == 201
     assert stored.json["task"] == "classify"
     (example,) = [
@@ -89,7 +89,7 @@ def test_a_label_becomes_an_example_of_the_classifier_s_task(daemon: DaemonProce
         if row["id"] == stored.json["example_id"]
     ]
     assert (example["target"], example["input"]) == ("lower", daemon.inference(answer["id"])["input"])
-    wrong = daemon.post("/v1/feedback", {**given, "value": "sideways"})
+    wrong = daemon.post("/v1/feedback", {**body, "value": "sideways"})
     assert (wrong.status, wrong.error["code"]) == (400, "label_not_in_choices")
     assert "'top', 'upper', 'lower', 'bottom'" in wrong.error["message"]
 

@@ -20,9 +20,9 @@ PATH = "/v1/embeddings"
 def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     model = tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
     settings = SETTINGS if request.param == "transformers" else {}
-    with DaemonProcess(model, settings) as made:
-        made.start()
-        yield made
+    with DaemonProcess(model, settings) as process:
+        process.start()
+        yield process
 
 
 def vectors(daemon: DaemonProcess, input: Any, **fields: Any) -> list[Any]:

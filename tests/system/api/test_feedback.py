@@ -225,18 +225,18 @@ def test_conversations_with_calls_come_in_as_others_write_them_and_go_out_again(
     """OpenAI's fine-tuning files have ids and arguments as texts; TRL's have neither."""
     lamp = {"name": "lamp", "description": "", "parameters": {"type": "object", "properties": {"on": {}}}}
     called = {"name": "lamp", "arguments": {"on": True}}
-    asked = [{"role": "system", "content": "You run a home."}, {"role": "user", "content": "Light the lamp, please"}]
+    messages = [{"role": "system", "content": "You run a home."}, {"role": "user", "content": "Light the lamp, please"}]
     call = {"id": "x7", "type": "function", "function": {"name": "lamp", "arguments": '{"on":true}'}}
     done = {"role": "tool", "tool_call_id": "x7", "content": "ok"}
-    openai = [*asked, {"role": "assistant", "content": None, "tool_calls": [call]}, done]
-    trl = [*asked, {"role": "assistant", "tool_calls": [{"type": "function", "function": called}]}]
+    openai = [*messages, {"role": "assistant", "content": None, "tool_calls": [call]}, done]
+    trl = [*messages, {"role": "assistant", "tool_calls": [{"type": "function", "function": called}]}]
     tools = [{"type": "function", "function": lamp}]
     answer = send(
         daemon,
         {"task": "home", "messages": [*openai, {"role": "assistant", "content": "It is lit."}], "tools": tools},
         {"task": "trl", "messages": trl, "tools": json.dumps([lamp])},
-        {"task": "split", "prompt": asked, "completion": trl[2:], "tools": tools},
-        {"task": "alone", "messages": asked, "completion": {"role": "assistant", "content": "No lamp."}},
+        {"task": "split", "prompt": messages, "completion": trl[2:], "tools": tools},
+        {"task": "alone", "messages": messages, "completion": {"role": "assistant", "content": "No lamp."}},
     )
     assert answer.json["tasks"] == {"home": 2, "trl": 1, "split": 1, "alone": 1}, answer.body
     rows = {task: examples(daemon, task) for task in ("home", "trl", "split", "alone")}

@@ -21,9 +21,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(model: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(model) as made:
-        made.start()
-        yield made
+    with DaemonProcess(model) as process:
+        process.start()
+        yield process
 
 
 def body(**fields: Any) -> dict[str, Any]:

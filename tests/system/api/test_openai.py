@@ -279,11 +279,11 @@ def test_agentctl_talks_to_the_same_daemon(daemon: DaemonProcess) -> None:
         command = [sys.executable, "-m", "agentd.ctl.app", *arguments, "--socket", str(daemon.admin)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
-    asked = agentctl("ask", "A fine film.", "--task", "reviews", "--temperature", "0")
-    assert (asked.returncode, asked.stdout.strip() in ("yes", "no")) == (0, True)
-    assert "--label" in asked.stderr
-    given = agentctl("feedback", "add", "last", "--label", "yes")
-    assert given.returncode == 0, given.stderr
+    answer = agentctl("ask", "A fine film.", "--task", "reviews", "--temperature", "0")
+    assert (answer.returncode, answer.stdout.strip() in ("yes", "no")) == (0, True)
+    assert "--label" in answer.stderr
+    feedback = agentctl("feedback", "add", "last", "--label", "yes")
+    assert feedback.returncode == 0, feedback.stderr
     rows = {row.split("\t")[0]: row.split("\t")[1:] for row in agentctl("tasks").stdout.splitlines()}
     assert json.loads(rows["reviews"][0]) == ["yes", "no"]
     assert "state\tserving" in agentctl("status").stdout

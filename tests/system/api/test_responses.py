@@ -16,9 +16,9 @@ TWO = ["yes", "no"]
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     model = tiny_model.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-    with DaemonProcess(model, {"serve": {"aliases": ["gpt-4o-mini"]}}) as made:
-        made.start()
-        yield made
+    with DaemonProcess(model, {"serve": {"aliases": ["gpt-4o-mini"]}}) as process:
+        process.start()
+        yield process
 
 
 def respond(daemon: DaemonProcess, **fields: Any) -> dict[str, Any]:
@@ -72,10 +72,12 @@ def test_an_answer_and_what_it_repeats(daemon: DaemonProcess) -> None:
 
 def test_it_is_shown_as_it_was_given_and_deleted(daemon: DaemonProcess) -> None:
     tree = respond(daemon)
-    shown = daemon.get(f"{PATH}/{tree['id']}").json
+    stored = daemon.get(f"{PATH}/{tree['id']}").json
     volatile = ("completed_at", "created_at")
-    assert {k: v for k, v in shown.items() if k not in volatile} == {k: v for k, v in tree.items() if k not in volatile}
-    assert abs(shown["created_at"] - tree["created_at"]) <= 1
+    assert {k: v for k, v in stored.items() if k not in volatile} == {
+        k: v for k, v in tree.items() if k not in volatile
+    }
+    assert abs(stored["created_at"] - tree["created_at"]) <= 1
     assert delete(daemon, tree["id"]).json["deleted"] is True
     assert daemon.get(f"{PATH}/{tree['id']}").status == 404
     assert delete(daemon, tree["id"]).status == 404
@@ -149,10 +151,10 @@ def test_calls_and_results_of_a_history_reach_the_model(daemon: DaemonProcess) -
 def test_stored_items_stand_for_themselves(daemon: DaemonProcess) -> None:
     first = respond(daemon, input=[{"role": "user", "content": "hi"}], instructions="Be brief.")
     listed = daemon.get(f"{PATH}/{first['id']}/input_items").json
-    (asked,) = listed["data"]
-    assert (asked["role"], asked["content"]) == ("user", [{"type": "input_text", "text": "hi"}])
-    assert (listed["first_id"], listed["has_more"]) == (asked["id"], False)
-    references = [{"type": "item_reference", "id": asked["id"]}, {"id": first["output"][0]["id"]}]
+    (question,) = listed["data"]
+    assert (question["role"], question["content"]) == ("user", [{"type": "input_text", "text": "hi"}])
+    assert (listed["first_id"], listed["has_more"]) == (question["id"], False)
+    references = [{"type": "item_reference", "id": question["id"]}, {"id": first["output"][0]["id"]}]
     second = respond(daemon, input=[*references, {"role": "user", "content": "and now?"}])
     messages = daemon.inference(second["id"])["input"]["messages"]
     assert [message["content"] for message in messages] == ["hi", said(first), "and now?"]
@@ -175,16 +177,16 @@ def test_only_what_runs_in_the_background_could_be_cancelled(daemon: DaemonProce
 
 
 def test_log_probabilities_of_the_text(daemon: DaemonProcess) -> None:
-    asked = {"choices": None, "temperature": 0, "max_output_tokens": 5}
-    (item,) = respond(daemon, **asked, top_logprobs=2)["output"]
+    options = {"choices": None, "temperature": 0, "max_output_tokens": 5}
+    (item,) = respond(daemon, **options, top_logprobs=2)["output"]
     (part,) = item["content"]
     assert "".join(entry["token"] for entry in part["logprobs"]) == part["text"]
     assert all(len(entry["top_logprobs"]) == 2 for entry in part["logprobs"])
-    (own,) = respond(daemon, **asked, include=["message.output_text.logprobs"])["output"]
+    (own,) = respond(daemon, **options, include=["message.output_text.logprobs"])["output"]
     assert [(entry["token"], entry["top_logprobs"]) for entry in own["content"][0]["logprobs"]] == [
         (entry["token"], []) for entry in part["logprobs"]
     ]
-    seen = events(daemon, **asked, top_logprobs=2)
+    seen = events(daemon, **options, top_logprobs=2)
     deltas = [event["logprobs"] for event in seen if event["type"] == "response.output_text.delta"]
     assert [entry for each in deltas for entry in each] == part["logprobs"]
     assert seen[-1]["response"]["output"][0]["content"][0]["logprobs"] == part["logprobs"]

@@ -22,8 +22,8 @@ BOUNDED = settings(max_examples=20, deadline=None, derandomize=True, database=No
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess(settings={"model": {"context": 4096}}) as made:
-        yield made.start()
+    with DaemonProcess(settings={"model": {"context": 4096}}) as process:
+        yield process.start()
 
 
 ASKED = st.fixed_dictionaries(
@@ -49,10 +49,10 @@ def named(choice: Any) -> Any:
 
 
 @BOUNDED
-@given(asked=ASKED)
-def test_messages(daemon: DaemonProcess, asked: dict[str, Any]) -> None:
-    text, result, schema = asked.pop("text"), asked.pop("result"), asked.pop("schema", None)
-    body: dict[str, Any] = {"tools": TOOLS if "tool_choice" in asked else None, **asked}
+@given(case=ASKED)
+def test_messages(daemon: DaemonProcess, case: dict[str, Any]) -> None:
+    text, result, schema = case.pop("text"), case.pop("result"), case.pop("schema", None)
+    body: dict[str, Any] = {"tools": TOOLS if "tool_choice" in case else None, **case}
     if schema:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     first = [{"role": "user", "content": text}]
@@ -73,17 +73,17 @@ def test_messages(daemon: DaemonProcess, asked: dict[str, Any]) -> None:
 
 
 @BOUNDED
-@given(asked=ASKED)
-def test_items(daemon: DaemonProcess, asked: dict[str, Any]) -> None:
-    text, result, schema = asked.pop("text"), asked.pop("result"), asked.pop("schema", None)
-    asked["max_output_tokens"] = asked.pop("max_tokens")
-    if "tool_choice" in asked:
-        asked["tools"] = [{"type": "function", **tool["function"]} for tool in TOOLS]
-        asked["tool_choice"] = named(asked["tool_choice"])
+@given(case=ASKED)
+def test_items(daemon: DaemonProcess, case: dict[str, Any]) -> None:
+    text, result, schema = case.pop("text"), case.pop("result"), case.pop("schema", None)
+    case["max_output_tokens"] = case.pop("max_tokens")
+    if "tool_choice" in case:
+        case["tools"] = [{"type": "function", **tool["function"]} for tool in TOOLS]
+        case["tool_choice"] = named(case["tool_choice"])
     if schema:
-        asked["text"] = {"format": {"type": "json_schema", "name": "n", "schema": schema}}
+        case["text"] = {"format": {"type": "json_schema", "name": "n", "schema": schema}}
     first = [{"role": "user", "content": text}]
-    answer = daemon.post(RESPONSES, {"input": first, **asked})
+    answer = daemon.post(RESPONSES, {"input": first, **case})
     assert answer.status == 200, answer.body[:500]
     output = answer.json["output"]
     calls = [item["call_id"] for item in output if item["type"] == "function_call"]

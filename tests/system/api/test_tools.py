@@ -30,9 +30,9 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess(settings={"model": {"context": 4096}}) as made:
-        made.start()
-        yield made
+    with DaemonProcess(settings={"model": {"context": 4096}}) as process:
+        process.start()
+        yield process
 
 
 def ask(daemon: DaemonProcess, *messages: dict[str, Any], **fields: Any) -> dict[str, Any]:

@@ -215,12 +215,12 @@ class LLM:
     def _model(self, place: Place, calls_first: bool = False) -> Any:
         from llm.default_plugins.openai_models import Chat
 
-        made = Chat(
+        chat = Chat(
             MODEL, model_name=MODEL, api_base=place.url, supports_schema=True, supports_tools=True, can_stream=True
         )
-        made.needs_key = None
-        made.get_client = lambda key, async_=False: place.client()
-        build = made.build_kwargs
+        chat.needs_key = None
+        chat.get_client = lambda key, async_=False: place.client()
+        build = chat.build_kwargs
 
         def build_kwargs(prompt: Any, stream: bool) -> Any:
             """llm has no option for tool_choice, and a random model calls nothing by itself."""
@@ -229,5 +229,5 @@ class LLM:
             return {**build(prompt, stream), **more}
 
         if calls_first:
-            made.build_kwargs = build_kwargs
-        return made
+            chat.build_kwargs = build_kwargs
+        return chat

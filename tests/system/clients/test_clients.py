@@ -68,8 +68,8 @@ def test_llm_on_the_command_line(places: dict[str, Place], tmp_path: Path) -> No
     """It has no option for tool_choice, and a random model calls nothing by itself: what is declared arrives."""
     place = places["tcp"]
     model = {"model_id": "board", "model_name": MODEL, "api_base": place.url}
-    made = [{**model, "supports_tools": True, "supports_schema": True}]
-    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(made))  # which is YAML
+    models = [{**model, "supports_tools": True, "supports_schema": True}]
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))  # which is YAML
     functions = tmp_path / "functions.py"
     functions.write_text('def warmth(room: str) -> str:\n    "How warm a room is."\n    return "21 degrees"\n')
 
@@ -92,7 +92,9 @@ def test_llm_on_the_command_line(places: dict[str, Place], tmp_path: Path) -> No
 
 def test_the_document_has_the_matrix(note: Callable[[str], None]) -> None:
     head = ["client", *ABILITIES.values()]
-    rows = [[name, *("✓" if hasattr(made, ability) else "" for ability in ABILITIES)] for name, made in CLIENTS.items()]
+    rows = [
+        [name, *("✓" if hasattr(client, ability) else "" for ability in ABILITIES)] for name, client in CLIENTS.items()
+    ]
     table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     for line in table:
         note(line)

@@ -40,9 +40,9 @@ def assert_refused(daemon: DaemonProcess, archive: bytes, old: bytes, new: bytes
 
 
 def test_a_revision_of_lora_is_its_factors(learned: DaemonProcess, capfd: pytest.CaptureFixture[str]) -> None:
-    told, folder = manifest(learned, 1), learned.state / "revisions" / "1"
+    facts, folder = manifest(learned, 1), learned.state / "revisions" / "1"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "ledger", "lora.safetensors"}
-    assert (told["method"], told["ranks"], told["chain"]) == ("lora", [8], [0])
+    assert (facts["method"], facts["ranks"], facts["chain"]) == ("lora", [8], [0])
     assert {name.split(".")[-2] for name in load_file(folder / "lora.safetensors")} == {"lora_A", "lora_B"}
     row = learned.get("/admin/passes/1", admin=True).json
     before, after = (row["pass"]["gate"]["tasks"]["reviews"][side]["loss"] for side in ("before", "after"))
@@ -107,8 +107,8 @@ def test_the_others_commit_or_say_why_not(learned: DaemonProcess, method: str) -
     assert row["gate"]["tasks"]["reviews"]["after"]["loss"] < row["gate"]["tasks"]["reviews"]["before"]["loss"]
     assert 0 < row["peak_bytes"] <= row["predicted_bytes"]
     if row["state"] == "committed":
-        told = manifest(learned, row["revision"])
-        assert told["zo_steps"] > 0
+        facts = manifest(learned, row["revision"])
+        assert facts["zo_steps"] > 0
         assert ctl(learned, "replay", str(row["revision"]), "--verify") == 0
         serving = said(learned)
         clean(learned)

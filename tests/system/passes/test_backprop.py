@@ -32,14 +32,14 @@ def learned(model: Path) -> Iterator[DaemonProcess]:
 
 
 def test_a_revision_of_elasticzo_is_its_steps_and_the_last_blocks(learned: DaemonProcess) -> None:
-    told, folder = manifest(learned, 1), learned.state / "revisions" / "1"
+    facts, folder = manifest(learned, 1), learned.state / "revisions" / "1"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "ledger", "tensors.safetensors"}
-    assert (told["method"], told["blocks"], told["chain"]) == ("elasticzo", 2, [0])
+    assert (facts["method"], facts["blocks"], facts["chain"]) == ("elasticzo", 2, [0])
     stored = load_file(folder / "tensors.safetensors")
-    assert len(stored) == told["tensors"] > 0
+    assert len(stored) == facts["tensors"] > 0
     assert all(name.startswith(LAST_TWO) for name in stored)
-    assert set(told["files"]) == {"ledger", "tensors.safetensors"}
-    assert told["zo_steps"] == len(ledger.read(folder / "ledger").steps) > 0
+    assert set(facts["files"]) == {"ledger", "tensors.safetensors"}
+    assert facts["zo_steps"] == len(ledger.read(folder / "ledger").steps) > 0
     row = learned.get("/admin/passes/1", admin=True).json["pass"]
     before, after = (row["gate"]["tasks"]["reviews"][side]["loss"] for side in ("before", "after"))
     assert after < before
@@ -87,9 +87,9 @@ def test_methods_follow_one_another_and_move_to_another_device(
         assert row["state"] in ("committed", "rejected"), row["reason"]
         if row["state"] == "committed":
             number = row["revision"]
-            told = manifest(learned, number)
-            assert told["chain"] == [0, *line]
-            assert (told["method"], bool(told["tensors"])) == (options["method"], options["method"] == "bp")
+            facts = manifest(learned, number)
+            assert facts["chain"] == [0, *line]
+            assert (facts["method"], bool(facts["tensors"])) == (options["method"], options["method"] == "bp")
             line.append(number)
         else:
             teach(learned, 40)

@@ -53,9 +53,9 @@ def test_a_bundle_is_all_that_was_learned(learned: DaemonProcess, model: Path, t
         base = said(other)
         assert ctl(other, "import", str(path)) == 0
         assert said(other) == said(learned) != base
-        told = manifest(other, 1)
-        assert (told["method"], told["blocks"], told["parent"]) == ("elasticzo", 2, 0)
-        assert told["imported"] == {"origin": 1}
+        facts = manifest(other, 1)
+        assert (facts["method"], facts["blocks"], facts["parent"]) == ("elasticzo", 2, 0)
+        assert facts["imported"] == {"origin": 1}
         assert "no holdout" in other.get("/admin/passes/1", admin=True).json["pass"]["gate"]["reason"]
         # What a device has taken in it can hand on, and where there is holdout the same again is no improvement.
         assert ctl(other, "export", "1", "-o", str(again)) == 0
@@ -87,8 +87,8 @@ def test_an_adapter_comes_with_its_control_vector(
 ) -> None:
     adapter, control = tmp_path / "r.gguf", tmp_path / "r.control.gguf"
     assert ctl(learned, "export", "1", "--format", "gguf-lora", "-o", str(adapter), "--json") == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["path"], told["control"]["path"]) == (str(adapter), str(control))
+    printed = json.loads(capfd.readouterr().out)
+    assert (printed["path"], printed["control"]["path"]) == (str(adapter), str(control))
     assert control.read_bytes() == (learned.state / "revisions" / "1" / "control.gguf").read_bytes()
     assert {tensor.name.partition(".")[0] for tensor in gguf.GGUFReader(control).tensors} == {"direction"}
     assert ctl(learned, "export", "1", "--format", "safetensors", "-o", str(tmp_path / "x")) == ExitCode.REFUSED

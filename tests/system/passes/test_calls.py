@@ -26,17 +26,17 @@ TOOLS = [
 
 def lines(n: int) -> bytes:
     """Which of two tools is named by what a text is made of, and talk that wants none of them."""
-    made = []
+    rows = []
     for i in range(n):
         name = "az"[i % 2] * 2
         call = {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": "{}"}}
         said = [{"role": "user", "content": name * (3 + i % 7) + f" {i}"}, {"role": "assistant", "tool_calls": [call]}]
-        made.append({"task": "home", "messages": said, "tools": TOOLS, "tool_choice": "required"})
-    made += [
+        rows.append({"task": "home", "messages": said, "tools": TOOLS, "tool_choice": "required"})
+    rows += [
         {"task": "talk", "messages": [{"role": "user", "content": f"hello {i}"}], "completion": "Hi!", "tools": TOOLS}
         for i in range(30)
     ]
-    return "\n".join(map(json.dumps, made)).encode()
+    return "\n".join(map(json.dumps, rows)).encode()
 
 
 @pytest.fixture(scope="module", params=["llamacpp", "transformers"])
@@ -66,13 +66,13 @@ def test_the_gate_judges_calls(learned: DaemonProcess, capfd: pytest.CaptureFixt
     assert "no_call" not in home
     assert talk["no_call"]["source"] == "small talk"
     assert 0 <= talk["no_call"]["before"] <= 1
-    shown = home["answers"]
-    assert len(shown) == min(10, home["n"])
-    assert {each["right"] for each in shown} == {"aa({})", "zz({})"}
-    assert all(each["before"].startswith(("aa(", "zz(")) for each in shown)
-    assert sum(each["after_right"] for each in shown) > 0 or home["after"]["accuracy"] == 0
+    answers = home["answers"]
+    assert len(answers) == min(10, home["n"])
+    assert {each["right"] for each in answers} == {"aa({})", "zz({})"}
+    assert all(each["before"].startswith(("aa(", "zz(")) for each in answers)
+    assert sum(each["after_right"] for each in answers) > 0 or home["after"]["accuracy"] == 0
     assert ctl(learned, "pass", str(row["id"]), "--json") == 0
-    assert json.loads(capfd.readouterr().out)["pass"]["gate"]["tasks"]["home"]["answers"] == shown
+    assert json.loads(capfd.readouterr().out)["pass"]["gate"]["tasks"]["home"]["answers"] == answers
     if row["state"] == "committed":
         assert "answers" not in manifest(learned, row["revision"])["tasks"]["home"]
 
@@ -80,10 +80,10 @@ def test_the_gate_judges_calls(learned: DaemonProcess, capfd: pytest.CaptureFixt
 def test_what_was_answered_is_forgotten_with_its_example(learned: DaemonProcess) -> None:
     number = learned.get("/admin/passes", admin=True).json["passes"][0]["id"]
 
-    def shown() -> list[str]:
+    def answers() -> list[str]:
         gate = learned.get(f"/admin/passes/{number}", admin=True).json["pass"]["gate"]
         return [each["example"] for each in gate["tasks"]["home"]["answers"]]
 
-    first, *rest = shown()
+    first, *rest = answers()
     assert ctl(learned, "feedback", "forget", "--example", first, "--yes") == 0
-    assert shown() == rest
+    assert answers() == rest

@@ -64,8 +64,8 @@ def accuracy(daemon: DaemonProcess, x: Tensor, labels: Tensor) -> float:
 def teach(daemon: DaemonProcess, n: int, seed: int = 31) -> None:
     x, labels = images(n, seed, turned=True)
     for image, label in zip(x, labels.tolist(), strict=True):
-        given = {"inference_id": ask(daemon, image)["id"], "kind": "label", "value": CLASSES[label]}
-        assert daemon.post("/v1/feedback", given).status == 201
+        body = {"inference_id": ask(daemon, image)["id"], "kind": "label", "value": CLASSES[label]}
+        assert daemon.post("/v1/feedback", body).status == 201
 
 
 def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
@@ -140,11 +140,11 @@ def test_the_revision_is_its_parent_and_its_ledger(daemon: DaemonProcess) -> Non
     manifest = daemon.get("/admin/revisions/1", admin=True).json["manifest"]
     for name, facts in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == facts["sha256"]
-    taken = sign_ledger.decode((folder / "ledger").read_bytes())
-    assert len(taken.steps) == manifest["zo_steps"] > 0
+    signs = sign_ledger.decode((folder / "ledger").read_bytes())
+    assert len(signs.steps) == manifest["zo_steps"] > 0
     replayed, stored = load_int8(classifier()), load_int8(folder / "network.safetensors")
-    sign_ledger.replay(taken, replayed)
-    cutoff = stored.architecture.cutoff(taken.bp_layers)
+    sign_ledger.replay(signs, replayed)
+    cutoff = stored.architecture.cutoff(signs.bp_layers)
     trunk = [p for p in stored.described if p.layer < cutoff]
     assert trunk
     for p in trunk:

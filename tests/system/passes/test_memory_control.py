@@ -122,8 +122,8 @@ def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model: Path)
 
 
 def before_setting(row: dict[str, Any]) -> str:
-    kept = ", one in memory at a time" if row["plan"]["checkpoint"] else ""
-    return f"{row['plan']['method']} with {row['plan']['blocks']} blocks{kept}"
+    details = ", one in memory at a time" if row["plan"]["checkpoint"] else ""
+    return f"{row['plan']['method']} with {row['plan']['blocks']} blocks{details}"
 
 
 def moves(daemon: DaemonProcess, number: int) -> list[dict[str, Any]]:

@@ -56,17 +56,17 @@ def weights(daemon: DaemonProcess) -> Path:
 def test_a_revision_is_a_manifest_and_a_ledger(learned: DaemonProcess) -> None:
     folder = learned.state / "revisions" / "1"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "ledger"}
-    told = manifest(learned, 1)
+    facts = manifest(learned, 1)
     steps = ledger.read(folder / "ledger")
     assert steps.parent == 0
-    assert len(steps.steps) == told["zo_steps"] > 0
+    assert len(steps.steps) == facts["zo_steps"] > 0
     assert (folder / "ledger").stat().st_size == 32 + 20 * len(steps.steps)
-    assert (told["dtype"], told["update"]) == ("float32", {"distribution": "rademacher", "sparsity": None})
-    image = load_file(weights(learned) / f"weights-{told['weights_sha256']}.safetensors")
+    assert (facts["dtype"], facts["update"]) == ("float32", {"distribution": "rademacher", "sparsity": None})
+    image = load_file(weights(learned) / f"weights-{facts['weights_sha256']}.safetensors")
     digest = hashlib.sha256()
-    for name in image_order(weights(learned) / f"weights-{told['weights_sha256']}.safetensors"):
+    for name in image_order(weights(learned) / f"weights-{facts['weights_sha256']}.safetensors"):
         digest.update(image[name].numpy().tobytes())
-    assert digest.hexdigest() == told["weights_sha256"]
+    assert digest.hexdigest() == facts["weights_sha256"]
     row = learned.get("/admin/passes/1", admin=True).json
     before, after = (row["pass"]["gate"]["tasks"]["reviews"][side]["loss"] for side in ("before", "after"))
     assert after < before
@@ -151,9 +151,9 @@ def test_an_adaptation_moves_to_another_device_in_kilobytes(
         assert ctl(other, "import", str(path)) == 0
         assert other.status()["revision"] == 1
         assert said(other) == said(learned) != base
-        told = manifest(other, 1)
-        assert told["weights_sha256"] == manifest(learned, 1)["weights_sha256"]
-        assert told["imported"] == {"origin": 1}
+        facts = manifest(other, 1)
+        assert facts["weights_sha256"] == manifest(learned, 1)["weights_sha256"]
+        assert facts["imported"] == {"origin": 1}
         assert "no holdout" in other.get("/admin/passes/1", admin=True).json["pass"]["gate"]["reason"]
         assert ctl(other, "replay", "1", "--verify") == 0
         # Where there is holdout, the gate judges it: the same again is no improvement.
@@ -171,7 +171,7 @@ def test_an_adaptation_moves_to_another_device_in_kilobytes(
                 member = archive.extractfile("ledger")
                 assert member is not None
                 steps = ledger.decode(member.read())
-            assert len(steps.steps) == told["zo_steps"] + manifest(other, row["revision"])["zo_steps"]
+            assert len(steps.steps) == facts["zo_steps"] + manifest(other, row["revision"])["zo_steps"]
     capfd.readouterr()
 
 
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(learned: DaemonProcess, tmp_path: Path) ->
     assert ctl(learned, "export", "1", "-o", str(path)) == 0
     good = path.read_bytes()
 
-    def taken(data: bytes) -> tuple[int, str]:
+    def post(data: bytes) -> tuple[int, str]:
         answer = learned.post("/admin/import", data, admin=True)
         return answer.status, "" if answer.status == 202 else answer.error["message"]
 
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(learned: DaemonProcess, tmp_path: Path) ->
         (changed(base_sha256="0" * 64), 409, "base with sha256 000"),
         (changed(dtype="bfloat16"), 409, "model.dtype: bfloat16"),
     ):
-        code, message = taken(data)
+        code, message = post(data)
         assert (code, complaint in message) == (status, True), (message, complaint)
     # A base that is called the same and leads elsewhere: the weights tell.
     answer = learned.post("/admin/import", changed(weights_sha256="0" * 64), admin=True)

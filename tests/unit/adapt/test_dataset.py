@@ -120,9 +120,9 @@ def in_roles(store: Store, limit: int, *roles: str) -> Counter[tuple[str, str]]:
 def test_an_import_that_is_sorted_by_label_is_learned_as_one_that_is_not(store: Store) -> None:
     for label, first, n in (("no", 0, 900), ("yes", 1000, 300)):
         add(store, n, labels=[label], first=first)
-    taken = in_roles(store, 200, "train", "dev")
-    assert sum(taken.values()) == 200
-    assert taken["likes", "yes"] == pytest.approx(50, abs=3)  # its share of all
+    counts = in_roles(store, 200, "train", "dev")
+    assert sum(counts.values()) == 200
+    assert counts["likes", "yes"] == pytest.approx(50, abs=3)  # its share of all
     gate = GateSettings(max_holdout=40)
     held = store.do(lambda db: select(db, limit=200, seed=1, gate=gate)).of("holdout")
     assert len(held) == 40
@@ -148,11 +148,11 @@ def test_a_large_task_does_not_push_others_out(store: Store) -> None:
     add(store, 200, labels=LABELS)
     store.do(lambda db: tasks.declare(db, tasks.Task("loud", LABELS, False, "accuracy", None, "config", "2026-01-01")))
     add(store, 3000, task="loud", labels=LABELS)
-    taken = in_roles(store, 200, "train", "dev")
-    assert sum(n for (task, _), n in taken.items() if task == "likes") == 100
+    counts = in_roles(store, 200, "train", "dev")
+    assert sum(n for (task, _), n in counts.items() if task == "likes") == 100
     store.do(lambda db: tasks.declare(db, tasks.Task("mono", LABELS, False, "accuracy", None, "config", "2026-01-01")))
     add(store, 3000, task="mono", labels=["yes"])
-    assert in_roles(store, 200, "train", "dev") == taken, "a task with one label cannot be learned and takes no place"
+    assert in_roles(store, 200, "train", "dev") == counts, "a task with one label cannot be learned and takes no place"
     store.close()
 
 

@@ -39,13 +39,13 @@ def test_the_same_model_again_is_no_gain() -> None:
 @pytest.mark.slow
 def test_noise_passes_no_more_often_than_alpha_says() -> None:
     """Candidates that are as good as what serves: at a level of 5 % about one in twenty may slip through."""
-    gate, rng, taken = GateSettings(alpha=0.05, max_regression=1.0), random.Random(3), 0
+    gate, rng, n_accepted = GateSettings(alpha=0.05, max_regression=1.0), random.Random(3), 0
     for trial in range(300):
         base = [rng.random() for _ in range(60)]
         before = Outcome([x + rng.gauss(0, 0.3) for x in base], [rng.random() < 0.6 for _ in base])
         after = Outcome([x + rng.gauss(0, 0.3) for x in base], [rng.random() < 0.6 for _ in base])
-        taken += judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.0, gate=gate, seed=trial).accepted
-    assert taken <= 25  # expected at most 15, standard deviation 3.8
+        n_accepted += judge({"t": before}, {"t": after}, adapted={"t"}, drift=0.0, gate=gate, seed=trial).accepted
+    assert n_accepted <= 25  # expected at most 15, standard deviation 3.8
 
 
 def test_a_gain_on_one_task_does_not_buy_a_loss_on_another() -> None:
@@ -147,7 +147,7 @@ def test_confidence_lost_on_established_holdout_counts_before_answers_are() -> N
 def test_an_honest_pass_on_another_kind_of_input_is_mostly_taken() -> None:
     """It helps there and changes nothing but noise on what was established: at most one in four is held for a
     contradiction."""
-    taken, known = 0, [True] * 40 + [False] * 40
+    n_accepted, known = 0, [True] * 40 + [False] * 40
     for trial in range(40):
         noise = random.Random(trial)
         base = [max(0.0, 0.8 + noise.gauss(0, 0.3)) for _ in known]
@@ -155,10 +155,10 @@ def test_an_honest_pass_on_another_kind_of_input_is_mostly_taken() -> None:
         hits = [noise.random() < 0.6 for _ in known]
         better = hits[:40] + [True] * 40
         before, candidate = Outcome(base, hits, known), Outcome(after, better, known)
-        taken += judge(
+        n_accepted += judge(
             {"t": before}, {"t": candidate}, adapted={"t"}, drift=0.0, gate=GateSettings(), seed=trial
         ).accepted
-    assert 22 <= taken < 40  # 30 expected, standard deviation 2.7
+    assert 22 <= n_accepted < 40  # 30 expected, standard deviation 2.7
 
 
 def generated(right: int, n: int = 60, loss: float = 1.0, seed: int = 0) -> Outcome:
@@ -202,18 +202,18 @@ def test_unanswered_holdout_is_neither_right_nor_wrong() -> None:
     assert not judged(*nothing).accepted
 
 
-@pytest.mark.parametrize(("before", "after", "taken"), [(2, 3, True), (2, 6, False), (9, 2, True)])
-def test_calls_where_none_is_wanted(before: int, after: int, taken: bool) -> None:
+@pytest.mark.parametrize(("before", "after", "accepted"), [(2, 3, True), (2, 6, False), (9, 2, True)])
+def test_calls_where_none_is_wanted(before: int, after: int, accepted: bool) -> None:
     calls = NoCall("small talk", [i < before for i in range(32)], [i < after for i in range(32)])
     verdict = judged(generated(3), generated(30, seed=1), no_calls={"t": calls})
-    assert verdict.accepted == taken
+    assert verdict.accepted == accepted
     assert verdict.tasks["t"]["no_call"] == {
         "source": "small talk",
         "n": 32,
         "before": before / 32,
         "after": after / 32,
     }
-    if not taken:
+    if not accepted:
         assert "calls tools where none is wanted" in verdict.reason
 
 

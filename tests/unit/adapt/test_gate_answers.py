@@ -25,7 +25,7 @@ def member(number: int, kind: str, target: str, task: str = "home", metric: str 
     return Member(number, example, "holdout", Task(task, [], False, metric, None, "feedback", ""))
 
 
-def asked(members: list[Member], tmp_path: Path) -> GateAnswers:
+def gate_answers(members: list[Member], tmp_path: Path) -> GateAnswers:
     return GateAnswers.of(Dataset(members, {}), tmp_path / "asked.jsonl", 0)
 
 
@@ -38,7 +38,7 @@ CALLED, SPOKE = Answered("", [CALL]), Answered("Hello!", [])
 
 
 def test_a_task_of_calls_alone_is_asked_small_talk_with_its_tools(tmp_path: Path) -> None:
-    answers = asked([member(i, "message", MESSAGE, tools=TOOLS) for i in range(30)], tmp_path)
+    answers = gate_answers([member(i, "message", MESSAGE, tools=TOOLS) for i in range(30)], tmp_path)
     talk = [line for line in answers.lines if line.member is None]
     assert len(answers.lines) == 30 + len(talk)
     assert {line.input["messages"][-1]["content"] for line in talk} == set(small_talk())
@@ -51,7 +51,7 @@ def test_a_task_of_calls_alone_is_asked_small_talk_with_its_tools(tmp_path: Path
 def test_its_own_messages_without_calls_come_first(tmp_path: Path) -> None:
     calls = [member(i, "message", MESSAGE, tools=TOOLS) for i in range(20)]
     talk = [member(i, "demonstration", "Hi!", tools=TOOLS) for i in range(20, 32)]
-    answers = asked([*calls, *talk], tmp_path)
+    answers = gate_answers([*calls, *talk], tmp_path)
     assert len(answers.lines) == 32
     answer_all(answers, SPOKE, CALLED)
     no_call = answers.no_calls()["home"]
@@ -60,20 +60,23 @@ def test_its_own_messages_without_calls_come_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("choice", ["required", "none"])
 def test_nothing_is_asked_where_calling_is_no_choice(tmp_path: Path, choice: str) -> None:
-    answers = asked([member(i, "message", MESSAGE, tools=TOOLS, tool_choice=choice) for i in range(8)], tmp_path)
+    answers = gate_answers([member(i, "message", MESSAGE, tools=TOOLS, tool_choice=choice) for i in range(8)], tmp_path)
     assert len(answers.lines) == 8
     answer_all(answers, SPOKE, SPOKE)
     assert answers.no_calls() == {}
 
 
 def test_text_without_tools_is_not_generated_unless_it_is_to_be_exact(tmp_path: Path) -> None:
-    assert asked([member(i, "demonstration", "A text.") for i in range(8)], tmp_path).lines == []
-    assert len(asked([member(i, "demonstration", "A text.", metric="exact") for i in range(8)], tmp_path).lines) == 8
+    assert gate_answers([member(i, "demonstration", "A text.") for i in range(8)], tmp_path).lines == []
+    assert (
+        len(gate_answers([member(i, "demonstration", "A text.", metric="exact") for i in range(8)], tmp_path).lines)
+        == 8
+    )
 
 
 def test_what_one_of_them_did_not_answer_is_not_judged(tmp_path: Path) -> None:
     members = [member(i, "message", MESSAGE, tools=TOOLS, tool_choice="required") for i in range(6)]
-    answers = asked(members, tmp_path)
+    answers = gate_answers(members, tmp_path)
     answer_all(answers, SPOKE, CALLED)
     del answers.after[0]
     losses = {"home": Outcome([1.0] * 6, [])}
@@ -84,13 +87,13 @@ def test_what_one_of_them_did_not_answer_is_not_judged(tmp_path: Path) -> None:
 
 def test_ten_answers_are_shown_those_that_changed_first(tmp_path: Path) -> None:
     members = [member(i, "message", MESSAGE, tools=TOOLS, tool_choice="required") for i in range(40)]
-    answers = asked(members, tmp_path)
+    answers = gate_answers(members, tmp_path)
     answer_all(answers, SPOKE, SPOKE)
     answers.after[7] = CALLED
-    shown = answers.shown()["home"]
-    assert len(shown) == 10
-    assert shown[0]["before"] == "Hello!"
-    assert shown[0]["after"] == shown[0]["right"] == 'on({"room": "hall"})'
-    assert (shown[0]["before_right"], shown[0]["after_right"]) == (False, True)
-    assert shown[0]["input"] == f"say {shown[0]['example'][1:]}"
-    assert not any(entry["after_right"] for entry in shown[1:])
+    entries = answers.samples()["home"]
+    assert len(entries) == 10
+    assert entries[0]["before"] == "Hello!"
+    assert entries[0]["after"] == entries[0]["right"] == 'on({"room": "hall"})'
+    assert (entries[0]["before_right"], entries[0]["after_right"]) == (False, True)
+    assert entries[0]["input"] == f"say {entries[0]['example'][1:]}"
+    assert not any(entry["after_right"] for entry in entries[1:])

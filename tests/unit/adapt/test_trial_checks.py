@@ -19,7 +19,7 @@ from agentd.store.feedback import NewFeedback
 from agentd.store.inferences import Inference
 
 
-def told(db: Database, n: int, revision: int, kind: str, value: object, output: str = "yes") -> None:
+def record(db: Database, n: int, revision: int, kind: str, value: object, output: str = "yes") -> None:
     id = f"{revision}-{n}-{kind}"
     inferences.record(
         db, Inference(id, "", revision, "chat", None, {"prompt": id}, output, {}, "stop", 1, 1, None, 1.0)
@@ -32,8 +32,8 @@ def test_what_counts_as_negative(tmp_path: Path) -> None:
         good = [("boolean", True), ("float", 0.9), ("label", "yes"), ("preference", {"chosen": "yes", "rejected": "x"})]
         bad = [("boolean", False), ("float", 0.1), ("label", "no"), ("preference", {"chosen": "no"})]
         for n, (kind, value) in enumerate([*good, *bad, ("demonstration", "no"), ("comment", "hm")]):
-            store.do(told, n, 3, kind, value)
-        store.do(told, 0, 4, "boolean", True)
+            store.do(record, n, 3, kind, value)
+        store.do(record, 0, 4, "boolean", True)
         assert store.do(rate, 3) == Rate(5, 9)
         assert store.do(rate, 4) == Rate(0, 1)
         assert store.do(rate, 5) == Rate(0, 0)

@@ -74,7 +74,7 @@ def test_the_ledger_makes_the_control_vector_again_bit_for_bit(real_model: Path,
 
 def test_what_did_not_help_on_dev_leaves_no_trace(real_model: Path, tmp_path: Path) -> None:
     _, trajectory, control = asyncio.run(_steps(real_model, tmp_path, dev=[0, 1]))
-    kept = trajectory.best_steps
+    best_steps = trajectory.best_steps
     vectors = [np.array(tensor.data) for tensor in gguf.GGUFReader(control).tensors]
-    assert any(vector.any() for vector in vectors) == bool(kept)
+    assert any(vector.any() for vector in vectors) == bool(best_steps)
     assert trajectory.best_loss <= trajectory.first_loss

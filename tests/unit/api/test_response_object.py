@@ -25,7 +25,7 @@ PIECES = [
 ]
 
 
-def made(*pieces: Piece, status: str = "completed") -> list[dict[str, Any]]:
+def event_stream(*pieces: Piece, status: str = "completed") -> list[dict[str, Any]]:
     events = Events("resp_1")
     stream = [event for piece in pieces for event in events.piece(piece)]
     stream += events.end(status)
@@ -45,7 +45,7 @@ def made(*pieces: Piece, status: str = "completed") -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("status", ["completed", "incomplete"])
 def test_items_of_events_are_those_of_the_response(pieces: list[Piece], said: Any, status: str) -> None:
-    stream = made(*pieces, status=status)
+    stream = event_stream(*pieces, status=status)
     done = [event["item"] for event in stream if event["type"] == "response.output_item.done"]
     reasoning, text, calls = said
     assert done == output("resp_1", reasoning, text, calls, status)

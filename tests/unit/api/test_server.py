@@ -69,8 +69,8 @@ def test_a_directory_that_cannot_be_made(directory: Path) -> None:
 
 
 def test_a_loopback_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(CannotListen, match=f"{address}.*in use"):
             tcp_socket(address)
 

@@ -166,5 +166,5 @@ def test_the_engine_stays_within_its_prediction(arch: ModelShapes, real_model: P
     added, longest = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     runtime = asyncio.run(_session_costs(arch, real_model, tmp_path))
     predicted = total(engine_terms(arch, Workload(longest, 24 * longest, 24), runtime=runtime))
-    shown = f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
-    assert added <= predicted <= 1.25 * added, shown
+    figures = f"measured {added / MIB:.0f} MiB, predicted {predicted / MIB:.0f} MiB"
+    assert added <= predicted <= 1.25 * added, figures

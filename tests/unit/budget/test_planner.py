@@ -200,7 +200,9 @@ def test_measured_fixed_costs_replace_the_constants(arch: ModelShapes) -> None:
 def test_calibration_moves_the_prediction_visibly(arch: ModelShapes) -> None:
     name = family("elasticzo", 4)
     factors = {("trainer", name): Factor("trainer", name, 1.2, 5), ("engine", name): Factor("engine", name, 0.9, 5)}
-    plain, moved = (PlanSpace(arch, WORK, calibration=given).plan("elasticzo", 4) for given in (None, factors))
+    plain, moved = (
+        PlanSpace(arch, WORK, calibration=calibration).plan("elasticzo", 4) for calibration in (None, factors)
+    )
     assert moved.needed_by("trainer") == pytest.approx(1.2 * plain.needed_by("trainer"), abs=1)
     assert moved.needed_by("engine") == pytest.approx(0.9 * plain.needed_by("engine"), abs=1)
     assert moved.needed_by("daemon") == plain.needed_by("daemon")

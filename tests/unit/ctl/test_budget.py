@@ -72,15 +72,15 @@ def test_a_pipe_gets_one_line_per_plan(daemon: ScriptedDaemon) -> None:
 
 
 def test_a_terminal_gets_the_budget_the_plans_and_the_reason(daemon: ScriptedDaemon) -> None:
-    code, shown = daemon.on_terminal("budget")
+    code, screen = daemon.on_terminal("budget")
     assert code == 0
-    assert "900.0 MiB available (bound by /sys/fs/cgroup/a/memory.max), 256.0 MiB kept free" in shown
-    assert "a pass may take 644.0 MiB" in shown
-    assert re.search(r"▶\s+elasticzo\s+1\s+500\.0 MiB\s+yes", shown)
-    assert re.search(r"elasticzo\s+4\s+661\.0 MiB\s+no\s+17\.0 MiB", shown)
-    assert "elasticzo with 1 block needs 524.3 MB" in shown
-    assert "512 examples are assumed" in shown
-    assert "trainer, backpropagation: x 1.050 from 2 passes" in shown
+    assert "900.0 MiB available (bound by /sys/fs/cgroup/a/memory.max), 256.0 MiB kept free" in screen
+    assert "a pass may take 644.0 MiB" in screen
+    assert re.search(r"▶\s+elasticzo\s+1\s+500\.0 MiB\s+yes", screen)
+    assert re.search(r"elasticzo\s+4\s+661\.0 MiB\s+no\s+17\.0 MiB", screen)
+    assert "elasticzo with 1 block needs 524.3 MB" in screen
+    assert "512 examples are assumed" in screen
+    assert "trainer, backpropagation: x 1.050 from 2 passes" in screen
 
 
 def test_the_best_plan_of_each_number_of_blocks_and_one_mark(daemon: ScriptedDaemon) -> None:
@@ -103,8 +103,8 @@ def test_terms_are_those_of_the_plan_that_would_be_taken(daemon: ScriptedDaemon)
         ["trainer", "runtime", str(425 * MIB)],
     ]
     assert rows[0][3:] == ["the formula of background KV cache", "lower model.context"]
-    _, shown = daemon.on_terminal("budget", "--terms")
-    assert "elasticzo, 1 blocks: 500.0 MiB, fits" in shown
+    _, screen = daemon.on_terminal("budget", "--terms")
+    assert "elasticzo, 1 blocks: 500.0 MiB, fits" in screen
 
 
 def test_terms_of_the_smallest_plan_where_none_fits(daemon: ScriptedDaemon) -> None:
@@ -130,11 +130,11 @@ def test_the_papers_table_needs_no_daemon(daemon: ScriptedDaemon) -> None:
     assert figures["N", "2048"][3:] == [pytest.approx(3.997, abs=5e-4), pytest.approx(2.243, abs=5e-4)]
     assert figures["D", "512"][3] == pytest.approx(23.777, abs=5e-4)
     assert not daemon.requests
-    code, shown = daemon.on_terminal("budget", "--paper")
+    code, screen = daemon.on_terminal("budget", "--paper")
     assert code == 0
-    assert re.search(r"N\s+2048\s+57\.42 GB\s+32\.23 GB\s+14\.37 GB\s+3\.997\s+2\.243", shown)
-    assert len(re.findall(r"BP / MeZO against", shown)) == 3
-    assert re.search("[\u2801-\u28ff]", shown)
+    assert re.search(r"N\s+2048\s+57\.42 GB\s+32\.23 GB\s+14\.37 GB\s+3\.997\s+2\.243", screen)
+    assert len(re.findall(r"BP / MeZO against", screen)) == 3
+    assert re.search("[\u2801-\u28ff]", screen)
 
 
 def test_the_analysis_of_another_model(daemon: ScriptedDaemon, real_model: Path) -> None:

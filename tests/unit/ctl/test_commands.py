@@ -78,12 +78,12 @@ def test_tabs_and_newlines_inside_a_value_do_not_break_the_rows(daemon: Scripted
 
 
 def test_a_terminal_gets_a_table_with_units(daemon: ScriptedDaemon) -> None:
-    code, shown = daemon.on_terminal("passes", COLUMNS="200")
+    code, screen = daemon.on_terminal("passes", COLUMNS="200")
     assert code == 0
-    assert "predicted" in shown
-    assert "480.0 MiB" in shown
-    assert "\x1b[1m" in shown
-    assert "\t" not in shown
+    assert "predicted" in screen
+    assert "480.0 MiB" in screen
+    assert "\x1b[1m" in screen
+    assert "\t" not in screen
 
 
 def test_no_color_leaves_no_colour(daemon: ScriptedDaemon) -> None:
@@ -96,23 +96,23 @@ def test_no_color_leaves_no_colour(daemon: ScriptedDaemon) -> None:
 
 
 def test_escape_sequences_of_a_model_do_not_reach_the_terminal(daemon: ScriptedDaemon) -> None:
-    _, shown = daemon.on_terminal("inferences", COLUMNS="200")
-    assert "\x1b[2J" not in shown
-    assert "posi\N{REPLACEMENT CHARACTER}[2Jtive" in shown
+    _, screen = daemon.on_terminal("inferences", COLUMNS="200")
+    assert "\x1b[2J" not in screen
+    assert "posi\N{REPLACEMENT CHARACTER}[2Jtive" in screen
 
 
 def test_status_tells_a_person_what_matters(daemon: ScriptedDaemon) -> None:
-    code, shown = daemon.on_terminal("status")
+    code, screen = daemon.on_terminal("status")
     assert code == 0
-    assert "52 more new examples" in shown
-    assert "370.0 MiB (daemon 70.0 MiB, engine 300.0 MiB)" in shown
-    assert "1 h 02 min" in shown
+    assert "52 more new examples" in screen
+    assert "370.0 MiB (daemon 70.0 MiB, engine 300.0 MiB)" in screen
+    assert "1 h 02 min" in screen
 
 
 def test_show_draws_before_and_after_of_each_task(daemon: ScriptedDaemon) -> None:
-    _, shown = daemon.on_terminal("show", "2")
-    assert re.search(r"sentiment\s+0\.54\s+0\.9\s+120", shown)
-    assert "2 ← 1 ← 0" in shown
+    _, screen = daemon.on_terminal("show", "2")
+    assert re.search(r"sentiment\s+0\.54\s+0\.9\s+120", screen)
+    assert "2 ← 1 ← 0" in screen
 
 
 def test_diff_lists_only_what_differs(daemon: ScriptedDaemon) -> None:
@@ -123,12 +123,12 @@ def test_diff_lists_only_what_differs(daemon: ScriptedDaemon) -> None:
 
 
 def test_pass_draws_the_loss_curve_of_each_phase(daemon: ScriptedDaemon) -> None:
-    _, shown = daemon.on_terminal("pass", "7")
-    assert "loss of 32 backpropagation steps" in shown
-    assert "loss of 8 zeroth-order steps" in shown
-    assert re.search("2\\.37 ┤[\u2801-\u28ff]", shown)
-    assert "0.610 → 0.610" in shown
-    assert shown.index("pass 7 triggered") < shown.index("revision 2 committed")
+    _, screen = daemon.on_terminal("pass", "7")
+    assert "loss of 32 backpropagation steps" in screen
+    assert "loss of 8 zeroth-order steps" in screen
+    assert re.search("2\\.37 ┤[\u2801-\u28ff]", screen)
+    assert "0.610 → 0.610" in screen
+    assert screen.index("pass 7 triggered") < screen.index("revision 2 committed")
 
 
 def test_pass_shows_what_was_answered_at_the_gate(daemon: ScriptedDaemon) -> None:
@@ -143,10 +143,10 @@ def test_pass_shows_what_was_answered_at_the_gate(daemon: ScriptedDaemon) -> Non
     figures = {"n": 30, "before": {"accuracy": 0.1}, "answers": [{**entry, "before_right": False, "after_right": True}]}
     answer["pass"]["gate"] = {"accepted": True, "tasks": {"home": figures}}
     daemon.on("GET /admin/passes/7", Answer(answer))
-    _, shown = daemon.on_terminal("pass", "7", COLUMNS="160")
-    assert "answers of task home at the gate" in shown
-    assert "\x1b[2J" not in shown
-    assert re.search(r"before ✗\s+Sure\.\s+Done\.\s+after ✓\s+on\({}\)", shown)
+    _, screen = daemon.on_terminal("pass", "7", COLUMNS="160")
+    assert "answers of task home at the gate" in screen
+    assert "\x1b[2J" not in screen
+    assert re.search(r"before ✗\s+Sure\.\s+Done\.\s+after ✓\s+on\({}\)", screen)
     facts = daemon.run("pass", "7").stdout
     assert "gate.tasks.home.before.accuracy\t0.1" in facts
     assert "Sure" not in facts
@@ -185,12 +185,12 @@ def test_rollback_dry_run_changes_nothing(daemon: ScriptedDaemon) -> None:
 
 
 def test_rollback_asks_on_a_terminal(daemon: ScriptedDaemon) -> None:
-    code, shown = daemon.on_terminal("rollback", "0", typed="n\n")
-    assert (code, "Go on?" in shown) == (1, True)
+    code, screen = daemon.on_terminal("rollback", "0", typed="n\n")
+    assert (code, "Go on?" in screen) == (1, True)
     assert not daemon.asked_for("POST /admin/rollback")
-    code, shown = daemon.on_terminal("rollback", "0", "--reason", "worse", typed="y\n")
+    code, screen = daemon.on_terminal("rollback", "0", "--reason", "worse", typed="y\n")
     assert code == 0
-    assert "revision 1 serves instead of 2 (swapped in 3.5 ms)" in shown
+    assert "revision 1 serves instead of 2 (swapped in 3.5 ms)" in screen
     assert daemon.asked_for("POST /admin/rollback")[0].json == {"revision": 0, "reason": "worse"}
 
 
@@ -263,9 +263,9 @@ def test_doctor_warns_of_what_keeps_passes_from_learning(
 
 def test_doctor_shows_its_advice_whole_on_a_narrow_terminal(daemon: ScriptedDaemon) -> None:
     daemon.socket.chmod(0o666)
-    _, shown = daemon.on_terminal("doctor", COLUMNS="70")
-    assert "✗" in shown
-    assert "…" not in shown
+    _, screen = daemon.on_terminal("doctor", COLUMNS="70")
+    assert "✗" in screen
+    assert "…" not in screen
 
 
 def test_doctor_works_without_a_daemon(daemon: ScriptedDaemon, tmp_path: Path) -> None:
@@ -330,9 +330,9 @@ def test_the_reference_has_no_command_that_is_gone() -> None:
 
 
 def test_exit_codes_are_in_the_help_and_in_the_reference(daemon: ScriptedDaemon) -> None:
-    shown = daemon.run("--help").stdout
+    text = daemon.run("--help").stdout
     for code, meaning in MEANINGS.items():
-        assert re.search(rf"^ *{int(code)}  {meaning}$", shown, flags=re.MULTILINE)
+        assert re.search(rf"^ *{int(code)}  {meaning}$", text, flags=re.MULTILINE)
         assert f"| {int(code)} | {meaning} |" in REFERENCE.read_text()
 
 

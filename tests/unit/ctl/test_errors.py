@@ -122,5 +122,5 @@ def test_a_reader_that_leaves_is_no_error_message(daemon: ScriptedDaemon) -> Non
 def test_a_terminal_without_unicode_still_gets_its_answer(daemon: ScriptedDaemon) -> None:
     result = daemon.run("pass", "7", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
     assert result.returncode == 0
-    code, shown = daemon.on_terminal("pass", "7", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
-    assert (code, "loss of 32" in shown) == (0, True)
+    code, screen = daemon.on_terminal("pass", "7", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
+    assert (code, "loss of 32" in screen) == (0, True)

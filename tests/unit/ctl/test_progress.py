@@ -46,11 +46,11 @@ def test_adapt_follows_the_pass_to_its_commit(daemon: ScriptedDaemon) -> None:
 def test_a_terminal_shows_a_bar_for_each_phase(daemon: ScriptedDaemon) -> None:
     done = at("trial", done=True, outcome="committed")
     daemon.on("GET /admin/progress", at("tap", 3, 10), at("train", 12, 64), done)
-    code, shown = daemon.on_terminal("adapt", COLUMNS="160")
+    code, screen = daemon.on_terminal("adapt", COLUMNS="160")
     assert code == 0
     for expected in ("tap", "train", "12/64", "loss 0.512", "412.0 MiB of 480.0 MiB", "1 min 23 s left", "━"):
-        assert expected in shown
-    assert "pass 7 committed: revision 2 serves now" in shown
+        assert expected in screen
+    assert "pass 7 committed: revision 2 serves now" in screen
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsd
 
 @pytest.fixture
 def group() -> Iterator[Group]:
-    made = cgroup.make("agentd-test")
-    if made is None:
+    own = cgroup.make("agentd-test")
+    if own is None:
         pytest.skip("no control group can be made here")
-    yield made
-    made.remove()
-    assert not made.path.exists()
+    yield own
+    own.remove()
+    assert not own.path.exists()
 
 
 def run_in(group: Group, code: str) -> subprocess.CompletedProcess[str]:
@@ -84,18 +84,18 @@ def test_a_delegated_group_is_divided(tmp_path: Path) -> None:
     own = tree(tmp_path, f"{os.getpid()}\n")
     left = own / f"trainer-{MISSING}"
     left.mkdir()
-    made = cgroup.make("trainer", tmp_path)
+    group = cgroup.make("trainer", tmp_path)
     assert not left.exists()  # of a daemon that was killed
     trainer = own / f"trainer-{os.getpid()}"
-    assert made == Group(trainer, 2)
+    assert group == Group(trainer, 2)
     assert (own / "daemon/cgroup.procs").read_text() == str(os.getpid())
     assert (own / "cgroup.subtree_control").read_text() == "+memory"
-    made.limit(100)
+    group.limit(100)
     assert (trainer / "memory.max").read_text() == "100"
     assert (trainer / "memory.swap.max").read_text() == "0"
-    assert made.kills == 0
+    assert group.kills == 0
     (trainer / "memory.events").write_text("low 0\nmax 7\noom 1\noom_kill 2\n")
-    assert made.kills == 2
+    assert group.kills == 2
 
 
 def test_other_peoples_processes_stay_where_they_are(tmp_path: Path) -> None:

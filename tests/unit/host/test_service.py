@@ -45,19 +45,19 @@ def test_a_model_that_the_service_cannot_read_is_noted(tmp_path: Path) -> None:
 
 
 def test_everything_is_put_in_place_and_taken_away(tmp_path: Path) -> None:
-    told = installed(tmp_path, "--gpu")
+    output = installed(tmp_path, "--gpu")
     expected = {f"etc/systemd/system/{unit}" for unit in service.UNITS}
     expected |= {f"etc/systemd/system/agentd.service.d/{name}.conf" for name in ("installed", "gpu")}
     expected |= {"etc/sysusers.d/agentd.conf", "etc/agentd/agentd.yaml"}
     assert files(tmp_path) - {"etc/systemd/system/agentd.service.d/newer.conf"} == expected
-    assert all(str(tmp_path / name) in told for name in expected)
+    assert all(str(tmp_path / name) in output for name in expected)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in expected} == {0o644}
     own = (tmp_path / "etc/systemd/system/agentd.service.d/installed.conf").read_text()
     assert f"ExecStart=\nExecStart={sys.executable} -m agentd run --config /etc/agentd/agentd.yaml\n" in own
 
-    told = installed(tmp_path, "--uninstall")
+    output = installed(tmp_path, "--uninstall")
     assert files(tmp_path) == {"etc/agentd/agentd.yaml"}
-    assert "kept" in told
+    assert "kept" in output
     assert not (tmp_path / "etc/systemd/system/agentd.service.d").exists()
     installed(tmp_path, "--uninstall")  # nothing there is no fault
 

@@ -66,8 +66,8 @@ def test_a_socket_is_kept_by_a_manager_that_keeps_some(manager: tuple[socket.soc
         assert notifier.keep("api", ours)
         message, descriptors, _, _ = socket.recv_fds(receiver, 4096, 4)
         assert message == b"FDSTORE=1\nFDNAME=api"
-        with socket.socket(fileno=descriptors[0]) as kept:
-            assert kept.getsockname() == str(tmp_path / "api")
+        with socket.socket(fileno=descriptors[0]) as returned:
+            assert returned.getsockname() == str(tmp_path / "api")
         assert not Notifier({"NOTIFY_SOCKET": address}).keep("api", ours), "this one keeps none"
         assert not Notifier({"FDSTORE": "8"}).keep("api", ours)
 
@@ -81,11 +81,11 @@ def test_more_time_is_asked_for_only_while_the_start_gets_on(
     readings = list(work)
     with pytest.raises(IndexError):  # the readings have ended
         asyncio.run(keep_starting(Notifier({"NOTIFY_SOCKET": address}), every=0.01, work=lambda: readings.pop(0)))
-    asked = []
+    messages = []
     with contextlib.suppress(BlockingIOError):
         while True:
-            asked.append(receiver.recv(4096))
-    assert asked == [b"EXTEND_TIMEOUT_USEC=60000"] * extensions
+            messages.append(receiver.recv(4096))
+    assert messages == [b"EXTEND_TIMEOUT_USEC=60000"] * extensions
 
 
 def test_computing_is_work_and_waiting_is_none() -> None:

@@ -219,9 +219,9 @@ def test_the_fp32_projected_gradient_is_the_directional_derivative() -> None:
     z = [a - b for a, b in zip(model.parameters, start.parameters, strict=True)]
     learning = [p.requires_grad_() for p in start.parameters]
     gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(start.forward(x), labels), learning)
-    wanted = sum(float((a * b).sum()) for a, b in zip(z, gradients, strict=True))
+    expected = sum(float((a * b).sum()) for a, b in zip(z, gradients, strict=True))
     got = ElasticFloat(FloatNetwork.initialised(BARS, 0), 0, epsilon=1e-3).step(x, labels, 9, lr_zo=0.0, lr_bp=0.0)
-    assert got.projected_gradient == pytest.approx(wanted, rel=0.05, abs=0.02)
+    assert got.projected_gradient == pytest.approx(expected, rel=0.05, abs=0.02)
 
 
 def test_bp_in_fp32_learns() -> None:

@@ -145,10 +145,10 @@ def test_no_exponents_and_mantissas_overflow(architecture: Architecture, seed: i
     labels = torch.randint(0, architecture.classes, (9,), generator=generator)
     run = ElasticInt8(network, exponents.randint(0, len(architecture.trained_layers())), Noise(63, 256))
     for step in range(3):
-        logits, kept = network.forward(x, record_from=0)
+        logits, activations = network.forward(x, record_from=0)
         loss_now = loss.cross_entropy(logits, labels)
         assert 0 <= loss_now <= 9 * (140 << 16)
-        for activation in kept:
+        for activation in activations:
             assert int(activation.y.mantissa.to(torch.int64).abs().max()) <= 127
         run.step(x, labels, step, zo_bits=7, bp_bits=9)
         for p in network.parameters:
@@ -177,9 +177,9 @@ def test_rounding_is_by_magnitude(shift: int) -> None:
     values = torch.randint(-(1 << 30), 1 << 30, (4000,), generator=generator)
     values[:6] = torch.tensor([0, 1, -1, 1 << 30, -(1 << 30), 128])
     half = (1 << shift) >> 1
-    wanted = [(abs(v) + half >> shift) * (1 if v >= 0 else -1) for v in values.tolist()]
+    expected = [(abs(v) + half >> shift) * (1 if v >= 0 else -1) for v in values.tolist()]
     for dtype in (torch.int64, torch.int32):
-        assert rounding.shift_nearest(values.to(dtype, copy=True), shift).tolist() == wanted
+        assert rounding.shift_nearest(values.to(dtype, copy=True), shift).tolist() == expected
     stochastic = rounding.shift_stochastic(values, shift).tolist()
     floors = [(abs(v) >> shift) for v in values.tolist()]
     assert all(abs(s) - f in (0, 1) for s, f in zip(stochastic, floors, strict=True))
@@ -251,10 +251,10 @@ def test_an_update_has_the_mean_that_its_bits_say(bits: int) -> None:
 def test_a_perturbation_leaves_the_weight_alone_at_the_rim() -> None:
     weight = torch.tensor([126, -126, 127, 0], dtype=torch.int8)
     z = torch.tensor([3, 3, -3, 5], dtype=torch.int8)
-    kept = weight.clone()
+    original = weight.clone()
     assert noises.perturbed(weight, z, 1).tolist() == [127, -123, 124, 5]
     assert noises.perturbed(weight, z, -1).tolist() == [123, -127, 127, -5]
-    assert torch.equal(weight, kept)
+    assert torch.equal(weight, original)
 
 
 def test_the_products_fall_back_to_int32_where_int8_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:

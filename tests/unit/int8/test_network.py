@@ -63,8 +63,8 @@ def test_pooling_matches_torch_both_ways() -> None:
     assert torch.equal(y.mantissa.double(), pooled.detach().movedim(1, -1))
     error = Int8Tensor(mantissas(2, *y.shape), 0)
     back = layers.backward(MaxPool(2), [], Int8Tensor(x, 0), y, error)
-    (wanted,) = torch.autograd.grad(pooled, exact, error.mantissa.movedim(-1, 1).double())
-    assert torch.equal(back.mantissa.double(), wanted.movedim(1, -1))
+    (expected,) = torch.autograd.grad(pooled, exact, error.mantissa.movedim(-1, 1).double())
+    assert torch.equal(back.mantissa.double(), expected.movedim(1, -1))
 
 
 @pytest.mark.parametrize("architecture", [LENET5, POINTNET], ids=lambda a: a.name)
@@ -72,11 +72,11 @@ def test_fusing_changes_nothing(architecture: Architecture) -> None:
     network = quantised(FloatNetwork.initialised(architecture, 0))
     x = Int8Tensor(mantissas(1, 3, *architecture.input), -7)
     fused, nothing = network.forward(x)
-    plain, kept = network.forward(x, record_from=0)
+    plain, activations = network.forward(x, record_from=0)
     assert torch.equal(fused.mantissa, plain.mantissa)
     assert fused.exponent == plain.exponent
     assert not nothing
-    assert len(kept) == len(architecture.layers)
+    assert len(activations) == len(architecture.layers)
 
 
 @pytest.mark.parametrize("architecture", [LENET5, POINTNET], ids=lambda a: a.name)
@@ -95,12 +95,12 @@ def test_gradients_follow_autograd() -> None:
     x = torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(6)) * 2 - 1
     labels = torch.arange(32) % 10
     network = quantised(model)
-    logits, kept = network.forward(quantise(x), record_from=0)
+    logits, activations = network.forward(quantise(x), record_from=0)
     exact = [p.requires_grad_() for p in model.parameters]
-    wanted = torch.autograd.grad(functional.cross_entropy(model.forward(x), labels), exact)
+    expected = torch.autograd.grad(functional.cross_entropy(model.forward(x), labels), exact)
     seen = 0
-    for parameter, gradient in network.backward(kept, loss.gradient(logits, labels)):
-        a, b = gradient.double().flatten(), wanted[parameter.index].double().flatten()
+    for parameter, gradient in network.backward(activations, loss.gradient(logits, labels)):
+        a, b = gradient.double().flatten(), expected[parameter.index].double().flatten()
         assert float(a @ b / (a.norm() * b.norm())) > 0.9, parameter.name
         seen += 1
     assert seen == 10

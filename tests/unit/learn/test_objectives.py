@@ -83,7 +83,7 @@ def test_odds_are_finite_however_sure_the_model_is(sure: tuple[float, float]) ->
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "encoded",
     [
         example(),
         example(weight=0.3),
@@ -92,9 +92,9 @@ def test_odds_are_finite_however_sure_the_model_is(sure: tuple[float, float]) ->
         example(1, 2, correct=1, objective="likelihood"),
     ],
 )
-def test_derivatives_of_an_examples_objective(asked: Encoded) -> None:
+def test_derivatives_of_an_examples_objective(encoded: Encoded) -> None:
     chance = random.Random(3)
-    lengths = [*map(len, asked.choices), len(asked.target)]
+    lengths = [*map(len, encoded.choices), len(encoded.target)]
     values = [-3 * chance.random() for _ in range(sum(lengths))]
 
     def parts(values: list[float]) -> tuple[list[float], list[float]]:
@@ -102,10 +102,10 @@ def test_derivatives_of_an_examples_objective(asked: Encoded) -> None:
         split = [values[end - n : end] for end, n in zip(ends, lengths, strict=True)]
         return [sum(part) for part in split[:-1]], split[-1]
 
-    result = example_objective(asked, *parts(values), 0.1)
+    result = example_objective(encoded, *parts(values), 0.1)
     gradients = [gradient for part in (*result.choices, result.target) for gradient in part]
     for i, gradient in enumerate(gradients):
-        expected = numerically(lambda v: example_objective(asked, *parts(v), 0.1).loss, values, i)
+        expected = numerically(lambda v: example_objective(encoded, *parts(v), 0.1).loss, values, i)
         assert gradient == pytest.approx(expected, rel=1e-5)
 
 

@@ -126,11 +126,11 @@ def test_a_step_size_far_too_large_does_not_diverge(factor: float) -> None:
 
 def test_a_modest_step_size_is_kept_as_asked() -> None:
     oracle = Quadratic(ill_conditioned())
-    asked = 0.1 / float(oracle.h.sum())
-    results = list(minimise(oracle, steps=100, epsilon=1.0, lr=asked))
+    lr = 0.1 / float(oracle.h.sum())
+    results = list(minimise(oracle, steps=100, epsilon=1.0, lr=lr))
     peak = max(result.lr for result in results)
-    assert peak == pytest.approx(asked)
-    assert results[-1].lr == pytest.approx(0.1 * asked)
+    assert peak == pytest.approx(lr)
+    assert results[-1].lr == pytest.approx(0.1 * lr)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -38,8 +38,8 @@ def test_rows_are_those_of_the_whole(distribution: str, width: int) -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_mean_0_variance_1_and_no_correlation(distribution: str) -> None:
     n = 1 << 17
-    made = Direction(distribution)
-    z = torch.stack([made.piece(seed, tensor, 0, n, torch.float32, CPU) for seed in (0, 1) for tensor in (0, 1)])
+    direction = Direction(distribution)
+    z = torch.stack([direction.piece(seed, tensor, 0, n, torch.float32, CPU) for seed in (0, 1) for tensor in (0, 1)])
     products = (z @ z.T / n - torch.eye(4)).abs()
     assert float(products.max()) < 5 * 2**0.5 / n**0.5
     assert float(z.mean(1).abs().max()) < 5 / n**0.5

@@ -61,7 +61,7 @@ def test_bp_is_stochastic_gradient_descent(checkpointing: bool, tied: bool) -> N
 
 @pytest.mark.slow
 def test_checkpointing_keeps_fewer_activations() -> None:
-    def kept(checkpointing: bool) -> int:
+    def activation_bytes(checkpointing: bool) -> int:
         model, sizes = tiny(blocks=6), []
 
         def pack(tensor: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_checkpointing_keeps_fewer_activations() -> None:
         step(SGD(model), watched, 0.0, 0, list(block_list(model)) if checkpointing else ())
         return sum(sizes)
 
-    assert kept(True) < 0.5 * kept(False)
+    assert activation_bytes(True) < 0.5 * activation_bytes(False)
 
 
 def test_bp_of_bf16_weights_is_reproducible_and_small_steps_count() -> None:
@@ -238,13 +238,13 @@ def test_merged_adapters_are_the_attached_ones(make: Callable[[nn.Module], Adapt
     loss, adapters = language_loss(model), make(model)
     learn(adapters, loss)
     with adapters.attached():
-        wanted, start = value(loss), loss()
+        expected, start = value(loss), loss()
     layers = dict(model.named_modules())
     for number, (name, (a, b)) in enumerate(adapters.factors().items()):
         layer = layer_of(layers[name])
         assert layer is not None
         lora.merge(layer.weight, *layer.as_stored(a, b), number)
-    assert value(loss) == pytest.approx(wanted, rel=1e-5)
+    assert value(loss) == pytest.approx(expected, rel=1e-5)
     assert start.requires_grad  # of the model itself, which nothing has frozen
 
 
@@ -263,9 +263,9 @@ def test_merging_gives_the_same_bits_on_any_number_of_threads_and_rounds_without
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[3])
     torch.testing.assert_close(results[0], weight + b @ a)
-    change, kept = b @ a, results[1].float() - weight.to(torch.bfloat16).float()
+    change, rounded = b @ a, results[1].float() - weight.to(torch.bfloat16).float()
     # below the last bit of most weights, and not lost all the same
-    assert float((kept * change).sum() / (change * change).sum()) == pytest.approx(1, abs=0.05)
+    assert float((rounded * change).sum() / (change * change).sum()) == pytest.approx(1, abs=0.05)
     with pytest.raises(ValueError, match="do not fit"):
         lora.merge(weight, a, b.T, 7)
 

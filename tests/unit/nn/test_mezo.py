@@ -15,9 +15,9 @@ __all__ = ["one_thread"]
 
 
 def direction(theta: InPlace, seed: int, distribution: str) -> dict[str, Tensor]:
-    made = Direction(distribution)
+    source = Direction(distribution)
     return {
-        name: made.piece(seed, number, 0, p.numel(), torch.float32, p.device).view(p.shape)
+        name: source.piece(seed, number, 0, p.numel(), torch.float32, p.device).view(p.shape)
         for name, (number, p) in theta.theta.items()
     }
 

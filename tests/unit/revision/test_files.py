@@ -19,12 +19,12 @@ def files(tmp_path: Path) -> RevisionFiles:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, Path]:
-    made = {}
+    paths = {}
     for name, data in ((ADAPTER, b"adapter" * 100), (CONTROL, b"control" * 50)):
         path = tmp_path / f"source-{name}"
         path.write_bytes(data)
-        made[name] = path
-    return made
+        paths[name] = path
+    return paths
 
 
 def test_a_revision_comes_back_as_it_was_written(files: RevisionFiles, sources: dict[str, Path]) -> None:
@@ -110,12 +110,12 @@ def test_a_write_that_fails_leaves_nothing(
     owner = os if call == "fsync" else Path
     real = getattr(owner, call)
     for failing in range(1, 20):
-        made = 0
+        calls = 0
 
         def fail(*arguments: object, failing: int = failing, **options: object) -> object:
-            nonlocal made
-            made += 1
-            if made == failing:
+            nonlocal calls
+            calls += 1
+            if calls == failing:
                 raise OSError(number, os.strerror(number))
             return real(*arguments, **options)
 

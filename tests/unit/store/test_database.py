@@ -102,7 +102,7 @@ def test_feedback_that_was_acknowledged_survives_kill_9(path: Path) -> None:
     with closing(Store(path)) as store:
         stored = store.do(feedback.list_, 2000)
         # One more may have been stored, and not have come to be acknowledged.
-        assert [given.id for given in reversed(stored)][: len(acknowledged)] == acknowledged
+        assert [row.id for row in reversed(stored)][: len(acknowledged)] == acknowledged
         assert len(stored) - len(acknowledged) in (0, 1)
         assert len(store.do(examples.list_, 2000)) == len(stored)
         assert store.do(tasks.get, "sentiment").choices == ["label 0", "label 1", "label 2"]

@@ -106,7 +106,7 @@ def test_counters_follow_every_change(store: Store) -> None:
         counts = f"SELECT task, split, state, {label}, count(*) FROM examples GROUP BY 1, 2, 3, 4"
         return sorted(db.execute(counts).fetchall())
 
-    def kept(db: Database) -> list[Any]:
+    def counters(db: Database) -> list[Any]:
         return sorted(db.execute("SELECT task, split, state, label, n FROM example_counts WHERE n != 0").fetchall())
 
     rows = fill(store, 40)
@@ -114,7 +114,7 @@ def test_counters_follow_every_change(store: Store) -> None:
     store.do(examples.exclude, [row.id for row in rows[10:13]])
     store.do(imports.add_many, [new(i, "bad") for i in range(5)])
     store.do(lambda db: db.execute("DELETE FROM examples WHERE id = ?", [rows[20].id]))
-    assert store.do(kept) == store.do(counted)
+    assert store.do(counters) == store.do(counted)
 
 
 def test_one_fifth_is_held_out(store: Store) -> None:
@@ -165,11 +165,11 @@ def test_training_takes_the_new_ones_first_and_replays_used_ones(store: Store) -
     old = [store.do(examples.add, example).id for example in of_split("train", 30)[:20]]
     store.do(examples.mark_used, old)
     fresh = [store.do(examples.add, example).id for example in of_split("train", 30)[20:]]
-    taken = [example.id for example in store.do(selection.for_training, 15, 7)]
-    assert taken[:10] == fresh[::-1]
-    assert set(taken[10:]) < set(old)
-    assert len(set(taken)) == 15
-    assert taken == [example.id for example in store.do(selection.for_training, 15, 7)]
+    ids = [example.id for example in store.do(selection.for_training, 15, 7)]
+    assert ids[:10] == fresh[::-1]
+    assert set(ids[10:]) < set(old)
+    assert len(set(ids)) == 15
+    assert ids == [example.id for example in store.do(selection.for_training, 15, 7)]
     samples = {tuple(e.id for e in store.do(selection.for_training, 15, seed)[10:]) for seed in range(5)}
     assert len(samples) > 1
     few = [example.id for example in store.do(selection.for_training, 4, 7)]
@@ -264,8 +264,8 @@ def stamped(db: Database, moment: str, id: str) -> None:
 
 def test_how_long_new_examples_have_waited(store: Store) -> None:
     assert store.do(examples.new_since, 2) == (None, None)
-    made = [store.do(examples.add, new(n)) for n in range(20)]
-    train = [example for example in made if example.split == "train"]
+    rows = [store.do(examples.add, new(n)) for n in range(20)]
+    train = [example for example in rows if example.split == "train"]
     for day, example in enumerate(train, 1):
         moment = f"2026-01-{day:02}T00:00:00.000Z"
         store.do(stamped, moment, example.id)

@@ -11,46 +11,47 @@ from tests.support.store_samples import recorded
 
 
 @pytest.fixture
-def asked(store: Store) -> str:
+def inference(store: Store) -> str:
     return store.do(recorded)
 
 
-def test_a_label_becomes_an_example_of_the_task_it_declares(store: Store, asked: str) -> None:
-    given, created = store.do(
-        feedback.add, NewFeedback(asked, "label", "good", task="sentiment", choices=["good", "bad"], tags={"user": "7"})
+def test_a_label_becomes_an_example_of_the_task_it_declares(store: Store, inference: str) -> None:
+    row, created = store.do(
+        feedback.add,
+        NewFeedback(inference, "label", "good", task="sentiment", choices=["good", "bad"], tags={"user": "7"}),
     )
     assert created
-    assert store.do(feedback.get, given.id) == given
-    assert (given.task, given.value, given.tags, given.source) == ("sentiment", "good", {"user": "7"}, "human")
+    assert store.do(feedback.get, row.id) == row
+    assert (row.task, row.value, row.tags, row.source) == ("sentiment", "good", {"user": "7"}, "human")
     task = store.do(tasks.get, "sentiment")
     assert (task.choices, task.open, task.metric, task.source) == (["good", "bad"], False, "accuracy", "feedback")
     (example,) = store.do(examples.list_, 10)
-    assert example.id == given.example_id
-    assert (example.kind, example.target, example.source_inference_id) == ("label", "good", asked)
-    assert example.input == store.do(inferences.get, asked).input
+    assert example.id == row.example_id
+    assert (example.kind, example.target, example.source_inference_id) == ("label", "good", inference)
+    assert example.input == store.do(inferences.get, inference).input
 
 
-def test_a_demonstration_becomes_an_example_of_free_text(store: Store, asked: str) -> None:
-    given, _ = store.do(feedback.add, NewFeedback(asked, "demonstration", "A fine film indeed."))
-    assert given.task == "default"
+def test_a_demonstration_becomes_an_example_of_free_text(store: Store, inference: str) -> None:
+    row, _ = store.do(feedback.add, NewFeedback(inference, "demonstration", "A fine film indeed."))
+    assert row.task == "default"
     task = store.do(tasks.get, "default")
     assert (task.choices, task.open, task.metric) == ([], False, "auto")
     assert [example.target for example in store.do(examples.list_, 10)] == ["A fine film indeed."]
     with pytest.raises(InvalidRequest, match="free text"):
-        store.do(feedback.add, NewFeedback(asked, "label", "good"))
+        store.do(feedback.add, NewFeedback(inference, "label", "good"))
 
 
 def test_the_task_is_the_one_given_or_that_of_the_inference_or_default(store: Store) -> None:
-    asked = store.do(recorded, task="asked")
+    inference = store.do(recorded, task="asked")
     for task, expected in ((None, "asked"), ("given", "given")):
-        assert store.do(feedback.add, NewFeedback(asked, "label", "x", task=task))[0].task == expected
+        assert store.do(feedback.add, NewFeedback(inference, "label", "x", task=task))[0].task == expected
     assert store.do(feedback.add, NewFeedback(store.do(recorded), "label", "x"))[0].task == "default"
     assert store.do(feedback.add, NewFeedback(store.do(recorded), "boolean", True))[0].task is None
 
 
-def test_choices_grow_until_they_are_given(store: Store, asked: str) -> None:
+def test_choices_grow_until_they_are_given(store: Store, inference: str) -> None:
     def label(value: str, choices: list[str] | None = None) -> None:
-        store.do(feedback.add, NewFeedback(asked, "label", value, task="t", choices=choices))
+        store.do(feedback.add, NewFeedback(inference, "label", value, task="t", choices=choices))
 
     label("a")
     label("b")
@@ -65,7 +66,7 @@ def test_choices_grow_until_they_are_given(store: Store, asked: str) -> None:
         label("d")
     with pytest.raises(Conflict):
         label("d", ["a", "b", "c", "d"])
-    store.do(feedback.add, NewFeedback(asked, "demonstration", "because it rained", task="t"))
+    store.do(feedback.add, NewFeedback(inference, "demonstration", "because it rained", task="t"))
     assert store.do(tasks.get, "t").choices == ["a", "b", "c"]
 
 
@@ -80,9 +81,11 @@ def test_choices_grow_until_they_are_given(store: Store, asked: str) -> None:
         ("preference", {"chosen": "Yes."}, {"chosen": "Yes.", "rejected": "It was great."}),
     ],
 )
-def test_all_but_a_comment_make_an_example(store: Store, asked: str, kind: str, value: object, stored: object) -> None:
-    given, _ = store.do(feedback.add, NewFeedback(asked, kind, value))
-    row = store.do(feedback.get, given.id)
+def test_all_but_a_comment_make_an_example(
+    store: Store, inference: str, kind: str, value: object, stored: object
+) -> None:
+    new, _ = store.do(feedback.add, NewFeedback(inference, kind, value))
+    row = store.do(feedback.get, new.id)
     assert row.value == stored
     assert type(row.value) is type(stored)
     assert [example.id for example in store.do(examples.list_, 10)] == ([] if kind == "comment" else [row.example_id])
@@ -112,10 +115,10 @@ def test_all_but_a_comment_make_an_example(store: Store, asked: str, kind: str, 
     ],
 )
 def test_a_value_that_does_not_fit_its_kind_is_refused(
-    store: Store, asked: str, kind: str, value: object, expected: str
+    store: Store, inference: str, kind: str, value: object, expected: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=expected) as caught:
-        store.do(feedback.add, NewFeedback(asked, kind, value))
+        store.do(feedback.add, NewFeedback(inference, kind, value))
     assert (caught.value.status, caught.value.param) == (400, "kind" if kind == "thumbs" else "value")
     assert store.do(feedback.count) == 0
 
@@ -136,17 +139,17 @@ def test_a_value_that_does_not_fit_its_kind_is_refused(
     ],
 )
 def test_a_refused_feedback_leaves_no_trace(
-    store: Store, asked: str, changes: dict[str, Any], error: type[InvalidRequest]
+    store: Store, inference: str, changes: dict[str, Any], error: type[InvalidRequest]
 ) -> None:
     with pytest.raises(error):
-        store.do(feedback.add, replace(NewFeedback(asked, "label", "good", task="t"), **changes))
+        store.do(feedback.add, replace(NewFeedback(inference, "label", "good", task="t"), **changes))
     assert store.do(feedback.count) == 0
     assert store.do(examples.list_, 10) == []
     assert store.do(tasks.all) == []
 
 
-def test_the_same_key_and_body_are_stored_once(store: Store, asked: str) -> None:
-    body = NewFeedback(asked, "label", "good", task="t", tags={"a": 1, "b": 2}, idempotency_key="k")
+def test_the_same_key_and_body_are_stored_once(store: Store, inference: str) -> None:
+    body = NewFeedback(inference, "label", "good", task="t", tags={"a": 1, "b": 2}, idempotency_key="k")
     first, created = store.do(feedback.add, body)
     assert created
     store.do(feedback.add, replace(body, value="bad", idempotency_key=None))
@@ -161,9 +164,9 @@ def test_the_same_key_and_body_are_stored_once(store: Store, asked: str) -> None
     assert store.do(feedback.count) == 2
 
 
-def test_an_idempotency_key_is_its_authors(store: Store, asked: str) -> None:
+def test_an_idempotency_key_is_its_authors(store: Store, inference: str) -> None:
     """An equal key of another user must neither swallow what they say nor refuse it."""
-    body = NewFeedback(asked, "label", "good", task="t", idempotency_key="1")
+    body = NewFeedback(inference, "label", "good", task="t", idempotency_key="1")
     first, second, third = (replace(body, author=author) for author in ("uid:1", "uid:2", None))
     ids = {store.do(feedback.add, new)[0].id for new in (first, second, replace(third, value="bad"))}
     assert len(ids) == 3
@@ -174,17 +177,17 @@ def test_an_idempotency_key_is_its_authors(store: Store, asked: str) -> None:
         store.do(feedback.add, replace(second, value="bad"))
 
 
-def test_without_a_key_the_same_body_counts_twice(store: Store, asked: str) -> None:
-    body = NewFeedback(asked, "boolean", True)
+def test_without_a_key_the_same_body_counts_twice(store: Store, inference: str) -> None:
+    body = NewFeedback(inference, "boolean", True)
     assert store.do(feedback.add, body)[0].id != store.do(feedback.add, body)[0].id
     assert store.do(feedback.count) == 2
 
 
-def test_lists_are_filtered_and_paged_from_the_newest(store: Store, asked: str) -> None:
-    given = [store.do(feedback.add, NewFeedback(asked, "float", n, task=f"t{n % 2}"))[0] for n in range(6)]
-    store.do(feedback.add, NewFeedback(asked, "comment", "hm", task="t0"))
-    assert store.do(feedback.list_, 2, 1, {"kind": "float"}) == [given[4], given[3]]
-    assert store.do(feedback.list_, 10, 0, {"kind": "float", "task": "t1"}) == [given[5], given[3], given[1]]
+def test_lists_are_filtered_and_paged_from_the_newest(store: Store, inference: str) -> None:
+    rows = [store.do(feedback.add, NewFeedback(inference, "float", n, task=f"t{n % 2}"))[0] for n in range(6)]
+    store.do(feedback.add, NewFeedback(inference, "comment", "hm", task="t0"))
+    assert store.do(feedback.list_, 2, 1, {"kind": "float"}) == [rows[4], rows[3]]
+    assert store.do(feedback.list_, 10, 0, {"kind": "float", "task": "t1"}) == [rows[5], rows[3], rows[1]]
     assert (store.do(feedback.count), store.do(feedback.count, {"task": "t0"})) == (7, 4)
     with pytest.raises(NotFound, match="no feedback 'x'"):
         store.do(feedback.get, "x")
@@ -192,9 +195,9 @@ def test_lists_are_filtered_and_paged_from_the_newest(store: Store, asked: str) 
 
 def test_an_example_has_what_the_request_said_its_answer_must_be(store: Store) -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
-    asked = store.do(recorded, params={"temperature": 0.0, "response_format": form})
-    given, _ = store.do(feedback.add, NewFeedback(asked, "demonstration", "{}"))
-    again, _ = store.do(feedback.add, NewFeedback(asked, "demonstration", "{}"))
-    assert (given.state, again.state) == ("accepted", "duplicate")
+    inference = store.do(recorded, params={"temperature": 0.0, "response_format": form})
+    row, _ = store.do(feedback.add, NewFeedback(inference, "demonstration", "{}"))
+    again, _ = store.do(feedback.add, NewFeedback(inference, "demonstration", "{}"))
+    assert (row.state, again.state) == ("accepted", "duplicate")
     (example,) = store.do(examples.list_, 10)
-    assert example.input == {**store.do(inferences.get, asked).input, "response_format": form}
+    assert example.input == {**store.do(inferences.get, inference).input, "response_format": form}

@@ -57,7 +57,7 @@ def test_targets(kind: str, value: Any, output: str, task: Task | None, target: 
 
 
 @pytest.fixture
-def asked(store: Store) -> str:
+def inference(store: Store) -> str:
     store.do(tasks.declare, TWO)
     return store.do(recorded, task="reviews", output="Yes.")
 
@@ -66,37 +66,37 @@ def targets(store: Store) -> list[tuple[str, str]]:
     return [(example.kind, example.target) for example in store.do(examples.list_, 10)]
 
 
-def test_a_thumb_becomes_an_example_that_later_feedback_replaces(store: Store, asked: str) -> None:
-    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", True))
-    assert given.example_id is not None
-    assert (given.task, given.value, given.state) == ("reviews", True, "accepted")
+def test_a_thumb_becomes_an_example_that_later_feedback_replaces(store: Store, inference: str) -> None:
+    row, _ = store.do(feedback.add, NewFeedback(inference, "boolean", True))
+    assert row.example_id is not None
+    assert (row.task, row.value, row.state) == ("reviews", True, "accepted")
     assert targets(store) == [("label", "yes")]
-    assert store.do(feedback.add, NewFeedback(asked, "boolean", True))[0].state == "duplicate"
-    store.do(feedback.add, NewFeedback(asked, "boolean", False))
+    assert store.do(feedback.add, NewFeedback(inference, "boolean", True))[0].state == "duplicate"
+    store.do(feedback.add, NewFeedback(inference, "boolean", False))
     assert targets(store) == [("label", "no")]
-    store.do(feedback.add, NewFeedback(asked, "label", "yes"))
+    store.do(feedback.add, NewFeedback(inference, "label", "yes"))
     assert targets(store) == [("label", "yes")]
 
 
-def test_a_source_that_is_believed_less_does_not_outweigh_a_label_with_a_thumb(store: Store, asked: str) -> None:
+def test_a_source_that_is_believed_less_does_not_outweigh_a_label_with_a_thumb(store: Store, inference: str) -> None:
     weights = {"implicit": 0.3}
-    store.do(feedback.add, NewFeedback(asked, "label", "yes"), weights)
-    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", False, source="implicit"), weights)
-    assert given.state == "outweighed"
+    store.do(feedback.add, NewFeedback(inference, "label", "yes"), weights)
+    row, _ = store.do(feedback.add, NewFeedback(inference, "boolean", False, source="implicit"), weights)
+    assert row.state == "outweighed"
     assert targets(store) == [("label", "yes")]
 
 
-def test_a_thumb_that_was_kept_apart_teaches_when_it_is_released(store: Store, asked: str) -> None:
-    given, _ = store.do(feedback.add, NewFeedback(asked, "boolean", False, quarantine="a flood"))
-    assert (given.state, targets(store)) == ("quarantined", [])
-    (released,) = store.do(feedback.release, [given.id])
+def test_a_thumb_that_was_kept_apart_teaches_when_it_is_released(store: Store, inference: str) -> None:
+    row, _ = store.do(feedback.add, NewFeedback(inference, "boolean", False, quarantine="a flood"))
+    assert (row.state, targets(store)) == ("quarantined", [])
+    (released,) = store.do(feedback.release, [row.id])
     assert released.state == "accepted"
     assert targets(store) == [("label", "no")]
 
 
-def test_what_is_forgotten_leaves_the_answer_that_an_earlier_thumb_gave(store: Store, asked: str) -> None:
-    store.do(feedback.add, NewFeedback(asked, "boolean", True, author="uid:1"))
-    label, _ = store.do(feedback.add, NewFeedback(asked, "label", "no", author="uid:2"))
+def test_what_is_forgotten_leaves_the_answer_that_an_earlier_thumb_gave(store: Store, inference: str) -> None:
+    store.do(feedback.add, NewFeedback(inference, "boolean", True, author="uid:1"))
+    label, _ = store.do(feedback.add, NewFeedback(inference, "label", "no", author="uid:2"))
     assert targets(store) == [("label", "no")]
     store.do(forgetting.forget, Selection(feedback=(label.id,)))
     (example,) = store.do(examples.list_, 10)
@@ -128,28 +128,28 @@ def test_a_thumb_on_calls_judges_the_message(store: Store) -> None:
     }
     call = {"id": "c9", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
     input = {"messages": [{"role": "user", "content": "Dark here."}], "tools": [tool]}
-    asked = store.do(recorded, input=input, output="", tool_calls=[call], finish_reason="tool_calls")
-    store.do(feedback.add, NewFeedback(asked, "boolean", False))
+    inference = store.do(recorded, input=input, output="", tool_calls=[call], finish_reason="tool_calls")
+    store.do(feedback.add, NewFeedback(inference, "boolean", False))
     (thumb,) = judged(store)
     function = {"name": "light", "arguments": '{"on":true}'}
     calls = [{"id": "call_0", "type": "function", "function": function}]
     assert thumb == ("thumb", {"answer": {"role": "assistant", "content": "", "tool_calls": calls}, "good": False})
-    store.do(feedback.add, NewFeedback(asked, "preference", {"chosen": "It is day."}))
+    store.do(feedback.add, NewFeedback(inference, "preference", {"chosen": "It is day."}))
     assert judged(store)[0][1]["rejected"] == thumb[1]["answer"]
 
 
 @pytest.mark.parametrize("finish", ["length", "streaming", "cancelled"])
 def test_a_thumb_on_half_an_answer_teaches_nothing(store: Store, finish: str) -> None:
-    asked = store.do(recorded, task="prose", output="It rai", finish_reason=finish)
+    inference = store.do(recorded, task="prose", output="It rai", finish_reason=finish)
     for kind, value in (("boolean", True), ("boolean", False), ("float", 0.1)):
-        assert store.do(feedback.add, NewFeedback(asked, kind, value))[0].example_id is None
+        assert store.do(feedback.add, NewFeedback(inference, kind, value))[0].example_id is None
 
 
 def test_what_is_right_outweighs_a_thumb_on_another_answer(store: Store, said: str) -> None:
     store.do(feedback.add, NewFeedback(said, "demonstration", "It poured."))
     for kind, value in (("boolean", False), ("boolean", True), ("float", 0.9)):
-        given, _ = store.do(feedback.add, NewFeedback(said, kind, value))
-        assert given.state == "outweighed"
+        row, _ = store.do(feedback.add, NewFeedback(said, kind, value))
+        assert row.state == "outweighed"
     assert targets(store) == [("demonstration", "It poured.")]
     again = store.do(recorded, task="prose", output="It poured.")
     store.do(feedback.add, NewFeedback(again, "boolean", False))  # now that one is said to be wrong

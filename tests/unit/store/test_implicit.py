@@ -89,13 +89,13 @@ def test_calls_of_others_and_results_that_were_answered_since(store: Store, call
 )
 def test_a_question_that_is_asked_again(store: Store, again: str, n: int) -> None:
     store.do(recorded, input={"messages": ASKED}, output="It is dark.", author="uid:1")
-    asked = [*ASKED, {"role": "assistant", "content": "It is dark."}, {"role": "user", "content": again}]
-    assert observe(store, asked) == n
+    messages = [*ASKED, {"role": "assistant", "content": "It is dark."}, {"role": "user", "content": again}]
+    assert observe(store, messages) == n
 
 
 def test_labels_are_not_told_in_this_way(store: Store) -> None:
     labelled = store.do(recorded, text="x", task="t")
     store.do(feedback.add, feedback.NewFeedback(labelled, "label", "no", choices=["yes", "no"]))
     store.do(recorded, task="t", input={"messages": ASKED}, output="yes", author="uid:1")
-    asked = [*ASKED, {"role": "assistant", "content": "yes"}, ASKED[0]]
-    assert observe(store, asked) == 0
+    messages = [*ASKED, {"role": "assistant", "content": "yes"}, ASKED[0]]
+    assert observe(store, messages) == 0

@@ -30,11 +30,11 @@ def test_an_inference_comes_back_as_it_was(store: Store, changes: dict[str, Any]
 def test_an_answer_is_there_from_its_first_chunk_and_completed_later(store: Store) -> None:
     begun = inference(output="It", finish_reason=inferences.STREAMING, completion_tokens=1)
     store.do(inferences.record, begun)
-    given, _ = store.do(feedback.add, NewFeedback(begun.id, "comment", "go on"))
+    row, _ = store.do(feedback.add, NewFeedback(begun.id, "comment", "go on"))
     whole = replace(begun, output="It was great.", finish_reason="stop", completion_tokens=5)
     store.do(inferences.record, whole)
     assert store.do(inferences.get, begun.id) == whole
-    assert store.do(feedback.get, given.id).inference_id == begun.id
+    assert store.do(feedback.get, row.id).inference_id == begun.id
     assert store.do(inferences.end_streams) == 0
 
 
@@ -60,8 +60,8 @@ def test_an_unknown_inference_is_not_found(store: Store) -> None:
 
 
 def test_latest_pages_from_the_newest(store: Store) -> None:
-    made = [store.do(recorded, str(n)) for n in range(5)]
-    assert [row.id for row in store.do(inferences.latest, 2, 1)] == [made[3], made[2]]
+    ids = [store.do(recorded, str(n)) for n in range(5)]
+    assert [row.id for row in store.do(inferences.latest, 2, 1)] == [ids[3], ids[2]]
 
 
 def test_prune_knows_what_a_wrong_clock_has_stamped(store: Store) -> None:

@@ -85,19 +85,19 @@ def test_columns_are_checked_by_name(store: Store) -> None:
 
 
 def test_latest_pages_from_the_newest(store: Store) -> None:
-    made = [begun(store) for _ in range(4)]
-    assert [row.id for row in store.do(passes.latest, 2, 1)] == [made[2], made[1]]
+    numbers = [begun(store) for _ in range(4)]
+    assert [row.id for row in store.do(passes.latest, 2, 1)] == [numbers[2], numbers[1]]
 
 
 def test_which_examples_a_pass_used_is_a_query(store: Store) -> None:
     id = begun(store)
-    given = [store.do(feedback.add, NewFeedback(store.do(recorded, str(n)), "label", "x"))[0] for n in range(3)]
-    members = [(str(given[0].example_id), "train"), (str(given[1].example_id), "dev")]
+    rows = [store.do(feedback.add, NewFeedback(store.do(recorded, str(n)), "label", "x"))[0] for n in range(3)]
+    members = [(str(rows[0].example_id), "train"), (str(rows[1].example_id), "dev")]
     store.do(passes.add_examples, id, members)
     store.do(passes.add_examples, id, members)
     learned = """SELECT feedback.id FROM feedback JOIN pass_examples USING (example_id)
                  WHERE pass_id = ? AND role = 'train'"""
-    assert store.do(lambda db: db.execute(learned, [id]).fetchall()) == [(given[0].id,)]
+    assert store.do(lambda db: db.execute(learned, [id]).fetchall()) == [(rows[0].id,)]
 
 
 def test_steps_come_back_in_order_and_may_come_in_parts(store: Store) -> None:
@@ -138,8 +138,8 @@ def test_answers_are_forgotten_with_their_examples_and_with_old_passes(store: St
     numbers = []
     for _ in range(3):
         numbers.append(begun(store))
-        shown = [{"example": name, "input": f"say {name}"} for name in ("a", "b")]
-        gate = {"tasks": {"home": {"n": 20, "answers": shown}, "other": {"n": 5}}}
+        entries = [{"example": name, "input": f"say {name}"} for name in ("a", "b")]
+        gate = {"tasks": {"home": {"n": 20, "answers": entries}, "other": {"n": 5}}}
         store.do(passes.update, numbers[-1], gate=gate)
     store.do(passes.forget_answers, numbers[2], {"a"})
     assert answers(numbers[2]) == ["b"]

@@ -22,7 +22,7 @@ def correct(store: Store, inference: str, name: str, **arguments: str) -> None:
     store.do(feedback.add, NewFeedback(inference, "demonstration", {"tool_calls": [call]}))
 
 
-def told(store: Store) -> list[str]:
+def event_kinds(store: Store) -> list[str]:
     return [event.kind for event in store.do(events.latest, 100) if event.kind.startswith("schema drift")]
 
 
@@ -38,17 +38,17 @@ def test_what_calls_a_tool_that_is_gone_waits_for_it(
     correct(store, request(store, "light", "room", task=task), "light", room="hall")
     store.do(feedback.add, NewFeedback(request(store, "light", text="Hm?", task=task), "demonstration", "What?"))
     store.do(schema_drift.review)
-    assert (states(store), told(store)) == (["new", "new"], [])
+    assert (states(store), event_kinds(store)) == (["new", "new"], [])
     for _ in range(60):
         request(store, tool, *parameters, task=task)
     store.do(schema_drift.review)
     store.do(schema_drift.review)
-    assert (states(store), told(store)) == (["new", "stale"], ["schema drift"])
+    assert (states(store), event_kinds(store)) == (["new", "stale"], ["schema drift"])
     (event,) = [event for event in store.do(events.latest, 100) if event.kind == "schema drift"]
     assert event.data == {"task": task or "default", "examples": 1, "tools": ["light"]}
     request(store, "light", "room", task=task)
     store.do(schema_drift.review)
-    assert (states(store), told(store)) == (["new", "new"], ["schema drift", "schema drift over"])
+    assert (states(store), event_kinds(store)) == (["new", "new"], ["schema drift", "schema drift over"])
 
 
 def test_requests_of_another_task_or_without_tools_say_nothing(store: Store) -> None:

@@ -38,8 +38,8 @@ def say(
     author: str = "uid:1",
     quarantine: str | None = None,
 ) -> Feedback:
-    given = NewFeedback(inference, "label", value, task="mood", source=source, author=author, quarantine=quarantine)
-    return feedback.add(db, given, WEIGHTS)[0]
+    new = NewFeedback(inference, "label", value, task="mood", source=source, author=author, quarantine=quarantine)
+    return feedback.add(db, new, WEIGHTS)[0]
 
 
 def target(db: Database, row: Feedback) -> str:
@@ -151,8 +151,8 @@ def test_many_new_examples_do_not_push_out_what_judged_before(store: Store) -> N
 
 
 def test_forgetting_takes_everything_along_and_names_who_learned_from_it(store: Store) -> None:
-    asked = [store.do(recorded, f"text {i}", author="uid:7" if i == 0 else "uid:8") for i in range(3)]
-    rows = [store.do(say, id, "good", author="uid:7" if i == 0 else "uid:8") for i, id in enumerate(asked)]
+    inference_ids = [store.do(recorded, f"text {i}", author="uid:7" if i == 0 else "uid:8") for i in range(3)]
+    rows = [store.do(say, id, "good", author="uid:7" if i == 0 else "uid:8") for i, id in enumerate(inference_ids)]
     ids = [row.example_id or "" for row in rows]
     direct = store.do(learned, "committed", ids[:2])
     child = store.do(learned, "committed", ids[2:], parent=direct)
@@ -162,12 +162,12 @@ def test_forgetting_takes_everything_along_and_names_who_learned_from_it(store: 
     assert store.do(feedback.count) == 3, "looking changes nothing"
     forgotten = store.do(forgetting.forget, Selection(feedback=(rows[0].id,)))
     assert looked == forgotten
-    assert (forgotten.feedback, forgotten.examples, forgotten.inferences) == ([rows[0].id], ids[:1], asked[:1])
+    assert (forgotten.feedback, forgotten.examples, forgotten.inferences) == ([rows[0].id], ids[:1], inference_ids[:1])
     assert (forgotten.revisions, forgotten.inherited) == ([direct, child], [child])
     assert judged_only not in forgotten.revisions
     assert forgotten.passes == [1, 3]
     assert {e.id for e in store.do(examples.list_, 10)} == set(ids[1:])
-    assert {i.id for i in store.do(inferences.latest, 10)} == set(asked[1:])
+    assert {i.id for i in store.do(inferences.latest, 10)} == set(inference_ids[1:])
     marked = {row.id: row.forgotten for row in store.do(revisions.all)}
     assert marked == {0: 0, direct: 1, child: 1, judged_only: 0}
     assert str(direct) in store.do(events.latest, 1)[0].message
@@ -181,19 +181,19 @@ def test_forgetting_takes_everything_along_and_names_who_learned_from_it(store: 
 def test_forgetting_an_author_an_answer_an_example_or_a_tag(store: Store) -> None:
     def fresh(db: Database, author: str) -> tuple[str, Feedback]:
         inference = recorded(db, f"text of {author}", author=author)
-        given = NewFeedback(inference, "label", "good", task="mood", author=author, tags={"room": author})
-        return inference, feedback.add(db, given)[0]
+        new = NewFeedback(inference, "label", "good", task="mood", author=author, tags={"room": author})
+        return inference, feedback.add(db, new)[0]
 
-    made = [store.do(fresh, f"uid:{n}") for n in range(4)]
+    pairs = [store.do(fresh, f"uid:{n}") for n in range(4)]
     store.do(forgetting.forget, Selection(authors=("uid:0",)))
     with pytest.raises(NotFound, match="uid:0"):  # nothing is left of them, or there never was anything
         store.do(forgetting.look, Selection(authors=("uid:0",)))
-    store.do(forgetting.forget, Selection(inferences=(made[1][0],)))
+    store.do(forgetting.forget, Selection(inferences=(pairs[1][0],)))
     store.do(forgetting.forget, Selection(tags=(("room", "uid:2"),)))
-    assert [row.id for row in store.do(feedback.list_, 10)] == [made[3][1].id]
-    assert [row.id for row in store.do(inferences.latest, 10)] == [made[3][0]]
-    forgotten = store.do(forgetting.forget, Selection(examples=(made[3][1].example_id or "",)))
-    assert forgotten.examples == [made[3][1].example_id]
+    assert [row.id for row in store.do(feedback.list_, 10)] == [pairs[3][1].id]
+    assert [row.id for row in store.do(inferences.latest, 10)] == [pairs[3][0]]
+    forgotten = store.do(forgetting.forget, Selection(examples=(pairs[3][1].example_id or "",)))
+    assert forgotten.examples == [pairs[3][1].example_id]
     assert store.do(examples.list_, 10) == []
     for wrong in (Selection(feedback=("x",)), Selection(inferences=("x",)), Selection(examples=("x",))):
         with pytest.raises(NotFound):

@@ -21,13 +21,13 @@ TOOLS = [{"type": "function", "function": {"name": "lamp", "parameters": LAMP}}]
 
 def lines(n: int) -> bytes:
     """Calls and words, in the form of TRL."""
-    made = []
+    rows = []
     for i in range(n):
         call = {"type": "function", "function": {"name": "lamp", "arguments": {"on": i % 2 == 0}}}
         answer = {"tool_calls": [call]} if i % 3 else {"content": "Hello!"}
         said = {"role": "user", "content": f"{'light' if i % 2 else 'dark'} {i}"}
-        made.append({"task": "home", "messages": [said, {"role": "assistant", **answer}], "tools": TOOLS})
-    return "\n".join(map(json.dumps, made)).encode()
+        rows.append({"task": "home", "messages": [said, {"role": "assistant", **answer}], "tools": TOOLS})
+    return "\n".join(map(json.dumps, rows)).encode()
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_samples_are_of_training_rows() -> None:
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    given = {"runs": ["base", "pass", "peft"], "examples": [25, 50], "talk": 0.1, "seeds": [0, 1], "judged": None}
+    defaults = {"runs": ["base", "pass", "peft"], "examples": [25, 50], "talk": 0.1, "seeds": [0, 1], "judged": None}
     how = {"memory": ["300MB", "none"], "method": "auto", "blocks": "auto", "lrs": [1e-3], "epochs": [1, 3]}
-    return argparse.Namespace(**{**given, **how, "device": "cpu", **changes})
+    return argparse.Namespace(**{**defaults, **how, "device": "cpu", **changes})
 
 
 def test_runs_are_named_by_all_that_is_asked() -> None:

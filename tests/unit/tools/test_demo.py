@@ -54,7 +54,7 @@ def test_a_wrong_action_is_done_right_and_becomes_an_example(daemon: DaemonProce
     assert json.loads(call["function"]["arguments"]) == row["arguments"]
 
 
-async def asked(socket: Path) -> list[Answer]:
+async def answers_of(socket: Path) -> list[Answer]:
     agent = HomeAgent(socket)
     try:
         options: dict[str, Any] = {"tools": home.TOOLS[:1], "tool_choice": "required", "max_tokens": MAX_TOKENS}
@@ -65,7 +65,7 @@ async def asked(socket: Path) -> list[Answer]:
 
 @pytest.mark.slow
 def test_streamed_calls_are_put_together(daemon: DaemonProcess) -> None:
-    first, again, other = asyncio.run(asked(daemon.api))
+    first, again, other = asyncio.run(answers_of(daemon.api))
     assert first.said == again.said
     for answer in (first, other):
         (call,) = answer.calls

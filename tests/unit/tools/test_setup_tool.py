@@ -42,7 +42,7 @@ def test_everything_agentd_needs_is_pinned() -> None:
                 continue
             needed = canonicalize_name(requirement.name)
             assert needed in pinned, f"{needed} (needed by {name}) is missing in constraints.txt"
-            for item in [(needed, wanted) for wanted in requirement.extras or {""}]:
+            for item in [(needed, extra_name) for extra_name in requirement.extras or {""}]:
                 if item not in seen:
                     seen.add(item)
                     waiting.append(item)

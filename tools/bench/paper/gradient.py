@@ -81,8 +81,8 @@ class Once(Training):
             return asyncio.run_coroutine_threadsafe(answered(request), loop).result()
 
         for name, bf16 in (("float32", False), ("bfloat16", True)):
-            made = {**spec, "options": {**spec["options"], "bf16": bf16}}
-            await asyncio.to_thread(self._gradient, name, made, ask)
+            own_spec = {**spec, "options": {**spec["options"], "bf16": bf16}}
+            await asyncio.to_thread(self._gradient, name, own_spec, ask)
         return {}
 
     def _gradient(self, name: str, spec: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
