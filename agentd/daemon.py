@@ -56,7 +56,7 @@ def main(config: Config, reload: Callable[[], Config]) -> int:
 
     Returns the process's exit status.
     """
-    os.umask(0o077)  # whatever is written here is for nobody else
+    os.umask(0o077)  # all that is written here is for no one else
     logs.configure()
     allocator.few_arenas()
     try:

@@ -39,14 +39,14 @@ async def run(services: Services, clock: WallClock) -> None:
 
 
 async def forget_old(services: Services) -> None:
-    """Lets go of served requests that are old and that nobody gave feedback on."""
+    """Lets go of served requests that are old and that no one gave feedback on."""
     store, since = services.store, _ago(timedelta(seconds=services.config.retention.inferences))
     if await store.call(inferences.prune, since):
         await store.checkpoint()
 
 
 async def check_if_due(services: Services) -> None:
-    """The check, if the last one is a week ago and nobody waits for an answer; after a day of waiting, even so."""
+    """The check, if the last one is a week ago and no one waits for an answer; after a day of waiting, even so."""
     last = await services.store.call(events.last, (CHECKED, DAMAGED))
     if last is None:  # a new state was read at the start; its week begins now
         await services.store.call(events.add, CHECKED, "the database, when it was opened")

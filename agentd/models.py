@@ -52,7 +52,7 @@ class ModelFile:
     def verify(self, *, read: bool = False) -> None:
         """Raises ModelUnusable unless the files are those that were checked: what was learned fits no others.
 
-        read  read them whole, whatever the time of their last change says
+        read  read them whole, without a look at the time of their last change
         """
         if _sha256_of(self.path, self.files, read=read) != self.sha256:
             raise ModelUnusable(

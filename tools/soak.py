@@ -263,7 +263,7 @@ def kill_at_random(
 
 
 def soak(daemon: DaemonProcess, seconds: float, *, seed: int = 0, every: float = 12.0, passes: int = 0) -> Findings:
-    """Runs everything for `seconds`, or longer until so many passes have ended (at the most four times as long), and
+    """Runs everything for `seconds`, or longer until `passes` have ended (at most four times as long), and
     checks what is left."""
     findings, stopping = Findings(), threading.Event()
     process = psutil.Process(daemon.pids()["daemon"])

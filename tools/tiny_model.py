@@ -21,7 +21,7 @@ _TEMPLATE = (
 def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) -> Path:
     """Writes the model to `path` and returns it. The same seed gives the same file.
 
-    shard  0, or so many tensors a file: the first one, NAME-00001-of-NNNNN.gguf, is returned
+    shard  0, or the number of tensors a file: the first one, NAME-00001-of-NNNNN.gguf, is returned
     """
     random = np.random.default_rng(seed)
     tokens = [*_SPECIAL, *_byte_characters(), *("".join(pair) for pair in _MERGES)]

@@ -48,7 +48,7 @@ class Rollback:
         return milliseconds
 
     async def fall_back(self, error: RevisionCorrupt, revision: int) -> int:
-        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, in the end the base.
+        """Says what to serve when `revision` turns out unusable: its nearest intact ancestor, finally the base.
 
         If its files are intact and the engine dies of it all the same, nothing learned is trusted: the base.
         """

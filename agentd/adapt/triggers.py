@@ -1,4 +1,4 @@
-"""When a pass starts by itself: enough new feedback, nobody waiting, no quiet hours. APScheduler holds the clock."""
+"""When a pass starts by itself: enough new feedback, no one waiting, no quiet hours. APScheduler holds the clock."""
 
 import time
 from collections.abc import Awaitable, Callable

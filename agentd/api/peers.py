@@ -38,7 +38,7 @@ def loopback_credentials(peer: Any, own: Any, tables: Path = Path("/proc/net")) 
     except OSError:
         return None
     for fields in map(str.split, lines):
-        # a socket that nobody has open any more is listed as root's, with inode 0
+        # a socket that no one has open any more is listed as root's, with inode 0
         if fields[1:3] == [local, remote] and fields[9] != "0":
             return f"uid:{fields[7]}"
     return None
@@ -52,7 +52,7 @@ def _in_table(family: socket.AddressFamily, address: Any) -> str:
 
 
 def author(request: Request) -> str | None:
-    """Who sends this request: "uid:1000", "tcp" for a TCP client whose user the kernel does not tell, None where nobody
+    """Who sends this request: "uid:1000", "tcp" for a TCP client whose user the kernel does not tell, None where no one
     can say."""
     if request.client is None:
         return None

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from agentd.api.peers import credentials, loopback_credentials
 from agentd.errors import CannotListen
 
-HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that nobody reads
+HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that no one reads
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than clients do, or they meet it while it closes
 
 

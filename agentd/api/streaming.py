@@ -61,7 +61,7 @@ async def all_of(request: Request, pieces: AsyncGenerator[Any, None]) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; `events` is closed, and with it the request, as soon as nobody reads them."""
+    """Server-sent events; `events` is closed, and with it the request, as soon as no one reads them."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(

@@ -21,8 +21,8 @@ ZO_STEPS: Mapping[str, int] = {
     "suffix-bp": 0,
     "blockwise-bp": 0,
 }
-IN_PLACE_EPOCHS, IN_PLACE_STEPS = 4, (32, 160)  # of BP on the weights themselves: epochs, and at the least and the most
-LOHO_PERIOD = 4  # one step of backpropagation in so many
+IN_PLACE_EPOCHS, IN_PLACE_STEPS = 4, (32, 160)  # of BP on the weights themselves: epochs, and at least and at most
+LOHO_PERIOD = 4  # one step of backpropagation in this many
 HORIZON = 4 * 3600.0  # seconds in which a gain is counted: about what lies between passes
 
 _ZO_BATCH = 16
@@ -30,7 +30,7 @@ _QUERIES = 4.0  # adazeta's forwards in a step: queries grow from one to three i
 _ZO_EVALUATION = 0.3  # of a run's forward passes again, to judge it
 _LAST_BLOCK = 0.4  # of a block's work: the last one runs only where it is scored
 _RECOMPUTE = 1.7  # measured: with checkpointing every block is dequantised twice and runs forward twice
-_OVERHEAD_TOKENS = 30.0  # a forward pass of the trainer costs as much as if it had so many tokens more
+_OVERHEAD_TOKENS = 30.0  # a forward pass of the trainer costs as much as if it had this many tokens more
 _PRIOR_WEIGHT = 2.0  # how many passes the prior counts for
 _FORGET = 0.8  # weight of a pass against the next newer one
 
@@ -153,7 +153,7 @@ def seconds_for(
 ) -> float:
     """How long the pass takes: tap, backpropagation, zeroth-order steps, gate, and what is the same for all.
 
-    n_layer  of the model; 0: so many that what is trained is no part of it
+    n_layer  of the model; 0: enough that what is trained is no part of it
     """
     each = workload.tokens / max(1, workload.examples)
     holdout = workload.holdout_tokens or workload.tokens // 5
@@ -209,7 +209,7 @@ def expect(
 
     weights = [_FORGET**age for age in range(len(history))]
     ratios = [max(0.0, past.gain) / prior_gain(past.method, past.blocks) for past in history]
-    # How much there is to gain on these tasks, whatever the plan ...
+    # How much there is to gain on these tasks, with any plan ...
     scale = (_PRIOR_WEIGHT + _dot(weights, ratios)) / (_PRIOR_WEIGHT + sum(weights))
     paces = [past.seconds / predicted(past) for past in history]
     pace = math.exp(_dot(weights, [math.log(min(4.0, max(0.25, p))) for p in paces]) / (_PRIOR_WEIGHT + sum(weights)))

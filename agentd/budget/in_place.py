@@ -5,7 +5,7 @@ of them with zeroth-order steps, those of the last blocks where only these learn
 pages of the committed weights belong to a file: a pass gives them back, and a request takes them again from the page
 cache. Kernels count such pages as available, so the candidate is what a pass takes of the memory there is; the engine's
 size grows by it only while requests are answered in the middle of the pass (docs/transformers.md has the
-measurements). Low-rank changes leave the weights as they are, and need no candidate: a file is written in the end.
+measurements). Low-rank changes leave the weights as they are, and need no candidate: a file is written at the end.
 """
 
 from agentd.budget.footprint import MIB, Term

@@ -31,7 +31,7 @@ def default_socket() -> Path:
 class Daemon:
     """One daemon behind its admin socket. Every call opens a connection of its own.
 
-    Every method raises NotReachable where there is nobody to talk to, ApiError with the daemon's own message for a
+    Every method raises NotReachable where there is no one to talk to, ApiError with the daemon's own message for a
     status of 400 and above, and CtlError for an answer that is not agentd's. `timeout` is in seconds of silence.
     """
 

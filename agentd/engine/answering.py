@@ -45,7 +45,7 @@ def answered(
     room: int = 0,
     needs: Callable[[Generate], int] = lambda request: 0,
 ) -> Iterator[list[Piece]]:
-    """The pieces of every step; `step` takes one of `serving`. So many are answered `at_once` as fit into `room`, of
+    """The pieces of every step; `step` takes one of `serving`. As many are answered `at_once` as fit into `room`, of
     which each `needs` a part."""
     waiting, running = deque(requests), dict[str, int]()
     try:

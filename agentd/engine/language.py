@@ -56,14 +56,14 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     @abstractmethod
     def _free(self, weights: W) -> None:
-        """Gives up weights that nobody computes with."""
+        """Gives up weights that no one computes with."""
 
     @abstractmethod
     def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> B:
         """A new session (see `protocol.Engine.background`), which calls `_closed` when it ends."""
 
     def _let_go(self, weights: W) -> None:
-        """Takes weights out of the serving context, as nobody is served with them any more."""
+        """Takes weights out of the serving context, as no one is served with them any more."""
 
     # --- requests
 

@@ -177,7 +177,7 @@ class LearningRule:
     """How updates move what learns, where the weights themselves do (agentd.nn).
 
     distribution  of z, by which zeroth-order steps move it, and their `sparsity`: see learn.update_rule
-    blocks        so many last ones, with the final norm and a head of its own, learn by backpropagation
+    blocks        the number of last ones that, with the final norm and a head of its own, learn by backpropagation
     everywhere    zeroth-order steps move these too, instead of the trunk alone
     adapters      updates move such adapters instead, and the weights stay as they are
     """
@@ -336,7 +336,7 @@ class Prompting(Protocol):
         """Does now what the first request would wait for."""
 
     def refusal(self, input: dict[str, Any]) -> str | None:
-        """Why an input cannot be made a prompt, whatever its length; None: it can."""
+        """Why an input cannot be made a prompt, at any length; None: it can."""
 
 
 @runtime_checkable

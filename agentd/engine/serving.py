@@ -164,7 +164,7 @@ class Serving(Generic[W]):
         return pieces
 
     def _alone(self, job: Job[W]) -> bool:
-        """Whether nobody else's tokens may be in its batches."""
+        """Whether no one else's tokens may be in its batches."""
         return job.request.sampling.reproducible
 
     def _jobs(self) -> list[Job[W]]:

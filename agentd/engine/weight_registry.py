@@ -35,7 +35,7 @@ class Single(Generic[W]):
 
 
 class WeightRegistry(Generic[W]):
-    """What was replaced or removed is freed as soon as nobody computes with it any more."""
+    """What was replaced or removed is freed as soon as no one computes with it any more."""
 
     def __init__(self, base: W, in_use: Callable[[W], bool], free: Callable[[W], None]) -> None:
         self._in_use, self._free = in_use, free

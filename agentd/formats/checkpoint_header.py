@@ -1,6 +1,6 @@
 """Reads what a directory of transformers says of its model: config.json and the tables of its safetensors files.
 
-Standard library only, for the daemon; whatever is missing, cut short or not a causal language model raises
+Standard library only, for the daemon; what is missing, cut short or not a causal language model raises
 ModelUnusable and nothing else.
 """
 

@@ -16,7 +16,7 @@ _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (r-.)p \S+ \S+ \d+ +.+\.so[.\d]
 
 
 def forget() -> int:
-    """Unmaps the pages of shared libraries that nobody has written to; returns how many bytes these were.
+    """Unmaps the pages of shared libraries that no one has written to; returns how many bytes these were.
 
     Elsewhere than on Linux it does nothing.
     """

@@ -20,7 +20,7 @@ class MemoryPressure:
         self._write = environment.pop("MEMORY_PRESSURE_WRITE", "")
 
     async def watch(self, react: Callable[[], Awaitable[None]]) -> None:
-        """Awaits `react` whenever pressure is reported; returns at once where nobody would report any."""
+        """Awaits `react` whenever pressure is reported; returns at once where no one would report any."""
         if not self._path or self._path == "/dev/null":
             return
         try:

@@ -68,7 +68,7 @@ class Notifier:
         return True
 
     def notify(self, **fields: str) -> bool:
-        """Sends the fields in one datagram; False when nobody listens. Never raises OSError."""
+        """Sends the fields in one datagram; False when no one listens. Never raises OSError."""
         if not self._address:
             return False
         # A newline would begin another field.

@@ -45,7 +45,7 @@ class GGUFFile:
     def load(
         self, name: str, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, rows: slice = slice(None)
     ) -> torch.Tensor:
-        """The weights of `name` as (rows, columns), or whatever dimensions it has; into `out` where it is given.
+        """The weights of `name` as (rows, columns), or any dimensions it has; into `out` where it is given.
 
         rows  only these, a slice with step 1
         """

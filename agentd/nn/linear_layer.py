@@ -1,4 +1,4 @@
-"""Layers that multiply by a matrix, whatever their class is called and whichever way round the matrix lies."""
+"""Layers that multiply by a matrix, of any class, and whichever way round the matrix lies."""
 
 from dataclasses import dataclass
 

@@ -25,7 +25,7 @@ def adapted(
 ) -> torch.Tensor:
     """x (W + scale B A)^T + bias for x (..., in), a frozen W (out, in), and a (rank, in) and b (out, rank) of x's type.
 
-    x, a and b get gradients; the low-rank part is computed in x's type whatever that of W is.
+    x, a and b get gradients; the low-rank part is computed in x's type, for any type of W.
     """
     y: torch.Tensor = _Adapted.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
     return y

@@ -42,7 +42,7 @@ class LowRank(nn.Module):
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """Random numbers for one layer, whatever other layers there are."""
+    """Random numbers for one layer, independent of other layers."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 

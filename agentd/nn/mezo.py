@@ -36,7 +36,7 @@ class InPlace:
                   a run that is continued or replayed is given those it began with
 
     Parameters that modules share count once. A parameter's number, which keys its z, is its place among all of the
-    model's, whatever is selected. Raises ValueError for weights that are neither fp32 nor bf16, an empty selection, or
+    model's, for any selection. Raises ValueError for weights that are neither fp32 nor bf16, an empty selection, or
     arguments out of range.
     """
 

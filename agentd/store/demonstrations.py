@@ -76,7 +76,7 @@ def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[s
     check_arguments(arguments, parameters, f"tool_calls.{number}, {name}")
     text = json.dumps(_in_order(arguments, parameters), ensure_ascii=False, separators=(",", ":"))
     return {
-        "id": f"call_{number}",  # whatever ids clients give, equal calls are equal
+        "id": f"call_{number}",  # clients' ids do not count: equal calls are equal
         "type": "function",
         "function": {"name": name, "arguments": text},
     }

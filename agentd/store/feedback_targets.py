@@ -36,7 +36,7 @@ class FeedbackTarget:
 
 
 def answer_of(inference: Inference) -> Answer | None:
-    """What was answered; None while nobody knows all of it, and for calls that the request's tools do not allow."""
+    """What was answered; None while no one knows all of it, and for calls that the request's tools do not allow."""
     if inference.finish_reason == STREAMING:
         return None
     if not inference.tool_calls:

@@ -213,7 +213,7 @@ def _tasks_of(db: Database, forgotten: Forgotten) -> list[str]:
 
 
 def _forget_labels(db: Database, name: str) -> None:
-    """Takes back what feedback has declared and nobody says any more: choices, and with the last of them the task."""
+    """Takes back what feedback has declared and no one says any more: choices, and with the last of them the task."""
     task = tasks.find(db, name)
     if task is not None and task.source != "feedback":
         return

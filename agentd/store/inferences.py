@@ -107,7 +107,7 @@ def forget_response(db: Database, id: str) -> None:
 
 @priority(Priority.DELETING)
 def prune(db: Database, older_than: str) -> int:
-    """Deletes the inferences from before `older_than` (ISO 8601) that nobody gave feedback on; returns how many.
+    """Deletes the inferences from before `older_than` (ISO 8601) that no one gave feedback on; returns how many.
 
     What was stored after a younger one is younger, whatever its time says: the clock was wrong when it was stamped.
     """

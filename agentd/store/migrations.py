@@ -247,7 +247,7 @@ _SCHEMA = (
         revision INTEGER,
         data TEXT NOT NULL -- JSON
     ) STRICT""",
-    # counters, so that nobody who looks counts rows
+    # counters, so that no one who looks counts rows
     *_counter(
         "examples",
         {

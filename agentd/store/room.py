@@ -1,7 +1,7 @@
 """Room for what matters when the disk is full: feedback first, then deleting; answers are what goes.
 
 A file beside the database holds space that nothing else on the disk can take. Where a transaction finds none, the file
-is given back, the write-ahead log moved into the database, and the oldest answers that nobody gave feedback on are
+is given back, the write-ahead log moved into the database, and the oldest answers that no one gave feedback on are
 deleted, so that their pages take what is new. Afterwards the file is made again as far as the disk allows.
 """
 

@@ -65,7 +65,7 @@ def tells_apart(db: Database, task: str) -> bool:
 
 
 def established(db: Database) -> dict[str, set[str]]:
-    """By task, the held-out examples that judged a pass which was committed, and that nobody has changed since."""
+    """By task, the held-out examples that judged a pass which was committed, and that no one has changed since."""
     judges = (
         "SELECT example_id, max(passes.created_at) AS at FROM passes CROSS JOIN pass_examples"
         " ON pass_id = passes.id AND role = 'holdout' WHERE passes.state = 'committed' GROUP BY example_id"

@@ -28,7 +28,7 @@ def take_back(db: Database, revision: int, number: int, reason: str) -> None:
 
 
 def abandon(db: Database, number: int, reason: str, *, keep_trial: bool = False) -> str:
-    """Ends a pass that was cut short, whatever state it is in, and returns the state it has then.
+    """Ends a pass that was cut short, in any state, and returns the state it has then.
 
     A trial is taken back, or left to be resumed after a restart (`keep_trial`).
     """

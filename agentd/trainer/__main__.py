@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_interop_threads(1)
         train(spec, emit, ask, parked)
     except BrokenPipeError:
-        # Nobody reads the events any more, so nobody waits for the result.
+        # No one reads the events any more, so no one waits for the result.
         os._exit(1)
     except AgentdError as error:
         emit({"event": "error", "message": str(error)})
@@ -69,7 +69,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     emit({"event": "ask", **request})
     line = sys.stdin.readline()
     if not line:
-        os._exit(1)  # nobody is there to answer any more
+        os._exit(1)  # no one is there to answer any more
     answer: dict[str, Any] = json.loads(line)
     return answer
 
@@ -102,7 +102,7 @@ def _yield_to_others() -> None:
 
 
 def _die_with_parent() -> None:
-    """A daemon that is killed may have stopped this process (SIGSTOP); nobody would ever let it go on or end it."""
+    """A daemon that is killed may have stopped this process (SIGSTOP); no one would ever let it go on or end it."""
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)

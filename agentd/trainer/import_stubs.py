@@ -28,7 +28,7 @@ _NOT_NEEDED = (
 def slim() -> bool:
     """Call before anything imports transformers, in a process that will never compile. False if it was turned off.
 
-    Raises whatever a version of torch raises that cannot do without.
+    Raises what a version of torch raises that cannot do without.
     """
     if os.environ.get(FULL_IMPORTS) or "torch._dynamo" in sys.modules:
         return False

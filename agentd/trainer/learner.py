@@ -1,4 +1,4 @@
-"""What is trained, whatever the way through its blocks: the LoRA matrices, how a batch is scored, what is written."""
+"""What is trained, by any way through its blocks: the LoRA matrices, how a batch is scored, what is written."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """Work that cannot matter is left out: what answers share runs once, and the last block runs where it is scored.
 
 Neither is assumed to be possible. Each is tried on the model itself with random input when training starts, and used
-only where the scored outputs stay the same; whatever the architecture, the result is that of the plain computation.
+only where the scored outputs stay the same; for any architecture, the result is that of the plain computation.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class Scored:
 
 
 class AtScoredRows(nn.Module):
-    """Runs a position-wise module at the scored rows only; the others get zeros, which nobody reads."""
+    """Runs a position-wise module at the scored rows only; the others get zeros, which no one reads."""
 
     def __init__(self, module: nn.Module, scored: Scored) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ INPUTS: list[dict[str, Any]] = [
 
 
 class Interruption:
-    """Asks for the processor every so many times that it is asked."""
+    """Asks for the processor every `every` times that it is polled."""
 
     def __init__(self) -> None:
         self.polls = self.every = 0

@@ -95,7 +95,7 @@ class LocalEngine:
         self._session = session
 
     def run(self, operation: Operation[R, P], on_progress: Callable[[P], None] = lambda _: None) -> R:
-        """What an operation returns in the end."""
+        """What an operation finally returns."""
         steps = self._session.begin(operation)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What a daemon that nobody looks at does for its state: once a week everything is read, and damage is told."""
+"""What a daemon that no one looks at does for its state: once a week everything is read, and damage is told."""
 
 import os
 import sqlite3

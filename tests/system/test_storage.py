@@ -16,8 +16,8 @@ import pytest
 
 from tools.daemon import DaemonProcess, eventually
 
-# SQLite itself takes the place of a full disk: the database may not grow beyond so many pages. It says "database or
-# disk is full" then, as it does for ENOSPC.
+# SQLite itself takes the place of a full disk: the database may not grow beyond a set number of pages. It says
+# "database or disk is full" then, as it does for ENOSPC.
 _LIMITED = """
 import runpy, sqlite3, sys
 connect = sqlite3.connect

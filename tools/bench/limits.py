@@ -4,7 +4,7 @@
     python -m tools.bench limits --model MODEL.gguf --ballast 50   one pass from whose middle memory is taken away, at
                                                                    50 MB a second; 0: all at once
 
-For each size the daemon runs in a control group whose limit leaves it so many MB beyond what serving takes and
+For each size the daemon runs in a control group whose limit leaves it this many MB beyond what serving takes and
 memory.reserve. It plans by itself; other clients ask meanwhile. A row says what was planned and measured, how the pass
 ended, what the gate saw on holdout, how many requests there were and failed, and whether the kernel killed anything.
 Exits with 1 if a pass did not end, a request failed or a process was killed. Needs a place to make a control group.

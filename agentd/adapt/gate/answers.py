@@ -71,7 +71,7 @@ class GateAnswers:
         return cls(file, lines, metric)
 
     async def ask(self, engine: Supervisor, *, candidate: bool, seconds: float, report: Callable[[int], None]) -> float:
-        """Has them answered with the weights in use, at most for so many seconds; a candidate only what was answered
+        """Has them answered with the weights in use, for at most `seconds`; a candidate only what was answered
         before. Returns the seconds that it took."""
         if not candidate:
             self.file.write_text(
@@ -143,7 +143,7 @@ class GateAnswers:
 
 
 def small_talk() -> list[str]:
-    """Messages that want no call, whatever the tools."""
+    """Messages that want no call, with any tools."""
     return (resources.files("agentd.adapt.gate") / "small_talk.txt").read_text("utf-8").strip().split("\n")
 
 

@@ -28,7 +28,7 @@ _NONE: Mapping[str, Any] = {}
 class Outcome:
     """How one model does on a task's holdout.
 
-    hits         whether each answer is right; empty where none can be, None where nobody looked
+    hits         whether each answer is right; empty where none can be, None where no one looked
     established  says of each example whether it judged an earlier revision, and is empty where none did
     metric       of the task
     shares       how much of each answer is right, with a metric whose answers are generated

@@ -2,7 +2,7 @@
 
 accuracy  of choices: the likeliest one is the right one; by log-likelihoods, nothing is generated
 exact     the text is the right one, and so are the calls
-call      the calls are the right ones, names and arguments; where none is right, none was made, whatever the text
+call      the calls are the right ones, names and arguments; where none is right, none was made, with any text
 json      the share of fields that are right; an answer is right where all are
 loss      of the right text, which has no right or wrong
 """

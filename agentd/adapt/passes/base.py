@@ -1,6 +1,6 @@
 """What every pass does, read from top to bottom: encode → learn → gate → stage. How it learns is the engine's matter.
 
-Every step is written to the database before the act it describes. Whatever raises ends the pass as refused or failed;
+Every step is written to the database before the act it describes. Any exception ends the pass as refused or failed;
 serving never depends on it.
 """
 

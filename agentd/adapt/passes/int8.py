@@ -20,7 +20,7 @@ NOISE = (7, 32)  # r_max and density of the perturbations
 # (3, 2, 1) reached 74.2 %, with these 77.2 %; the last two layers by BP 72.5 % and 73.4 %.
 ZO_BITS = (1, 0, -1)
 BP_BITS = (2, 1, 0, -1)
-_KEPT_STEPS = 200  # rows of a pass's steps at the most
+_KEPT_STEPS = 200  # rows of a pass's steps at most
 
 
 @dataclass(frozen=True)

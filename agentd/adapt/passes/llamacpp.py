@@ -48,7 +48,7 @@ class AdaptationPass(Attempt):
         self._memory = memory
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
-        self._kept: tuple[int, int] | None = None  # step, of so many, at which the running trainer wrote last
+        self._kept: tuple[int, int] | None = None  # (step, steps) at which the running trainer wrote last
 
     async def _learn(self, data: Dataset) -> None:
         config = self._config

@@ -17,7 +17,7 @@ BATCH = 16
 _SHORT, _SHORT_BATCH = 32, 8  # a run of so few steps after backpropagation: half a batch, so that it stays short
 MAX_DEV = 32  # examples
 PATIENCE = 3  # evaluations in a row that do not improve
-PROBES = (2, 4)  # at the least and at the most, to calibrate the step size; one for every eight steps in between
+PROBES = (2, 4)  # at least and at most, to calibrate the step size; one for every eight steps in between
 
 
 class EngineOracle:

@@ -40,7 +40,7 @@ class Member:
 
     @property
     def choices(self) -> list[str]:
-        """Labels are told apart; a demonstration is learned as text, whatever the task."""
+        """Labels are told apart; a demonstration is learned as text, in any task."""
         return self.task.choices if self.example.kind == "label" else []
 
     @property

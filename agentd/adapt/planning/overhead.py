@@ -1,4 +1,4 @@
-"""What a pass costs the engine on this machine whatever it works on: measured once, before the first plan is made.
+"""What every pass costs the engine on this machine: measured once, before the first plan is made.
 
 A second context brings the engine's bookkeeping with it, and on a GPU the backend's own buffers. Nothing but trying
 tells how much: a session like a pass's is opened on a few sentences of the drift corpus, scored, and its memory
@@ -40,7 +40,7 @@ def needed(architecture: ModelShapes, context: int) -> int:
 async def engine_runtime(engine: Supervisor, architecture: ModelShapes, context: int, folder: Path) -> int | None:
     """Bytes that the engine takes for a session beyond the terms of the footprint, `_SPREAD` included.
 
-    None where the engine or the kernel does not tell. Nobody else may have a session in the engine meanwhile; `folder`
+    None where the engine or the kernel does not tell. No one else may have a session in the engine meanwhile; `folder`
     must exist.
     """
     source, target = folder / "corpus.jsonl", folder / "corpus-encoded.jsonl"

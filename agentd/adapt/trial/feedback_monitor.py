@@ -73,6 +73,6 @@ def _same(said: Any, output: str, calls: list[Any]) -> bool:
 
 
 def _called(calls: list[Any]) -> list[Any]:
-    """Names and arguments, whatever their ids and the blanks in their JSON."""
+    """Names and arguments, without their ids and the blanks in their JSON."""
     functions = [call["function"] for call in calls]
     return [(function["name"], json.loads(function["arguments"])) for function in functions]

@@ -23,7 +23,7 @@ class Adapters:
 
 
 def free(adapters: Adapters) -> None:
-    """Gives the memory of adapters back that nobody computes with."""
+    """Gives the memory of adapters back that no one computes with."""
     if adapters.lora:
         lc.llama_adapter_lora_free(adapters.lora)
 

@@ -14,7 +14,7 @@ from agentd.engine.weight_registry import Single
 
 
 class SharedServing(Serving[Adapters]):
-    """Serving whose slots hold `prefix` for good, and nothing else when nobody is answered in them. It decodes several
+    """Serving whose slots hold `prefix` for good, and nothing else when no one is answered in them. It decodes several
     in a batch whatever they ask for, so an answer may differ from a served one where two tokens are as good as equal.
     """
 

@@ -121,7 +121,7 @@ class EngineClient:
         finally:
             self._streams.pop(key, None)
             if not finished and self._writer and not self.dead.is_set():
-                self._number += 1  # nobody waits for the answer
+                self._number += 1  # no one waits for the answer
                 self._writer.write(wire.command(self._number, Cancel(key)))
 
     async def classify(self, input: dict[str, Any]) -> Classification:

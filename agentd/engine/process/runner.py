@@ -124,7 +124,7 @@ class Runner:
         return bool(self._urgent)
 
     def serve(self) -> bool:
-        """Answers requests in the middle of background work until nobody waits. False, perhaps with some on their way,
+        """Answers requests in the middle of background work until no one waits. False, perhaps with some on their way,
         when a command comes that wants the work to be given up first."""
         while self._urgent or self._engine.busy:
             while self._urgent:

@@ -37,7 +37,7 @@ _HEALTHY = 60.0  # seconds of life after which the backoff starts anew
 _PULSE = 2.0  # seconds between questions to the serving loop
 _STALLED = 10.0  # seconds without an answer that are worth saying
 _HUNG = 40.0  # seconds without an answer after which the engine is ended, on a machine that is fast enough;
-_STEPS = 20.0  # else so many times the longest step that serving has taken
+_STEPS = 20.0  # else this many times the longest step of serving
 
 
 class Supervisor:
@@ -268,7 +268,7 @@ class Supervisor:
         self._up.set()
 
     async def _ask_canaries(self, client: EngineClient) -> None:
-        """Raises EngineDied where the revision kills the engine; an answer of whatever kind clears it."""
+        """Raises EngineDied where the revision kills the engine; any answer clears it."""
         for prompt in canaries.PROMPTS:
             try:
                 with anyio.fail_after(_CANARY):
@@ -316,7 +316,7 @@ class Supervisor:
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 try:
                     await self._launch()
-                except Exception as error:  # whatever it was, without this loop nothing would be served again
+                except Exception as error:  # any: without this loop nothing would be served again
                     self.problem = str(error) or type(error).__name__
                     logger.error(
                         "the engine does not start: %s", self.problem, exc_info=not isinstance(error, AgentdError)

@@ -143,7 +143,7 @@ class TransformersBackground:
         yield from self._mean_loss(examples, nll_weight, lambda loss: theta.pair(seed, epsilon, loss))
 
     def update(self, seed: int, coefficient: float) -> None:
-        """What learns += coefficient · z(seed); it is nobody else's."""
+        """What learns += coefficient · z(seed); it is no one else's."""
         theta = self._theta()  # thresholds come from the weights that it starts from
         self._learning().own()
         self._enter()

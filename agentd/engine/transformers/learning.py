@@ -53,7 +53,7 @@ class Trainable(Protocol):
         """Within it, forwards are those of what has been learned; `copy`, or the session's weights, are in place."""
 
     def own(self) -> None:
-        """Comes before every update: what it moves is nobody else's."""
+        """Comes before every update: what it moves is no one else's."""
 
     def moved(self) -> dict[str, torch.Tensor]:
         """What no ledger can make again, by name. Raises InvalidRequest where there is no such thing."""

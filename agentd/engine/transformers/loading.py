@@ -94,7 +94,7 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[None]:
-    """transformers raises whatever it meets, and shows progress bars. Raises ModelUnusable in its place."""
+    """transformers raises anything it meets, and shows progress bars. Raises ModelUnusable in its place."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a name in a configuration must not become a download
     from transformers.utils import logging as their_logging
 

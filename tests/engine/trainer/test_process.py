@@ -140,7 +140,7 @@ def test_terminating_it_is_quick_and_leaves_no_file(tap: Path, make_spec: Any, t
 
 
 def test_nobody_listening_ends_it(tap: Path, make_spec: Any, tmp_path: Path) -> None:
-    """A daemon that was killed must not leave a trainer running for a result that nobody takes."""
+    """A daemon that was killed must not leave a trainer running for a result that no one takes."""
     spec = make_spec(1, tap, options={"max_epochs": 100000, "patience": 100000})
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, "-m", "agentd.trainer", str(tmp_path / "spec.json")]

@@ -26,7 +26,7 @@ TRAIN = AdapterSpec("tensor-train", 3, 1.0, 1)
 
 
 def learn(background: TransformersBackground, examples: list[Encoded], change: AdapterSpec, n: int = 4) -> float:
-    """Some steps, by whatever the change learns with; returns the loss at their end."""
+    """Some steps, by what the change learns with; returns the loss at their end."""
     background.rule(LearningRule(adapters=change))
     for seed in range(n):
         if change.differentiated:

@@ -199,7 +199,7 @@ def test_a_frozen_trunk_is_run_once_for_an_example(
     blocks: int,
     monkeypatch: Any,
 ) -> None:
-    """In whatever company: the states of a mini-batch are put together from those of its examples."""
+    """In any company: the states of a mini-batch are put together from those of its examples."""
     batches = [examples[:3], examples[3:], examples[1:5], examples[::-1], examples[:3]]
     runs: list[int] = []
     last(background.loss(examples, 0.1, 0, 0.0))  # masks are tried out

@@ -127,7 +127,7 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
 def test_work_on_other_weights_than_those_that_serve(
     engine: TransformersEngine, busy: TransformersBackground, turns: Turns, tmp_path: Path
 ) -> None:
-    """As at the gate, where a candidate is judged that nobody may be answered by."""
+    """As at the gate, where a candidate is judged that no one may be answered by."""
     request = chat("q", "What now?", logprobs=0, max_tokens=3)
     clean = ask(engine, request)[0].logprobs
     examples = [busy.encode(review(text), CHOICES, label) for text, label in REVIEWS]

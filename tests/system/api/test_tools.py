@@ -115,4 +115,4 @@ def test_bad_input_is_refused_by_its_field(daemon: DaemonProcess, fields: dict[s
     answer = daemon.post(CHAT, {"messages": [HI], "tools": TOOLS, "max_tokens": 5, **fields})
     assert (answer.status, answer.error["param"]) == (400, param), answer.body[:300]
     assert ("the_bad_one" in answer.error["message"]) == ("the_bad_one" in str(fields))
-    assert "start:" not in answer.error["message"]  # the grammar that was made of it is nobody's business
+    assert "start:" not in answer.error["message"]  # the grammar that was made of it is no one's business

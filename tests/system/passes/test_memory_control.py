@@ -17,7 +17,7 @@ from tools.daemon import DaemonProcess, eventually
 pytestmark = pytest.mark.exclusive  # another test would be short of memory, too
 
 MB = 10**6
-BUDGET = 1000 * MB  # for the pass, as long as nobody else takes it
+BUDGET = 1000 * MB  # for the pass, as long as no one else takes it
 DAEMON = 170 * MB  # that daemon and engine take, their mapped weights aside
 FLOOR_BELOW = 100 * MB  # the reserve
 BELOW_FLOOR = 50 * MB

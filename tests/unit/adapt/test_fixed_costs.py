@@ -1,4 +1,4 @@
-"""What a session costs the engine whatever it works on: measured on a real one, which is as it was afterwards."""
+"""What every session costs the engine: measured on a real one, which is as it was afterwards."""
 
 import asyncio
 from dataclasses import replace

@@ -23,7 +23,7 @@ def test_a_tcp_client_of_this_machine_has_its_users_uid(
         with listener.accept()[0] as accepted:
             peer, own = accepted.getpeername(), accepted.getsockname()
             assert loopback_credentials(peer, own) == f"uid:{os.getuid()}"
-            assert loopback_credentials((host, 1), own) is None  # nobody's port
+            assert loopback_credentials((host, 1), own) is None  # no one's port
             assert loopback_credentials(peer, own, tmp_path) is None  # no /proc
             client.close()
             assert loopback_credentials(peer, own) is None

@@ -1,4 +1,4 @@
-"""What the planner knows of a directory of transformers, whatever its configuration calls the sizes."""
+"""What the planner knows of a directory of transformers, under any names of its sizes."""
 
 from typing import Any
 

@@ -57,7 +57,7 @@ def test_free_text_has_no_choice_to_be_right_about() -> None:
 def example(
     chosen: int = 2, rejected: int = 3, correct: int = 0, objective: str = "preference", weight: float = 1.0
 ) -> Encoded:
-    """With answers of so many tokens; 0: there is no such answer."""
+    """With answers of `chosen` and `rejected` tokens; 0: there is no such answer."""
     choices = [[(0, i, 1) for i in range(n)] for n in (chosen, rejected) if n]
     return Encoded([1] * 9, [[]], choices, correct, [(0, i, 1) for i in range(2)], objective, weight)
 

@@ -84,7 +84,7 @@ def test_converges_without_a_given_step_size(queries: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_calibration_follows_the_scale_of_the_loss(scale: float) -> None:
-    """The run takes the same path whatever unit the loss has: lr falls as curvature grows."""
+    """The run takes the same path in any unit of the loss: lr falls as curvature grows."""
     paths = []
     for factor in (1.0, scale):
         oracle = Quadratic(factor * ill_conditioned(), floor=0.0)

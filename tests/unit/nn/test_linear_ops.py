@@ -1,5 +1,5 @@
 """Products with frozen matrices: what autograd finds in full precision; in bfloat16 right to its precision and of few
-shapes, whatever the number of rows."""
+shapes, with any number of rows."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_narrow_product_and_its_gradient(shape: tuple[int, int], biased: bool)
     (narrow,) = torch.autograd.grad(y, x, output_gradient)
     if not x.numel():
         return
-    # bfloat16 keeps 8 bits: 96 products of rounded factors are off by 2 % of their size at the most.
+    # bfloat16 keeps 8 bits: 96 products of rounded factors are off by 2 % of their size at most.
     assert (y - expected).abs().max() < 0.02 * expected.abs().max()
     assert (narrow - gradient).abs().max() < 0.02 * gradient.abs().max()
     assert torch.cosine_similarity(narrow.flatten(), gradient.flatten(), 0) > 0.9999

@@ -35,7 +35,7 @@ PAIR = FeedbackTarget("preference", '{"chosen":"Fine.","rejected":"Bad."}')
         ("boolean", False, "bad", THREE, None),  # two others are left
         ("boolean", False, "yes", OPEN, None),  # there may be more
         ("boolean", True, "no", OPEN, FeedbackTarget("label", "no")),
-        ("boolean", True, "Yes, it is wonderful", TWO, None),  # no answer of the task: nobody meant a label
+        ("boolean", True, "Yes, it is wonderful", TWO, None),  # no answer of the task: no one meant a label
         ("boolean", False, "", TWO, None),
         ("boolean", True, "A fine film.", FREE, FeedbackTarget("thumb", '{"answer":"A fine film.","good":true}')),
         ("boolean", False, "yes", None, FeedbackTarget("thumb", '{"answer":"yes","good":false}')),
