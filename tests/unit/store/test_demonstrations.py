@@ -96,7 +96,8 @@ def test_no_schema_is_too_odd_and_no_argument_too_deep() -> None:
     open_ended = [{"type": "function", "function": {"name": "heat"}}]
     with pytest.raises(InvalidRequest, match="as JSON"):
         checked_message(
-            {"tool_calls": [{"function": {"name": "heat", "arguments": {"room": deep}}}]}, {**INPUT, "tools": open_ended}
+            {"tool_calls": [{"function": {"name": "heat", "arguments": {"room": deep}}}]},
+            {**INPUT, "tools": open_ended},
         )
 
 
