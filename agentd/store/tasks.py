@@ -114,6 +114,10 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     if kind == "label" and task is not None and _is_provisional(db, task):
         db.execute("UPDATE examples SET state = 'stale' WHERE task = ? AND state IN ('new', 'used')", [name])
         task = _update(db, task, open=True, metric="accuracy")
+    if kind in _PROVISIONAL and task is not None and (task.choices or task.open):
+        raise InvalidRequest(
+            f"the answers of task {name!r} are labels; pairs and judged answers are for free text", param="kind"
+        )
     if kind != "label":
         if choices is not None:
             raise InvalidRequest("choices belong to a label, not to a demonstration", param="choices")
