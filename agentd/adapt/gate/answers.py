@@ -101,13 +101,23 @@ class GateAnswers:
             metric = self.metric[line.task]
             if line.member is not None and metric in metrics.GENERATED and self._both(number):
                 shares[line.member.number] = metrics.share_right(metric, said.text, said.calls, line.target)
+        asked = {line.member.number for line in self.lines if line.member is not None}
         found = {}
         for name, outcome in outcomes.items():
+            mine = [member for member in holdout if member.task.name == name]
+            generated = self.metric[name] in metrics.GENERATED
+            if generated and not any(member.number in asked for member in mine):
+                # All were compared or judged: no answer is right or wrong.
+                found[name] = replace(outcome, metric="loss")
+                continue
             found[name] = replace(outcome, metric=self.metric[name])
-            if self.metric[name] in metrics.GENERATED:
-                mine = [shares.get(member.number) for member in holdout if member.task.name == name]
-                hits = [None if share is None else share == 1.0 for share in mine]
-                found[name] = replace(found[name], hits=hits, shares=mine)
+            if generated:
+                said = [shares.get(member.number) for member in mine]
+                hits: list[bool | None] = list(outcome.hits or [None] * len(mine))
+                for i, (member, share) in enumerate(zip(mine, said, strict=True)):
+                    if member.number in asked:  # the others, preferences say, have hits of their own
+                        hits[i] = None if share is None else share == 1.0
+                found[name] = replace(found[name], hits=hits, shares=said)
         return found
 
     def no_calls(self) -> dict[str, NoCall]:
