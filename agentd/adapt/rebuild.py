@@ -18,7 +18,12 @@ from agentd.store.forgetting import Forgotten, Selection
 
 
 async def forget(
-    store: Store, adaptation: Adaptation, selection: Selection, weights: Mapping[str, float], *, dry_run: bool
+    store: Store,
+    adaptation: Adaptation,
+    selection: Selection,
+    *,
+    dry_run: bool,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Deletes what `selection` names and returns what that was, and the revisions that had learned from it. `weights`
     say how far the sources are believed whose answers stay.
@@ -38,8 +43,8 @@ async def rebuild(
     store: Store,
     adaptation: Adaptation,
     selection: Selection | None,
-    weights: Mapping[str, float],
     options: dict[str, Any],
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Forgets what `selection` names, gives up every revision that holds something forgotten, and starts a pass from
     the nearest one that does not, on what those had learned otherwise.
@@ -50,7 +55,7 @@ async def rebuild(
     adaptation.require_engine()
     forgotten = None
     if selection is not None:
-        forgotten = await forget(store, adaptation, selection, weights, dry_run=False)
+        forgotten = await forget(store, adaptation, selection, dry_run=False, weights=weights)
     await adaptation.stop("the revisions are rebuilt")
     serving = adaptation.serving
     clean = await store.call(forgetting.clean_ancestor, serving)

@@ -120,7 +120,7 @@ def _call(call: Any, id: str) -> Any:
         return call
     call = call if "function" in call or "name" not in call else {"function": call}
     function = call.get("function")
-    if isinstance(function, dict) and isinstance(arguments := function.get("arguments", {}), dict):
+    if isinstance(function, dict) and isinstance(arguments := function.get("arguments") or {}, dict):
         function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
     given = call.get("id")
     kept = given if isinstance(given, str) and 0 < len(given) <= MAX_NAME else id

@@ -15,7 +15,7 @@ async def forget(request: Request) -> Response:
     s = services(request)
     body = await parse(request, ForgetBody, s.config.serve.max_body)
     weights = s.config.feedback.weights
-    found = await rebuilding.forget(s.store, s.adaptation, _selection(body), weights, dry_run=body.dry_run)
+    found = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run, weights=weights)
     return JSONResponse(found)
 
 
@@ -25,7 +25,7 @@ async def rebuild(request: Request) -> Response:
     options = body.model_dump(exclude_none=True, exclude={"without"})
     selection = None if body.without is None else _selection(body.without)
     weights = s.config.feedback.weights
-    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, weights, options), 202)
+    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, options, weights), 202)
 
 
 async def release(request: Request) -> Response:

@@ -112,12 +112,12 @@ class GateAnswers:
                 continue
             found[name] = replace(outcome, metric=self.metric[name])
             if generated:
-                said = [shares.get(member.number) for member in mine]
+                right = [shares.get(member.number) for member in mine]
                 hits: list[bool | None] = list(outcome.hits or [None] * len(mine))
-                for i, (member, share) in enumerate(zip(mine, said, strict=True)):
+                for i, (member, share) in enumerate(zip(mine, right, strict=True)):
                     if member.number in asked:  # the others, preferences say, have hits of their own
                         hits[i] = None if share is None else share == 1.0
-                found[name] = replace(found[name], hits=hits, shares=said)
+                found[name] = replace(found[name], hits=hits, shares=right)
         return found
 
     def no_calls(self) -> dict[str, NoCall]:

@@ -30,3 +30,10 @@ def test_a_conversation_is_an_example_for_each_answer_as_long_as_these_fit(monke
     with pytest.raises(InvalidLine, match="line 2: every answer") as error:
         parsed({"messages": turn * 20}, {"messages": turn * 200})
     assert error.value.number == 2
+
+
+@pytest.mark.parametrize("nothing", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}])
+def test_a_call_without_arguments_is_one_however_it_is_written(nothing: dict[str, Any]) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "stop", **nothing}}]}
+    (example,) = parsed({"messages": [{"role": "user", "content": "Stop."}, called], "tools": [{"name": "stop"}]})
+    assert json.loads(example.target)["tool_calls"][0]["function"] == {"name": "stop", "arguments": "{}"}

@@ -58,8 +58,7 @@ def test_answers_that_were_compared_or_judged_wait_for_their_tools_too(store: St
 
     def said(text: str) -> str:
         input = {"messages": [{"role": "user", "content": text}], "tools": tools}
-        calls = {"output": "", "tool_calls": [call], "finish_reason": "tool_calls"}
-        return store.do(recorded, task="home", input=input, **calls)
+        return store.do(recorded, task="home", input=input, output="", tool_calls=[call], finish_reason="tool_calls")
 
     store.do(feedback.add, NewFeedback(said("a"), "boolean", True))
     store.do(feedback.add, NewFeedback(said("b"), "float", 0.2))
