@@ -136,7 +136,8 @@ class GateAnswers:
     def shown(self) -> dict[str, list[dict[str, Any]]]:
         """Some answers of every task, for people: of those that changed, and of those that did not, in turn."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for task, metric in self.metric.items():
+        for task in dict.fromkeys(line.task for line in self.lines):  # others may have no holdout that can be used
+            metric = self.metric[task]
             if metric not in metrics.GENERATED:
                 continue
             kinds: dict[tuple[bool, bool], list[dict[str, Any]]] = {}

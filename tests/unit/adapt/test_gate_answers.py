@@ -139,3 +139,10 @@ def test_ten_answers_are_shown_those_that_changed_first(tmp_path: Path) -> None:
     assert (shown[0]["before_right"], shown[0]["after_right"]) == (False, True)
     assert shown[0]["input"] == f"say {shown[0]['example'][1:]}"
     assert not any(entry["after_right"] for entry in shown[1:])
+
+
+def test_a_task_whose_holdout_cannot_be_used_shows_nothing(tmp_path: Path) -> None:
+    learned = replace(member(0, "message", MESSAGE, task="garden", tools=TOOLS), role="train")
+    answers = asked([learned, member(1, "message", MESSAGE, tools=TOOLS, tool_choice="required")], tmp_path)
+    answer_all(answers, SPOKE, CALLED)
+    assert answers.shown().keys() == {"home"}
