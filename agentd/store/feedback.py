@@ -275,7 +275,9 @@ def _judged(
         "WHERE example_id = ? AND author IS ? AND source = ? AND state = 'accepted' ORDER BY rowid DESC",
         [id, new.author, new.source],
     )
-    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _target(db, id) == taught:
+    said = (new.kind, value, part_of is None)  # of a step itself it is more than its share in an outcome
+    same = bool(mine) and (mine[0].kind, mine[0].value, mine[0].part_of is None) == said
+    if same and _target(db, id) == taught:
         return "duplicate", f"the same as feedback {mine[0].id}"
     if taught.kind in (tasks.THUMB, tasks.SCORE):  # each answer to an input has a verdict of its own
         mine = [row for row in mine if row.inference_id == inference.id]

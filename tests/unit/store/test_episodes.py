@@ -52,6 +52,15 @@ def test_what_is_said_of_a_step_wins_whenever_it_is_said(store: Store, steps: li
     assert '"good":false' in by_step[steps[2]].target
 
 
+def test_what_an_outcome_said_before_is_said_of_the_step_all_the_same(store: Store, steps: list[str]) -> None:
+    outcome(store, True)
+    assert store.do(feedback.add, NewFeedback(steps[0], "boolean", True))[0].state == "accepted"
+    by_step = {example.source_inference_id: example.weight for example in store.do(examples.list_, 10)}
+    assert [by_step[step] for step in steps] == [1.0, 0.25, 0.25, 0.25]
+    outcome(store, False)
+    assert states(store)[4:] == ["outweighed", "accepted", "accepted", "accepted"]
+
+
 def test_what_is_said_of_another_answer_to_the_same_input_wins_too(store: Store, steps: list[str]) -> None:
     outcome(store, True)
     other = store.do(recorded, text="step 0", task="home", output="done badly")
