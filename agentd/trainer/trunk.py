@@ -7,6 +7,7 @@ states are in the tap file, where training reads them as it reads the engine's.
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -51,7 +52,8 @@ def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], b
         for block in range(first):
             blocks.activate(block)
             for batch in parts:
-                after = suffix.all_rows(tap.inputs(batch), batch.tree)
+                tree = replace(batch).tree  # made anew: all batches' masks together would be larger than a block
+                after = suffix.all_rows(tap.inputs(batch), tree)
                 tap.replace(batch, after)
             tap.replace_prefix(after[0, : spec.prefix])
             on_block(block + 1, first)
