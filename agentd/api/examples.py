@@ -125,7 +125,7 @@ def _examples(line: ExampleLine, known: dict[str, Task], number: int, who: str |
     elif line.messages is not None:
         input = {"messages": plain(line.messages), **asked}
     else:
-        input = {"prompt": line.prompt, **{k: v for k, v in asked.items() if k == "response_format"}}
+        input = {"prompt": line.prompt, **{k: v for k, v in asked.items() if k in ("response_format", "grammar")}}
         if line.special:
             input["special"] = True
     if isinstance(line.label, str):
@@ -165,6 +165,8 @@ def _asked(line: ExampleLine) -> dict[str, Any]:
     asked = tools_input(line.tools or [], line.tool_choice, line.parallel_tool_calls)
     if line.response_format is not None and line.response_format.type != "text":
         asked["response_format"] = line.response_format.model_dump(by_alias=True, exclude_none=True)
+    if line.grammar is not None:
+        asked["grammar"] = line.grammar
     return {**asked, "chat_template_kwargs": line.chat_template_kwargs} if line.chat_template_kwargs else asked
 
 

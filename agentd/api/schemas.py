@@ -215,6 +215,7 @@ class ExampleLine(Body):
     parallel_tool_calls: bool = True
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
     response_format: ResponseFormat | None = None
+    grammar: Text | None = None
     prompt: Text | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     special: bool = False
     text: Text | None = None

@@ -8,6 +8,7 @@ import pytest
 from agentd.api import examples
 from agentd.api.requests import validate
 from agentd.api.schemas import ExampleLine
+from agentd.ctl.feedback import _line
 from agentd.errors import InvalidLine
 
 
@@ -37,3 +38,12 @@ def test_a_call_without_arguments_is_one_however_it_is_written(nothing: dict[str
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "stop", **nothing}}]}
     (example,) = parsed({"messages": [{"role": "user", "content": "Stop."}, called], "tools": [{"name": "stop"}]})
     assert json.loads(example.target)["tool_calls"][0]["function"] == {"name": "stop", "arguments": "{}"}
+
+
+@pytest.mark.parametrize("input", [{"messages": [{"role": "user", "content": "hi"}]}, {"prompt": "hi"}])
+@pytest.mark.parametrize("form", [{"grammar": 'root ::= "a"'}, {"response_format": {"type": "json_object"}}])
+@pytest.mark.parametrize(("kind", "target"), [("demonstration", "a"), ("thumb", '{"answer":"a","good":true}')])
+def test_what_is_exported_comes_in_again(input: dict[str, Any], form: dict[str, Any], kind: str, target: str) -> None:
+    asked = {**input, **form}
+    (example,) = parsed(_line({"task": "t", "kind": kind, "input": asked, "target": target}))
+    assert (example.input, example.kind, example.target) == (asked, kind, target)
