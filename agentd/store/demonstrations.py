@@ -96,7 +96,7 @@ def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[s
             raise _wrong(f"the arguments of tool_calls.{number} are no JSON") from None
     if not isinstance(arguments, dict):
         raise _wrong(f"the arguments of tool_calls.{number} are no JSON object")
-    parameters = declared[name].get("parameters") or {}
+    parameters = parameters_of(declared[name])
     check_arguments(arguments, parameters, f"tool_calls.{number}, {name}")
     try:
         ordered = _in_order(arguments, parameters)
@@ -109,6 +109,12 @@ def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[s
         "type": "function",
         "function": {"name": name, "arguments": text},
     }
+
+
+def parameters_of(function: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a declared function's arguments; without any it takes none."""
+    parameters = function.get("parameters")
+    return {"properties": {}} if parameters is None else parameters
 
 
 def check_arguments(arguments: dict[str, Any], schema: dict[str, Any], where: str) -> None:

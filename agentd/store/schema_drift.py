@@ -8,7 +8,7 @@ from sqlite_utils import Database
 
 from agentd.errors import InvalidRequest
 from agentd.store import events, tasks
-from agentd.store.demonstrations import MESSAGE, check_arguments
+from agentd.store.demonstrations import MESSAGE, check_arguments, parameters_of
 from agentd.store.row import to_json
 from agentd.store.tasks import PREFERENCE, SCORE, THUMB
 
@@ -62,7 +62,7 @@ def _declared(db: Database, task: str) -> Tools:
     for (text,) in db.execute(newest, [task, _REQUESTS]):
         for tool in json.loads(text).get("tools", ()):
             schemas = tools.setdefault(tool["function"]["name"], [])
-            if (parameters := tool["function"].get("parameters") or {}) not in schemas:
+            if (parameters := parameters_of(tool["function"])) not in schemas:
                 schemas.append(parameters)
     return tools
 

@@ -41,7 +41,7 @@ def test_what_counts_as_negative(tmp_path: Path) -> None:
 
 
 def test_a_call_that_was_cut_off_is_another_one_than_the_right_one(tmp_path: Path) -> None:
-    tools = [{"type": "function", "function": {"name": "on"}}]
+    tools = [{"type": "function", "function": {"name": "on", "parameters": {}}}]
     cut = {"id": "c", "type": "function", "function": {"name": "on", "arguments": '{"room": "ha'}}
     right = {"tool_calls": [{"function": {"name": "on", "arguments": '{"room": "hall"}'}}]}
     input = {"messages": [{"role": "user", "content": "on"}], "tools": tools}

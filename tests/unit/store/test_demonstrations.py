@@ -86,6 +86,13 @@ def test_a_message_as_the_client_of_openai_has_it_is_taken() -> None:
         assert call["function"]["arguments"] == "{}"
 
 
+def test_a_function_without_parameters_takes_no_arguments() -> None:
+    tools = [{"type": "function", "function": {"name": "heat"}}]
+    assert checked_message(calling(), {**INPUT, "tools": tools})
+    with pytest.raises(InvalidRequest, match="no argument 'room'"):
+        checked_message(calling(room="bath"), {**INPUT, "tools": tools})
+
+
 def test_no_schema_is_too_odd_and_no_argument_too_deep() -> None:
     odd = {"properties": {"room": {"type": [{"a": 1}, "string"]}}, "required": [["room"], 7]}
     tools = [{"type": "function", "function": {"name": "heat", "parameters": odd}}]
@@ -93,7 +100,7 @@ def test_no_schema_is_too_odd_and_no_argument_too_deep() -> None:
     deep: Any = "bath"
     for _ in range(2000):
         deep = {"x": deep}
-    open_ended = [{"type": "function", "function": {"name": "heat"}}]
+    open_ended = [{"type": "function", "function": {"name": "heat", "parameters": {}}}]
     with pytest.raises(InvalidRequest, match="as JSON"):
         checked_message(
             {"tool_calls": [{"function": {"name": "heat", "arguments": {"room": deep}}}]},
