@@ -70,7 +70,6 @@ class Attempt(ABC):
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
 
     async def run(self, data: Dataset) -> int:
-        started = now()
         await self._engine.call(Open())
         try:
             data = await self._encode(data)
@@ -79,9 +78,11 @@ class Attempt(ABC):
             verdict = await self._gate(data)
         finally:
             await self._close()
-        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
-        learned = [member.example.id for member in data.of("train", "dev")]
-        await self._store.call(examples.mark_used, learned, started)
+        # What was learned from is no longer new, taken or not: the same examples would give the same verdict. What was
+        # corrected since it was read, while the pass was planned or ran, is.
+        learned = [member.example for member in data.of("train", "dev")]
+        read = max((example.updated_at for example in learned), default=None)
+        await self._store.call(examples.mark_used, [example.id for example in learned], read)
         if not verdict.accepted:
             await self._reject(verdict.reason)
         return await self._stage(data, verdict)
