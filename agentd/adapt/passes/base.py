@@ -118,7 +118,7 @@ class Attempt(ABC):
         source, target = self._folder / "examples.jsonl", self._folder / ENCODED
         data.write(source)
         await self._engine.call(Encode(source, target), self._count)
-        learns = bool(data.of("train"))
+        learns, read = bool(data.of("train")), max((each.example.updated_at for each in data.members), default=None)
         data, self._encoded = await asyncio.to_thread(datasets.usable, data, target)
         roles = [(member.example.id, member.role) for member in data.members]
         await self._store.call(passes.add_examples, self._progress.id, roles)
@@ -127,15 +127,15 @@ class Attempt(ABC):
         for name, why in data.left_out.items():
             await self._event("left out", f"task {name}: {why}")
         if data.unusable:
-            await self._exclude(data.unusable)
+            await self._exclude(data.unusable, read)
         if learns and not data.of("train"):
             raise PassRefused(f"none of the training examples can be used; {next(iter(data.unusable.values()))}")
         await self._engine.call(Use(str(self._parent)))
         return data
 
-    async def _exclude(self, unusable: dict[str, str]) -> None:
+    async def _exclude(self, unusable: dict[str, str], read: str | None) -> None:
         """What cannot be encoded leaves the examples that passes look at, and is named this once."""
-        await self._store.call(examples.exclude, list(unusable))
+        await self._store.call(examples.exclude, list(unusable), read)
         for id, why in list(unusable.items())[:_MOST_NAMED]:
             await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.model.context)
         if (others := len(unusable) - _MOST_NAMED) > 0:

@@ -240,6 +240,14 @@ def test_a_correction_during_a_pass_stays_new(store: Store) -> None:
     assert {e.id: e.state for e in store.do(examples.list_, 10)} == {untouched.id: "used", corrected.id: "new"}
 
 
+def test_what_got_another_target_since_it_was_found_unusable_stays(store: Store) -> None:
+    untouched, corrected = (store.do(examples.add, new(i)) for i in (1, 2))
+    time.sleep(0.01)
+    store.do(examples.add, new(2, "bad"))
+    store.do(examples.exclude, [untouched.id, corrected.id], corrected.updated_at)
+    assert {e.id: e.state for e in store.do(examples.list_, 10)} == {untouched.id: "excluded", corrected.id: "new"}
+
+
 def test_lists_are_filtered_and_paged_from_the_newest(store: Store) -> None:
     everything = fill(store, 50)
     store.do(examples.add, new(1, "dog", "pet"))
