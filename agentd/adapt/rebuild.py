@@ -6,6 +6,7 @@ another matter: `forget` names them, `rebuild` gives them up and learns again fr
 
 import asyncio
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from sqlite_utils import Database
@@ -16,22 +17,34 @@ from agentd.store.database import Store
 from agentd.store.forgetting import Forgotten, Selection
 
 
-async def forget(store: Store, adaptation: Adaptation, selection: Selection, *, dry_run: bool) -> dict[str, Any]:
-    """Deletes what `selection` names and returns what that was, and the revisions that had learned from it.
+async def forget(
+    store: Store,
+    adaptation: Adaptation,
+    selection: Selection,
+    *,
+    dry_run: bool,
+    weights: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Deletes what `selection` names and returns what that was, and the revisions that had learned from it. `weights`
+    say how far the sources are believed whose answers stay.
 
     A running pass is stopped: it may be learning from it. Raises NotFound.
     """
     forgotten: Forgotten = await store.call(forgetting.look, selection)
     if not dry_run:
         await adaptation.stop("feedback is being forgotten")
-        forgotten = await store.call(forgetting.forget, selection)
+        forgotten = await store.call(forgetting.forget, selection, weights)
         await asyncio.to_thread(_remove_folders, adaptation, forgotten.passes)
         await store.checkpoint()  # deleted pages are overwritten in the log first
     return {**forgotten.as_json(), "dry_run": dry_run}
 
 
 async def rebuild(
-    store: Store, adaptation: Adaptation, selection: Selection | None, options: dict[str, Any]
+    store: Store,
+    adaptation: Adaptation,
+    selection: Selection | None,
+    options: dict[str, Any],
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Forgets what `selection` names, gives up every revision that holds something forgotten, and starts a pass from
     the nearest one that does not, on what those had learned otherwise.
@@ -42,7 +55,7 @@ async def rebuild(
     adaptation.require_engine()
     forgotten = None
     if selection is not None:
-        forgotten = await forget(store, adaptation, selection, dry_run=False)
+        forgotten = await forget(store, adaptation, selection, dry_run=False, weights=weights)
     await adaptation.stop("the revisions are rebuilt")
     serving = adaptation.serving
     clean = await store.call(forgetting.clean_ancestor, serving)

@@ -1,5 +1,6 @@
 """Conversations to learn from, in the form of OpenAI's fine-tuning files and of TRL's data sets."""
 
+import itertools
 import json
 from typing import Any, TypeGuard
 
@@ -15,7 +16,7 @@ Tree = dict[str, Any]
 def normal_form(line: Tree) -> Tree:
     """A line as `ExampleLine` has it. TRL leaves out ids of calls and has arguments as objects, tools as functions or
     as a JSON text, and prompt and completion as lists of messages. What is of another shape is left for the checks."""
-    line = dict(line)
+    line = {name: value for name, value in line.items() if value is not None}  # as tables have what a row has not
     if _are_messages(line.get("prompt")) and "messages" not in line:
         line["messages"] = line.pop("prompt")
     if isinstance(tools := line.get("tools"), str):
@@ -46,11 +47,20 @@ def _split_pair(line: Tree) -> None:
 
 def answers(messages: list[Tree], weights: list[int | None]) -> list[tuple[list[Tree], Tree]]:
     """(messages before it, an assistant's message) for every one that is to be learned."""
-    return [
-        (messages[:i], message)
-        for i, (message, weight) in enumerate(zip(messages, weights, strict=True))
-        if message["role"] == "assistant" and weight != 0 and i
-    ]
+    return [(messages[:i], messages[i]) for i in _learned(messages, weights)]
+
+
+def unfolded(messages: list[Tree], weights: list[int | None], asked: Tree) -> int:
+    """Characters of the inputs that a conversation becomes, of which each has all messages before it and what was
+    `asked` besides."""
+    before = [0, *itertools.accumulate(len(to_json(message)) for message in messages)]
+    learned = _learned(messages, weights)
+    return sum(before[i] for i in learned) + len(learned) * len(to_json(asked))
+
+
+def _learned(messages: list[Tree], weights: list[int | None]) -> list[int]:
+    speakers = enumerate(zip(messages, weights, strict=True))
+    return [i for i, (message, weight) in speakers if message["role"] == "assistant" and weight != 0 and i]
 
 
 def target_of(message: Tree, input: Tree) -> tuple[str, str]:
@@ -110,7 +120,7 @@ def _call(call: Any, id: str) -> Any:
         return call
     call = call if "function" in call or "name" not in call else {"function": call}
     function = call.get("function")
-    if isinstance(function, dict) and isinstance(arguments := function.get("arguments", {}), dict):
+    if isinstance(function, dict) and isinstance(arguments := function.get("arguments") or {}, dict):
         function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
     own = call.get("id")
     final = own if isinstance(own, str) and 0 < len(own) <= MAX_NAME else id

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api.classify import CLASSIFY_TASK, of_lists
-from agentd.api.conversations import answers, judged, pair_of, target_of
+from agentd.api.conversations import answers, judged, pair_of, target_of, unfolded
 from agentd.api.messages import Message, plain
 from agentd.api.peers import author
 from agentd.api.requests import read, validate
@@ -25,6 +25,7 @@ from agentd.store.normalise import input_text
 from agentd.store.tasks import Task
 
 _KINDS_ASKED = 256  # of inputs in one import, of which the engine is asked whether it can read them
+_UNFOLDED = 1 << 28  # characters of the inputs that all conversations of an import become
 _PATIENCE = 10.0  # seconds to wait for its answer, which comes between two forward passes
 
 
@@ -78,13 +79,19 @@ def _parse_lines(
     body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None, who: str | None
 ) -> list[NewExample]:
     """The examples of a JSONL body, with the numbers of their lines. Raises InvalidLine for the first wrong one."""
-    new = []
+    new, room = [], _UNFOLDED
     for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             example = validate(line, ExampleLine)
             if classifier is None:
+                room -= _unfolded(example)
+                if room < 0:
+                    raise InvalidRequest(
+                        "every answer of a conversation is an example with all that was said before it, and up to here"
+                        f" that is more than {_UNFOLDED >> 20} MiB; split the file, or the conversation"
+                    )
                 new += _examples(example, known, number, who)
             else:
                 new.append(_classified(example, classifier, number, who))
@@ -118,7 +125,7 @@ def _examples(line: ExampleLine, known: dict[str, Task], number: int, who: str |
     elif line.messages is not None:
         input = {"messages": plain(line.messages), **fields}
     else:
-        input = {"prompt": line.prompt, **{k: v for k, v in fields.items() if k == "response_format"}}
+        input = {"prompt": line.prompt, **{k: v for k, v in fields.items() if k in ("response_format", "grammar")}}
         if line.special:
             input["special"] = True
     if isinstance(line.label, str):
@@ -133,6 +140,14 @@ def _examples(line: ExampleLine, known: dict[str, Task], number: int, who: str |
     if isinstance(line.completion, list):
         return [example(input, *target_of(line.completion[0].plain(), input))]
     return [example(input, "demonstration", line.completion or "")]
+
+
+def _unfolded(line: ExampleLine) -> int:
+    """Characters of the inputs that a conversation becomes."""
+    if not line.is_conversation:
+        return 0
+    messages = line.messages or []
+    return unfolded(plain(messages), [message.weight for message in messages], _asked(line))
 
 
 def _check_free(task: Task | None) -> None:
@@ -150,6 +165,8 @@ def _asked(line: ExampleLine) -> dict[str, Any]:
     fields = tools_input(line.tools or [], line.tool_choice, line.parallel_tool_calls)
     if line.response_format is not None and line.response_format.type != "text":
         fields["response_format"] = line.response_format.model_dump(by_alias=True, exclude_none=True)
+    if line.grammar is not None:
+        fields["grammar"] = line.grammar
     return {**fields, "chat_template_kwargs": line.chat_template_kwargs} if line.chat_template_kwargs else fields
 
 

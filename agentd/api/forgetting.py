@@ -14,7 +14,8 @@ from agentd.store.forgetting import Selection
 async def forget(request: Request) -> Response:
     s = services(request)
     body = await parse(request, ForgetBody, s.config.serve.max_body)
-    forgotten = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run)
+    weights = s.config.feedback.weights
+    forgotten = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run, weights=weights)
     return JSONResponse(forgotten)
 
 
@@ -23,7 +24,8 @@ async def rebuild(request: Request) -> Response:
     body = await parse(request, RebuildBody, s.config.serve.max_body)
     options = body.model_dump(exclude_none=True, exclude={"without"})
     selection = None if body.without is None else _selection(body.without)
-    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, options), 202)
+    weights = s.config.feedback.weights
+    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, options, weights), 202)
 
 
 async def release(request: Request) -> Response:

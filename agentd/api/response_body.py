@@ -93,7 +93,7 @@ class ResponsesBody(Lenient):
     stream_options: ResponseStreamOptions | None = None
     store: bool = True
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     truncation: Literal["auto", "disabled"] = "disabled"
     metadata: dict[str, str] | None = None
     user: str | None = None

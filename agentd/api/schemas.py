@@ -63,7 +63,7 @@ class Completion(Lenient):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 20)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
@@ -215,6 +215,7 @@ class ExampleLine(Body):
     parallel_tool_calls: bool = True
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
     response_format: ResponseFormat | None = None
+    grammar: Text | None = None
     prompt: Text | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     special: bool = False
     text: Text | None = None

@@ -6,7 +6,7 @@ Everything here is an estimate to compare plans with; nothing is promised by it.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agentd.budget.recipe import recipe
@@ -161,8 +161,9 @@ def seconds_for(
     seconds = speed.fixed + _answering(workload, speed)
     if setting.blocks:
         is_tapped = setting.method == "blockwise-bp"
-        epochs = recipe(setting.method, setting.blocks, workload.texts).usual
-        tokens = computed_tokens(workload, setting.micro_tokens)
+        how = recipe(setting.method, setting.blocks, workload.texts)
+        epochs = how.usual
+        tokens = computed_tokens(replace(workload, batch=how.batch), setting.micro_tokens)
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.
         if setting.computes_trunk:
             seconds += workload.tokens * max(0, n_layer - setting.blocks) / speed.trunk

@@ -57,7 +57,7 @@ def odds_ratio(chosen: float, rejected: float) -> tuple[float, float, float]:
     (chosen_odds, by_chosen), (rejected_odds, by_rejected) = _log_odds(chosen), _log_odds(rejected)
     difference = chosen_odds - rejected_odds
     loss = max(0.0, -difference) + math.log1p(math.exp(-abs(difference)))
-    wrong = math.exp(-difference - loss) if difference >= 0 else math.exp(-loss)  # sigmoid(-difference)
+    wrong = math.exp(-difference - loss)  # sigmoid(-difference)
     return loss, -wrong * by_chosen, wrong * by_rejected
 
 

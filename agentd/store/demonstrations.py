@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 from agentd.errors import InvalidRequest
+from agentd.store.normalise import content_text
 from agentd.store.row import to_json
 
 MESSAGE = "message"
-_FIELDS = {"role", "content", "tool_calls", "reasoning_content", "refusal"}
+_FIELDS = {"role", "content", "tool_calls", "reasoning_content", "reasoning", "refusal", "annotations"}
 _OPEN = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 """What lets an object have other properties than it names; without it answers are held to those."""
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -27,22 +28,25 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def checked_message(message: dict[str, Any], input: dict[str, Any]) -> dict[str, Any]:
     """The message as it is stored: role, content and calls. `input` is that of the request.
 
-    Raises InvalidRequest for one that says nothing, calls what the request did not declare, or lacks arguments that
-    are required or has others than are allowed. What is inside of arguments is not looked at.
+    Raises InvalidRequest for one that says nothing, calls what the request did not declare or allow, or lacks arguments
+    that are required or has others than are allowed. What is inside of arguments is not looked at.
     """
+    message = {name: value for name, value in message.items() if value is not None}
     if unknown := sorted(message.keys() - _FIELDS):
         raise _wrong(f"it has an unknown field {unknown[0]!r}")
-    content, calls = message.get("content"), message.get("tool_calls") or []
+    content, calls = _text(message.get("content")), message.get("tool_calls") or []
     if message.get("role", "assistant") != "assistant":
         raise _wrong("its role is assistant")
     if not (content is None or isinstance(content, str)) or not isinstance(calls, list):
         raise _wrong("content is a text, and tool_calls a list")
     if not (content or calls):
         raise _wrong("it says nothing")
-    declared = {tool["function"]["name"]: tool["function"] for tool in input.get("tools", ())}
     stored: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
-        stored["tool_calls"] = [_call(call, i, declared) for i, call in enumerate(calls)]
+        if len(calls) > 1 and input.get("parallel_tool_calls") is False:
+            raise _wrong(f"it has {len(calls)} calls, and the request said parallel_tool_calls: false")
+        allowed = _callable(input)
+        stored["tool_calls"] = [_call(call, i, allowed) for i, call in enumerate(calls)]
     return stored
 
 
@@ -57,14 +61,34 @@ def message_target(message: dict[str, Any]) -> str:
     return to_json(as_answer(message))
 
 
+def _text(content: Any) -> Any:
+    """Parts that are all texts as the one text that they are."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return content_text(content)
+    return content
+
+
+def _callable(input: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By name, the functions that an answer to this input may call."""
+    declared = {tool["function"]["name"]: tool["function"] for tool in input.get("tools", ())}
+    choice = input.get("tool_choice")
+    if isinstance(choice, dict):
+        named = choice["allowed_tools"]["tools"] if "allowed_tools" in choice else [choice]
+        names = {each["function"]["name"] for each in named}
+        return {name: function for name, function in declared.items() if name in names}
+    return {} if choice == "none" else declared
+
+
 def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise _wrong(f'tool_calls.{number} is {{"type": "function", "function": {{"name", "arguments"}}}}')
-    name, arguments = function["name"], function.get("arguments", "{}")
+    name, arguments = function["name"], function.get("arguments")
     if name not in declared:
         known = ", ".join(declared) or "none"
-        raise _wrong(f"tool_calls.{number} calls {name!r}, which the request did not declare; its tools: {known}")
+        raise _wrong(f"tool_calls.{number} calls {name!r}, which the request did not declare; may be called: {known}")
+    if arguments in (None, ""):  # how some servers write that there are none
+        arguments = "{}"
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -72,14 +96,25 @@ def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[s
             raise _wrong(f"the arguments of tool_calls.{number} are no JSON") from None
     if not isinstance(arguments, dict):
         raise _wrong(f"the arguments of tool_calls.{number} are no JSON object")
-    parameters = declared[name].get("parameters") or {}
+    parameters = parameters_of(declared[name])
     check_arguments(arguments, parameters, f"tool_calls.{number}, {name}")
-    text = json.dumps(_in_order(arguments, parameters), ensure_ascii=False, separators=(",", ":"))
+    try:
+        ordered = _in_order(arguments, parameters)
+        text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text.encode()
+    except (ValueError, RecursionError):  # NaN, half of a surrogate pair, or nested too deeply
+        raise _wrong(f"the arguments of tool_calls.{number} cannot be written as JSON") from None
     return {
         "id": f"call_{number}",  # clients' ids do not count: equal calls are equal
         "type": "function",
         "function": {"name": name, "arguments": text},
     }
+
+
+def parameters_of(function: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a declared function's arguments; without any it takes none."""
+    parameters = function.get("parameters")
+    return {"properties": {}} if parameters is None else parameters
 
 
 def check_arguments(arguments: dict[str, Any], schema: dict[str, Any], where: str) -> None:
@@ -88,7 +123,7 @@ def check_arguments(arguments: dict[str, Any], schema: dict[str, Any], where: st
     properties = properties if isinstance(properties, dict) else {}
     required = schema.get("required")
     for name in required if isinstance(required, list) else ():
-        if name not in arguments:
+        if isinstance(name, str) and name not in arguments:
             raise _wrong(f"{where}: argument {name!r} is missing")
     for name, value in arguments.items():
         if name not in properties:
@@ -117,7 +152,7 @@ def _in_order(value: Any, schema: Any) -> Any:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         return True
     if isinstance(value, bool):
         return bool(kind == "boolean")

@@ -187,10 +187,11 @@ def excluded(db: Database) -> dict[str, int]:
     return dict(db.execute(counted).fetchall())
 
 
-def exclude(db: Database, ids: Iterable[str]) -> None:
-    """Leaves them out of training and of the gate until they get another target."""
+def exclude(db: Database, ids: Iterable[str], as_of: str | None = None) -> None:
+    """Leaves them out of training and of the gate until they get another target; those that got one after `as_of` (ISO
+    8601) stay."""
     for id in ids:
-        db.execute("UPDATE examples SET state = 'excluded' WHERE id = ?", [id])
+        db.execute("UPDATE examples SET state = 'excluded' WHERE id = ? AND updated_at <= ?", [id, as_of or "9999"])
 
 
 def readmit(db: Database, context: int) -> int:

@@ -178,7 +178,8 @@ def _row(new: NewFeedback, task: str | None, value: Any, digest: str, part_of: s
 
 
 def release(db: Database, feedback_ids: list[str], weights: Mapping[str, float] | None = None) -> list[Feedback]:
-    """Takes feedback out of quarantine: it becomes examples now, as `add` would have made them.
+    """Takes feedback out of quarantine: it becomes examples now, as `add` would have made them. What is known by now to
+    be better stays, and the feedback is `outweighed`.
 
     Raises NotFound, Conflict for one that is not in quarantine, and what `tasks.admit` raises; then none is released.
     """
@@ -190,20 +191,28 @@ def release(db: Database, feedback_ids: list[str], weights: Mapping[str, float] 
                 raise Conflict(f"feedback {id!r} is {row.state}, not quarantined")
             assert row.task is not None
             assert row.inference_id is not None
-            weight = (weights or {}).get(row.source, 1.0) or 1.0  # whoever releases it vouches for it
-            weight /= parts(db, row.part_of)[0] if row.part_of is not None else 1
+            weight = weight_of(db, row, weights)
             inference = inferences.get(db, row.inference_id)
             target = target_on(inference, row.kind, row.value, tasks.find(db, row.task))
-            example_id = None
+            example_id = reason = None
             if target is not None:
                 _, text = tasks.admit(db, row.task, target.kind, target.target)
                 target = replace(target, target=text)
-                example_id = _learn(db, row.task, target, inference, row.author, weight)
+                reason = _outdone(db, row.task, target, inference, row.part_of)
+                if reason is None:
+                    example_id = _learn(db, row.task, target, inference, row.author, weight)
             db.execute(
-                "UPDATE feedback SET state = 'accepted', reason = NULL, example_id = ? WHERE id = ?", [example_id, id]
+                "UPDATE feedback SET state = ?, reason = ?, example_id = ? WHERE id = ?",
+                ["accepted" if reason is None else "outweighed", reason, example_id, id],
             )
             released.append(get(db, id))
     return released
+
+
+def weight_of(db: Database, row: Feedback, weights: Mapping[str, float] | None = None) -> float:
+    """How far accepted feedback is believed. Where its source is not at all, whoever released it vouches for it."""
+    weight = (weights or {}).get(row.source, 1.0) or 1.0
+    return weight / (parts(db, row.part_of)[0] if row.part_of is not None else 1)
 
 
 def get(db: Database, id: str) -> Feedback:
@@ -255,26 +264,42 @@ def _judged(
         return "quarantined", new.quarantine
     if weight <= 0:
         return "quarantined", f"feedback.weight_{new.source} is 0"
+    if (reason := _outdone(db, task, target, inference, part_of)) is not None:
+        return "outweighed", reason
     id = examples.identify(task, inference.example_input)
     rows = select(db, examples.Example, "WHERE id = ?", [id])
     share = bool(rows) and _is_share(db, id)
-    if part_of is not None and ((rows and not share) or _said_of(db, inference.id)):
-        return "outweighed", "something was said of this step itself"
     mine = select(
         db,
         Feedback,
         "WHERE example_id = ? AND author IS ? AND source = ? AND state = 'accepted' ORDER BY rowid DESC",
         [id, new.author, new.source],
     )
-    if mine and (mine[0].kind, mine[0].value) == (new.kind, value) and _known_target(db, id) == target:
+    said = (new.kind, value, part_of is None)  # of a step itself it is more than its share in an outcome
+    same = bool(mine) and (mine[0].kind, mine[0].value, mine[0].part_of is None) == said
+    if same and _known_target(db, id) == target:
         return "duplicate", f"the same as feedback {mine[0].id}"
+    if target.kind in (tasks.THUMB, tasks.SCORE):  # each answer to an input has a verdict of its own
+        mine = [row for row in mine if row.inference_id == inference.id]
     if len(mine) >= CHANGES_OF_MIND:
         return "quarantined", f"the same source has given {len(mine)} other answers for this input before"
     if rows and FeedbackTarget(rows[0].kind, rows[0].target) != target and rows[0].weight > weight and not share:
         return "outweighed", f"a source of weight {rows[0].weight:g} said otherwise"
-    if rows and rows[0].state in ("new", "used") and says_less(target, FeedbackTarget(rows[0].kind, rows[0].target)):
-        return "outweighed", "a better answer to this input is known"
     return "accepted", None
+
+
+def _outdone(db: Database, task: str, target: FeedbackTarget, inference: Inference, part_of: str | None) -> str | None:
+    """Why what is known of the input already is better than this target."""
+    id = examples.identify(task, inference.example_input)
+    rows = select(db, examples.Example, "WHERE id = ?", [id])
+    share = bool(rows) and _is_share(db, id)
+    if part_of is not None and ((rows and not share) or _said_of(db, inference.id)):
+        return "something was said of this step itself"
+    if share and part_of is None:
+        return None
+    if rows and rows[0].state in ("new", "used") and says_less(target, FeedbackTarget(rows[0].kind, rows[0].target)):
+        return "a better answer to this input is known"
+    return None
 
 
 def _known_target(db: Database, id: str) -> FeedbackTarget | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from agentd import faults
 from agentd.errors import NotFound
 from agentd.store import events, examples, inferences, passes, revisions, tasks
 from agentd.store.examples import Example
-from agentd.store.feedback import Feedback
-from agentd.store.feedback_targets import target_on
+from agentd.store.feedback import Feedback, weight_of
+from agentd.store.feedback_targets import FeedbackTarget, target_on
 from agentd.store.room import Priority, priority
 from agentd.store.row import select, to_json
 
@@ -87,8 +87,9 @@ def look(db: Database, selection: Selection) -> Forgotten:
 
 
 @priority(Priority.DELETING)
-def forget(db: Database, selection: Selection) -> Forgotten:
-    """Deletes it. An example that others have vouched for too keeps their latest answer.
+def forget(db: Database, selection: Selection, weights: Mapping[str, float] | None = None) -> Forgotten:
+    """Deletes it. An example that others have vouched for too keeps their latest answer, with the weight that their
+    sources have by `weights`, as `feedback.add` takes them.
 
     Raises NotFound for unknown ids, and authors who left nothing. Revisions stay, marked; see `adapt.rebuild`.
     """
@@ -106,7 +107,7 @@ def forget(db: Database, selection: Selection) -> Forgotten:
         for example in select(
             db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(forgotten.examples)]
         ):
-            if example.id in selection.examples or not _answered(db, example):
+            if example.id in selection.examples or not _answered(db, example, weights):
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
         inference_ids = to_json(forgotten.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [inference_ids])
@@ -184,21 +185,28 @@ def _examples(db: Database, selection: Selection, feedback_ids: set[str], infere
     return ids | _ids(db, f"SELECT id FROM examples WHERE author {inside}", selection.authors)
 
 
-def _answered(db: Database, example: Example) -> bool:
+def _answered(db: Database, example: Example, weights: Mapping[str, float] | None) -> bool:
     """Gives the example the latest answer that others have vouched for, if there is one."""
     task = tasks.find(db, example.task)
+    latest: tuple[FeedbackTarget, Feedback] | None = None
+    weight = 0.0
     for other in select(db, Feedback, "WHERE example_id = ? AND state = 'accepted' ORDER BY rowid DESC", [example.id]):
         about = None if other.inference_id is None else inferences.get(db, other.inference_id)
         target = target_on(about, other.kind, other.value, task)
         if target is None:
             continue  # the task's choices are others now
-        if (example.kind, example.target) == (target.kind, target.target):
-            db.execute("UPDATE examples SET author = ? WHERE id = ?", [other.author, example.id])
-        else:
-            now = target.kind, example.input, target.target, other.inference_id
-            examples.put(db, examples.NewExample(example.task, *now, author=other.author))
-        return True
-    return False
+        latest = latest or (target, other)
+        if target == latest[0]:
+            weight = max(weight, weight_of(db, other, weights))
+    if latest is None:
+        return False
+    target, other = latest
+    if (example.kind, example.target) == (target.kind, target.target):
+        db.execute("UPDATE examples SET author = ?, weight = ? WHERE id = ?", [other.author, weight, example.id])
+    else:
+        now = target.kind, example.input, target.target, other.inference_id
+        examples.put(db, examples.NewExample(example.task, *now, author=other.author, weight=weight))
+    return True
 
 
 def _tasks_of(db: Database, forgotten: Forgotten) -> list[str]:

@@ -17,11 +17,16 @@ from agentd.store import feedback, tasks
 from agentd.store.feedback import NewFeedback
 from agentd.store.inferences import Inference
 from agentd.store.normalise import normal_text
-from agentd.store.row import select
+from agentd.store.row import select, to_json
 
 _RECENT = 50  # inferences of the same client, among which the answer before is looked for
 _ALIKE = 0.6  # of two questions, from 0 to 1; below it the second one is another question
-_LEAST = 12  # characters of a question that can be asked again; "yes" and "go on" are said twice without being meant so
+_LEAST, _MOST = (
+    12,
+    500,
+)  # characters of a question that can be asked again; "yes" and "go on" are said twice without being meant so,
+# and what is long is a document with a question, and takes long to compare
+_LONGEST_ERROR = 10_000  # characters of a tool's result that may say no more than what was wrong
 _ENVIRONMENT = re.compile(
     r"time[d -]*out|connect|unreachable|unavailable|offline|network|temporar|try again later|rate.?limit"
     r"|too many requests|\b(?:429|50[0-4])\b|econn|dns|broken pipe|out of memory|disk|cancel",
@@ -60,7 +65,7 @@ def is_error(content: Any) -> bool:
     if isinstance(content, list):
         content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     text = content if isinstance(content, str) else json.dumps(content)
-    if _ENVIRONMENT.search(text):
+    if len(text) > _LONGEST_ERROR or _ENVIRONMENT.search(text):
         return False
     try:
         value = json.loads(text)
@@ -74,15 +79,17 @@ def is_error(content: Any) -> bool:
 
 def _refused(db: Database, messages: list[dict[str, Any]], author: str | None) -> list[tuple[Inference, str]]:
     """Whose calls the results at the end of a conversation say were wrong."""
-    wrong = set()
+    wrong = set[str]()
     for message in reversed(messages):
         if message.get("role") != "tool":
             break
         if is_error(message.get("content")):
-            wrong.add(message.get("tool_call_id"))
+            wrong.add(str(message.get("tool_call_id")))
     if not wrong:
         return []
-    return [(row, "tool error") for row in _recent(db, author) if wrong & {call.get("id") for call in row.tool_calls}]
+    ids = "SELECT json_extract(value, '$.id') FROM json_each(tool_calls)"
+    made = f"EXISTS ({ids} INTERSECT SELECT value FROM json_each(?))"
+    return [(row, "tool error") for row in _recent(db, author, made, to_json(sorted(wrong)))]
 
 
 def _asked_again(db: Database, messages: list[dict[str, Any]], author: str | None) -> list[tuple[Inference, str]]:
@@ -92,15 +99,22 @@ def _asked_again(db: Database, messages: list[dict[str, Any]], author: str | Non
     first, said, again = (message.get("content") for message in messages[-3:])
     if not (isinstance(first, str) and isinstance(said, str) and isinstance(again, str)):
         return []
-    before, now = normal_text(first), normal_text(again)
-    if min(len(before), len(now)) < _LEAST or difflib.SequenceMatcher(None, before, now).ratio() < _ALIKE:
+    if max(len(first), len(again)) > _MOST:
         return []
-    for row in _recent(db, author):
-        question = row.input.get("messages") or [{}]
-        if row.output == said and not row.tool_calls and question[-1].get("content") == first:
+    before, now = normal_text(first), normal_text(again)
+    if min(len(before), len(now)) < _LEAST:
+        return []
+    # From 200 characters on all the usual letters would count as junk, and nothing be alike.
+    if difflib.SequenceMatcher(None, before, now, autojunk=False).ratio() < _ALIKE:
+        return []
+    for row in _recent(db, author, "tool_calls = '[]' AND output = ?", said):
+        asked = row.input.get("messages") or [{}]
+        if asked[-1].get("content") == first:
             return [(row, "asked again")]
     return []
 
 
-def _recent(db: Database, author: str | None) -> list[Inference]:
-    return select(db, Inference, "WHERE author IS ? ORDER BY rowid DESC LIMIT ?", [author, _RECENT])
+def _recent(db: Database, author: str | None, which: str, value: str) -> list[Inference]:
+    """Of the last ones those for which the condition holds, the newest first: only these are read whole."""
+    last = "SELECT rowid FROM inferences WHERE author IS ? ORDER BY rowid DESC LIMIT ?"
+    return select(db, Inference, f"WHERE rowid IN ({last}) AND {which} ORDER BY rowid DESC", [author, _RECENT, value])

@@ -13,8 +13,10 @@ from agentd import ids
 from agentd.errors import AgentdError, InvalidLine, InvalidRequest
 from agentd.store import tasks
 from agentd.store.database import Store
-from agentd.store.examples import NewExample, identify, split_of, text_key
+from agentd.store.examples import USABLE, NewExample, identify, split_of, text_key
+from agentd.store.feedback_targets import FeedbackTarget, says_less
 from agentd.store.row import to_json
+from agentd.store.tasks import SCORE, THUMB
 
 CHUNK = 2000  # rows; some 20 ms of the store's time
 
@@ -23,7 +25,8 @@ _Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float, s
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows of `staged`, one per example; `counts` is what lines for the same input did to one another."""
+    """Rows of `staged`, one per example; `counts` is what lines for the same input did to one another. A thumb or a
+    score that says less than another line leaves that one unchanged."""
 
     rows: list[_Row]
     counts: dict[str, int]
@@ -44,6 +47,9 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
         except (InvalidRequest, UnicodeEncodeError) as error:
             raise InvalidLine(line, str(error)) from error
         if (earlier := rows.get(id)) is not None:
+            if says_less(FeedbackTarget(new.kind, new.target), FeedbackTarget(earlier[3], earlier[5])):
+                counts["unchanged"] += 1
+                continue
             counts["unchanged" if earlier[3:6:2] == (new.kind, new.target) else "replaced"] += 1
         key = text_key(new)
         rows[id] = (
@@ -63,7 +69,8 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
 
 
 async def add(store: Store, prepared: Prepared) -> dict[str, int]:
-    """Adds all examples or none; returns how many were added, replaced (another target than before), unchanged.
+    """Adds all examples or none; returns how many were added, replaced (another target than before), unchanged. What is
+    known of an input is not replaced by a thumb or a score that says less.
 
     Raises InvalidLine for the first that its task does not admit.
     """
@@ -119,6 +126,7 @@ def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
             if stored != target:
                 renamed = f"UPDATE {table} SET target = ? WHERE task = ? AND kind = ? AND target = ?"
                 db.execute(renamed, [stored, task, kind, target])
+        outdone = _leave_out_what_says_less(db, table)
         (total,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
         same = "staged.kind = examples.kind AND staged.target = examples.target"
         known, unchanged = db.execute(
@@ -139,5 +147,18 @@ def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
             " WHERE excluded.kind != kind OR excluded.target != target",
             {"now": ids.now()},
         )
-    added = {"added": total - known, "replaced": known - unchanged, "unchanged": unchanged}
+    added = {"added": total - known, "replaced": known - unchanged, "unchanged": unchanged + outdone}
     return {name: counts[name] + n for name, n in added.items()}
+
+
+def _leave_out_what_says_less(db: Database, table: str) -> int:
+    """Takes thumbs and scores out of the rows for which something better is known; returns how many."""
+    met = db.execute(
+        f"SELECT id, staged.kind, staged.target, examples.kind, examples.target FROM {table} AS staged"
+        f" JOIN examples USING (id) WHERE staged.kind IN (?, ?) AND {USABLE}"
+        " AND (staged.kind, staged.target) != (examples.kind, examples.target)",
+        [THUMB, SCORE],
+    )
+    outdone = [id for id, *pair in met.fetchall() if says_less(FeedbackTarget(*pair[:2]), FeedbackTarget(*pair[2:]))]
+    db.execute(f"DELETE FROM {table} WHERE id IN (SELECT value FROM json_each(?))", [to_json(outdone)])
+    return len(outdone)

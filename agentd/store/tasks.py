@@ -114,6 +114,10 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     if kind == "label" and task is not None and _is_provisional(db, task):
         db.execute("UPDATE examples SET state = 'stale' WHERE task = ? AND state IN ('new', 'used')", [name])
         task = _update(db, task, open=True, metric="accuracy")
+    if kind in _PROVISIONAL and task is not None and (task.choices or task.open):
+        raise InvalidRequest(
+            f"the answers of task {name!r} are labels; pairs and judged answers are for free text", param="kind"
+        )
     if kind != "label":
         if choices is not None:
             raise InvalidRequest("choices belong to a label, not to a demonstration", param="choices")
@@ -128,6 +132,7 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     if task is None:
         return _declared(db, name, [label], open=True), label
     if task.open:
+        _take_back(db, name, [label])
         return _update(db, task, choices=[*task.choices, label]), label
     if task.choices:
         raise LabelNotInChoices(target, name, task.choices)
@@ -150,10 +155,17 @@ def _with_choices(db: Database, task: Task | None, name: str, target: str, choic
     if task is None:
         return _declared(db, name, named, open=False), label
     if task.open and set(known) <= set(named):
+        _take_back(db, name, named)
         return _update(db, task, choices=named, open=False), label
     if set(known) != set(named):
         raise Conflict(f"task {name!r} has the choices {to_json(known)} already", param="choices")
     return task, label
+
+
+def _take_back(db: Database, name: str, labels: Sequence[str]) -> None:
+    """Examples that were set aside with their choice come back with it."""
+    named = "task = ? AND kind = 'label' AND target IN (SELECT value FROM json_each(?))"
+    db.execute(f"UPDATE examples SET state = 'new' WHERE state = 'stale' AND {named}", [name, to_json(list(labels))])
 
 
 def _is_provisional(db: Database, task: Task) -> bool:

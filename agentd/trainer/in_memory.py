@@ -1,6 +1,7 @@
 """Backpropagation with all trained blocks in memory, from trunk states tapped once: fastest for few blocks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -42,6 +43,7 @@ class InMemory(Learner):
                 [
                     result
                     for batch in self.micro_batches(examples)
-                    for result in self.losses(batch, self.tap.inputs(batch))
+                    # A copy, so that its mask goes with it: those of all batches are large behind a long prefix.
+                    for result in self.losses(replace(batch), self.tap.inputs(batch))
                 ]
             )

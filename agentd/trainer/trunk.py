@@ -7,6 +7,7 @@ states are in the tap file, where training reads them as it reads the engine's.
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.lora_blocks import adopt, read_adapter, read_control
 from agentd.trainer.batches import Layout, batches
 from agentd.trainer.shortcuts import Suffix
-from agentd.trainer.spec import Spec
+from agentd.trainer.spec import Spec, TrainOptions
 from agentd.trainer.tap_file import TapFile
 
 _EMBEDDINGS = "token_embd.weight"
@@ -44,15 +45,15 @@ def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], b
     layout = Layout.in_order(spec.examples, spec.prefix)
     tap = TapFile(spec.tap, blocks.n_embd, layout, writable=True)
     tap.check(spec.examples)
-    # Nothing is kept for a backward pass, so there is no reason for fewer tokens at once.
-    parts = batches(spec.examples, spec.prefix, MICRO_MOST, suffix.shares)
+    parts = batches(spec.examples, spec.prefix, at_once(options), suffix.shares)
     allocator.while_training()
     page_cache.forget()
     with torch.no_grad():
         for block in range(first):
             blocks.activate(block)
             for batch in parts:
-                after = suffix.all_rows(tap.inputs(batch), batch.tree)
+                tree = replace(batch).tree  # made anew: all batches' masks together would be larger than a block
+                after = suffix.all_rows(tap.inputs(batch), tree)
                 tap.replace(batch, after)
             tap.replace_prefix(after[0, : spec.prefix])
             on_block(block + 1, first)
@@ -62,6 +63,12 @@ def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], b
     allocator.give_back()
     allocator.while_building()
     return True
+
+
+def at_once(options: TrainOptions) -> int:
+    """Tokens of a forward pass. Nothing is kept for a backward pass, so there is no reason for fewer than usual; where
+    training takes more, because every pass computes a long prefix again, there is the same reason here."""
+    return max(MICRO_MOST, options.micro_tokens)
 
 
 def _embed(blocks: Blocks, spec: Spec) -> None:

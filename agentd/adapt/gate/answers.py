@@ -101,13 +101,23 @@ class GateAnswers:
             metric = self.metric[line.task]
             if line.member is not None and metric in metrics.GENERATED and self._both(number):
                 shares[line.member.number] = metrics.share_right(metric, said.text, said.calls, line.target)
+        asked = {line.member.number for line in self.lines if line.member is not None}
         by_task = {}
         for name, outcome in outcomes.items():
+            mine = [member for member in holdout if member.task.name == name]
+            generated = self.metric[name] in metrics.GENERATED
+            if generated and not any(member.number in asked for member in mine):
+                # All were compared or judged: no answer is right or wrong.
+                by_task[name] = replace(outcome, metric="loss")
+                continue
             by_task[name] = replace(outcome, metric=self.metric[name])
-            if self.metric[name] in metrics.GENERATED:
-                mine = [shares.get(member.number) for member in holdout if member.task.name == name]
-                hits = [None if share is None else share == 1.0 for share in mine]
-                by_task[name] = replace(by_task[name], hits=hits, shares=mine)
+            if generated:
+                right = [shares.get(member.number) for member in mine]
+                hits: list[bool | None] = list(outcome.hits or [None] * len(mine))
+                for i, (member, share) in enumerate(zip(mine, right, strict=True)):
+                    if member.number in asked:  # the others, preferences say, have hits of their own
+                        hits[i] = None if share is None else share == 1.0
+                by_task[name] = replace(by_task[name], hits=hits, shares=right)
         return by_task
 
     def no_calls(self) -> dict[str, NoCall]:
@@ -126,7 +136,8 @@ class GateAnswers:
     def samples(self) -> dict[str, list[dict[str, Any]]]:
         """Some answers of every task, for people: of those that changed, and of those that did not, in turn."""
         samples: dict[str, list[dict[str, Any]]] = {}
-        for task, metric in self.metric.items():
+        for task in dict.fromkeys(line.task for line in self.lines):  # others may have no holdout that can be used
+            metric = self.metric[task]
             if metric not in metrics.GENERATED:
                 continue
             kinds: dict[tuple[bool, bool], list[dict[str, Any]]] = {}

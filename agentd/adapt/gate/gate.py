@@ -176,13 +176,15 @@ def judge(
                 callers.append(name)
         if not finite:
             continue
-        lost, allowed = _lost(old, new, gate)
+        losses = [_lost(old, new, gate)]
+        if any(answered := [share is not None for share in old.shares]):  # pairs that are won make up for none of those
+            losses.append(_lost(old.among(answered), new.among(answered), gate))
         if old.known:
             facts["p_accuracy"] = mcnemar(old.known, new.known)
         if old.metric in GENERATED:
-            facts["answered"] = len(old.known)
+            facts["answered"] = sum(answered)
         facts["p_loss"] = signed_rank(old.losses, new.losses, seed)
-        if lost > allowed:
+        if any(lost > allowed for lost, allowed in losses):
             losers.append(name)
         elif any(old.established) and not all(old.established):
             known, anew = old.among(old.established), new.among(old.established)
@@ -196,7 +198,7 @@ def judge(
             apart = facts["established"]["p_apart"] <= gate.alpha
             if old_lost > old_allowed or facts["established"]["p_worse"] <= (_SUSPICIOUS if apart else gate.alpha):
                 contradicted.append(name)
-        if name in adapted and lost <= 0 and _better(facts, level):
+        if name in adapted and all(lost <= 0 for lost, _ in losses) and _better(facts, level):
             winners.append(name)
     if not finite:
         return Verdict(False, "the candidate's outputs are not finite", figures, None)

@@ -33,14 +33,17 @@ def share_right(metric: str, text: str, calls: Sequence[Mapping[str, Any]], targ
     """
     right_text = target if isinstance(target, str) else str(target.get("content") or "")
     right_calls = [] if isinstance(target, str) else list(target.get("tool_calls") or ())
-    if metric == "call":
-        return float(same_calls(calls, right_calls))
-    if metric == "exact":
-        return float(_plain(text) == _plain(right_text) and same_calls(calls, right_calls))
-    if metric == "json":
-        if right_calls or calls:
-            return fields_right([_call(call) for call in calls], [_call(call) for call in right_calls])
-        return fields_right(_parsed(text), _parsed(right_text))
+    try:
+        if metric == "call":
+            return float(same_calls(calls, right_calls))
+        if metric == "exact":
+            return float(_plain(text) == _plain(right_text) and same_calls(calls, right_calls))
+        if metric == "json":
+            if right_calls or calls:
+                return fields_right([_call(call) for call in calls], [_call(call) for call in right_calls])
+            return fields_right(_parsed(text), _parsed(right_text))
+    except RecursionError:  # models say anything
+        return 0.0
     raise ValueError(f"{metric} is not judged by answers")
 
 

@@ -70,7 +70,6 @@ class Attempt(ABC):
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
 
     async def run(self, data: Dataset) -> int:
-        started = now()
         await self._engine.call(Open())
         try:
             data = await self._encode(data)
@@ -79,9 +78,11 @@ class Attempt(ABC):
             verdict = await self._gate(data)
         finally:
             await self._close()
-        # What was learned from is no longer new, taken or not: the same examples would give the same verdict.
-        learned = [member.example.id for member in data.of("train", "dev")]
-        await self._store.call(examples.mark_used, learned, started)
+        # What was learned from is no longer new, taken or not: the same examples would give the same verdict. What was
+        # corrected since it was read, while the pass was planned or ran, is.
+        learned = [member.example for member in data.of("train", "dev")]
+        read = max((example.updated_at for example in learned), default=None)
+        await self._store.call(examples.mark_used, [example.id for example in learned], read)
         if not verdict.accepted:
             await self._reject(verdict.reason)
         return await self._stage(data, verdict)
@@ -117,7 +118,7 @@ class Attempt(ABC):
         source, target = self._folder / "examples.jsonl", self._folder / ENCODED
         data.write(source)
         await self._engine.call(Encode(source, target), self._count)
-        learns = bool(data.of("train"))
+        learns, read = bool(data.of("train")), max((each.example.updated_at for each in data.members), default=None)
         data, self._encoded = await asyncio.to_thread(datasets.usable, data, target)
         roles = [(member.example.id, member.role) for member in data.members]
         await self._store.call(passes.add_examples, self._progress.id, roles)
@@ -126,15 +127,15 @@ class Attempt(ABC):
         for name, why in data.left_out.items():
             await self._event("left out", f"task {name}: {why}")
         if data.unusable:
-            await self._exclude(data.unusable)
+            await self._exclude(data.unusable, read)
         if learns and not data.of("train"):
             raise PassRefused(f"none of the training examples can be used; {next(iter(data.unusable.values()))}")
         await self._engine.call(Use(str(self._parent)))
         return data
 
-    async def _exclude(self, unusable: dict[str, str]) -> None:
+    async def _exclude(self, unusable: dict[str, str], read: str | None) -> None:
         """What cannot be encoded leaves the examples that passes look at, and is named this once."""
-        await self._store.call(examples.exclude, list(unusable))
+        await self._store.call(examples.exclude, list(unusable), read)
         for id, why in list(unusable.items())[:_MOST_NAMED]:
             await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.model.context)
         if (others := len(unusable) - _MOST_NAMED) > 0:

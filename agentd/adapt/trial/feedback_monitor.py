@@ -73,6 +73,13 @@ def _same(said: Any, output: str, calls: list[Any]) -> bool:
 
 
 def _called(calls: list[Any]) -> list[Any]:
-    """Names and arguments, without their ids and the blanks in their JSON."""
-    functions = [call["function"] for call in calls]
-    return [(function["name"], json.loads(function["arguments"])) for function in functions]
+    """Names and arguments, whatever their ids and the blanks in their JSON. An answer that was cut off has arguments
+    that are none."""
+    return [(call["function"]["name"], _parsed(call["function"]["arguments"])) for call in calls]
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments

@@ -1,14 +1,16 @@
 """What the gate asks, and what it makes of the answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentd.adapt.gate.answers import GateAnswers, small_talk
-from agentd.adapt.gate.gate import Outcome
+from agentd.adapt.gate.gate import Outcome, judge
 from agentd.adapt.planning.dataset import Dataset, Member
+from agentd.config.schema import GateSettings
 from agentd.engine.operations import Answered
 from agentd.store.examples import Example
 from agentd.store.tasks import Task
@@ -85,15 +87,65 @@ def test_what_one_of_them_did_not_answer_is_not_judged(tmp_path: Path) -> None:
     assert (before.metric, before.accuracy, after.accuracy) == ("call", 0.0, 1.0)
 
 
+PAIR = json.dumps({"chosen": "Which room?", "rejected": "No."})
+THUMB = json.dumps({"answer": "Done.", "good": True})
+
+
+def lost(outcome: Outcome) -> Outcome:
+    """The same with calls that are wrong."""
+    return replace(outcome, hits=[False, False, *outcome.hits[2:]])
+
+
+def test_pairs_beside_calls_are_won_or_lost_as_they_are_alone(tmp_path: Path) -> None:
+    calls = [member(i, "message", MESSAGE, tools=TOOLS, tool_choice="required") for i in range(2)]
+    pairs = [member(i, "preference", PAIR, tools=TOOLS) for i in range(2, 12)]
+    thumb = member(12, "thumb", THUMB, tools=TOOLS)
+    answers = gate_answers([*calls, *pairs, thumb], tmp_path)
+    answer_all(answers, SPOKE, CALLED)
+    found = []
+    for won, candidate in ((False, False), (True, True)):
+        outcome = {"home": Outcome([1.0] * 13, [None, None, *[won] * 10, None])}
+        found.append(answers.judged(outcome, [*calls, *pairs, thumb], candidate=candidate)["home"])
+    assert [each.known for each in found] == [[False] * 12, [True] * 12]
+    assert found[1].shares == [1.0, 1.0, *[None] * 11]
+    accepted = [
+        judge({"home": old}, {"home": new}, adapted={"home"}, drift=0.0, gate=GateSettings(), seed=0).accepted
+        for old, new in (
+            (found[0], found[1]),
+            (replace(found[0], hits=[True, True, *found[0].hits[2:]]), lost(found[1])),
+        )
+    ]
+    assert accepted == [True, False]
+
+
+def test_where_nothing_is_right_or_wrong_the_loss_decides_alone(tmp_path: Path) -> None:
+    thumbs = [member(i, "thumb", THUMB, metric="exact") for i in range(40)]
+    answers = gate_answers(thumbs, tmp_path)
+    assert answers.lines == []
+    losses = ([1.0] * 40, [0.5] * 40)
+    before, after = (
+        answers.judged({"home": Outcome(each, [])}, thumbs, candidate=which)
+        for which, each in zip((False, True), losses, strict=True)
+    )
+    assert judge(before, after, adapted={"home"}, drift=0.0, gate=GateSettings(), seed=0).accepted
+
+
 def test_ten_answers_are_shown_those_that_changed_first(tmp_path: Path) -> None:
     members = [member(i, "message", MESSAGE, tools=TOOLS, tool_choice="required") for i in range(40)]
     answers = gate_answers(members, tmp_path)
     answer_all(answers, SPOKE, SPOKE)
     answers.after[7] = CALLED
-    entries = answers.samples()["home"]
-    assert len(entries) == 10
-    assert entries[0]["before"] == "Hello!"
-    assert entries[0]["after"] == entries[0]["right"] == 'on({"room": "hall"})'
-    assert (entries[0]["before_right"], entries[0]["after_right"]) == (False, True)
-    assert entries[0]["input"] == f"say {entries[0]['example'][1:]}"
-    assert not any(entry["after_right"] for entry in entries[1:])
+    shown = answers.samples()["home"]
+    assert len(shown) == 10
+    assert shown[0]["before"] == "Hello!"
+    assert shown[0]["after"] == shown[0]["right"] == 'on({"room": "hall"})'
+    assert (shown[0]["before_right"], shown[0]["after_right"]) == (False, True)
+    assert shown[0]["input"] == f"say {shown[0]['example'][1:]}"
+    assert not any(entry["after_right"] for entry in shown[1:])
+
+
+def test_a_task_whose_holdout_cannot_be_used_shows_nothing(tmp_path: Path) -> None:
+    learned = replace(member(0, "message", MESSAGE, task="garden", tools=TOOLS), role="train")
+    answers = gate_answers([learned, member(1, "message", MESSAGE, tools=TOOLS, tool_choice="required")], tmp_path)
+    answer_all(answers, SPOKE, CALLED)
+    assert answers.samples().keys() == {"home"}

@@ -82,3 +82,10 @@ def test_an_undeclared_metric_follows_from_the_examples() -> None:
     assert resolved("auto", choices=False, calls=True) == "call"
     assert resolved("auto", choices=False, calls=False) == "loss"
     assert resolved("loss", choices=False, calls=True) == "loss"
+
+
+@pytest.mark.parametrize("metric", ["json", "call"])
+def test_what_is_nested_too_deeply_is_wrong(metric: str) -> None:
+    deep = '{"x": ' * 900 + "1" + "}" * 900
+    call = {"function": {"name": "f", "arguments": deep}}
+    assert share_right(metric, deep, [call], "{}") == 0.0

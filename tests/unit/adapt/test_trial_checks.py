@@ -17,6 +17,7 @@ from agentd.store import feedback, inferences
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
 from agentd.store.inferences import Inference
+from tests.support.store_samples import recorded
 
 
 def record(db: Database, n: int, revision: int, kind: str, value: object, output: str = "yes") -> None:
@@ -37,6 +38,17 @@ def test_what_counts_as_negative(tmp_path: Path) -> None:
         assert store.do(rate, 3) == Rate(5, 9)
         assert store.do(rate, 4) == Rate(0, 1)
         assert store.do(rate, 5) == Rate(0, 0)
+
+
+def test_a_call_that_was_cut_off_is_another_one_than_the_right_one(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "on", "parameters": {}}}]
+    cut = {"id": "c", "type": "function", "function": {"name": "on", "arguments": '{"room": "ha'}}
+    right = {"tool_calls": [{"function": {"name": "on", "arguments": '{"room": "hall"}'}}]}
+    input = {"messages": [{"role": "user", "content": "on"}], "tools": tools}
+    with closing(Store(tmp_path / "agentd.db")) as store:
+        id = store.do(recorded, input=input, output="", tool_calls=[cut], finish_reason="length", revision=3)
+        store.do(feedback.add, NewFeedback(id, "demonstration", right))
+        assert store.do(rate, 3) == Rate(1, 1)
 
 
 def test_a_revision_that_people_dislike_is_noticed_soon_and_one_like_the_last_is_left_alone() -> None:

@@ -51,6 +51,11 @@ def test_reasoning_is_taken_back(name: str) -> None:
     assert body.ignored() == []
 
 
+@pytest.mark.parametrize("top_p", [0, 0.5, 1])
+def test_the_whole_range_of_openai_is_taken(top_p: float) -> None:
+    assert chat(top_p=top_p).top_p == top_p  # 0: the likeliest token, which samplers keep whatever they cut
+
+
 F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 G = {"type": "function", "function": {"name": "g", "description": "does g", "strict": True}}
 NAMED = {"type": "function", "function": {"name": "f"}}

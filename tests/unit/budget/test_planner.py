@@ -346,3 +346,9 @@ def test_answers_at_the_gate_take_time_within_what_it_has() -> None:
 
     assert seconds(1000, 600) - seconds(0, 600) == pytest.approx(40)
     assert seconds(100_000, 600) - seconds(0, 600) == pytest.approx(600)
+
+
+def test_the_time_of_training_goes_by_the_recipes_batches() -> None:
+    calls = replace(WORK, prefix=500, tokens=640 * 30, examples=640, texts=True)
+    setting = PastPass("suffix-bp", 16, 0.0, 0.0, micro_tokens=1024)
+    assert seconds_for(calls, Speed(), setting) == seconds_for(replace(calls, batch=8), Speed(), setting)

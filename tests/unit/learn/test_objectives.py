@@ -71,6 +71,12 @@ def test_the_odds_ratio_of_orpo() -> None:
     assert [by_chosen, by_rejected] == pytest.approx(gradients, rel=1e-6)
 
 
+@pytest.mark.parametrize(("chosen", "rejected"), [(-3.0, -2.9), (-2.0, -0.1), (-40.0, -0.5)])
+def test_the_odds_ratio_pulls_where_the_rejected_answer_is_the_likelier_one(chosen: float, rejected: float) -> None:
+    slopes = [numerically(lambda v: odds_ratio(*v)[0], [chosen, rejected], i) for i in range(2)]
+    assert [*odds_ratio(chosen, rejected)[1:]] == pytest.approx(slopes, rel=1e-6)
+
+
 def test_unlikelihood_vanishes_with_the_answers_likelihood() -> None:
     assert unlikelihood(math.log(0.25))[0] == pytest.approx(-math.log(0.75))
     assert unlikelihood(-1.0)[1] == pytest.approx(numerically(lambda v: unlikelihood(v[0])[0], [-1.0], 0), rel=1e-6)

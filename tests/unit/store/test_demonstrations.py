@@ -42,11 +42,70 @@ def calling(name: str = "heat", **arguments: Any) -> dict[str, Any]:
         ({"role": "user", "content": "x"}, "role"),
         ({"content": ""}, "says nothing"),
         ({"content": "x", "said": "x"}, "said"),
+        ({"content": [{"type": "image_url", "image_url": {}}]}, "content is a text"),
+        ({"tool_calls": [{"function": {"name": "heat", "arguments": '{"room": "\\ud800"}'}}]}, "as JSON"),
+        ({"tool_calls": [{"function": {"name": "heat", "arguments": '{"room": "x", "degrees": NaN}'}}]}, "as JSON"),
+        ({"tool_calls": [{"function": {"name": "heat", "arguments": '{"room": "x", "degrees": 1e999}'}}]}, "as JSON"),
     ],
 )
 def test_what_could_not_have_been_answered_is_refused(message: dict[str, Any], what: str) -> None:
     with pytest.raises(InvalidRequest, match=what):
         checked_message(message, INPUT)
+
+
+NAMED = {"type": "function", "function": {"name": "open"}}
+
+
+@pytest.mark.parametrize(
+    ("more", "calls", "what"),
+    [
+        ({"tool_choice": "none"}, 1, "may be called: none"),
+        ({"tool_choice": NAMED}, 1, "may be called: open"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}}, 1, "open"),
+        ({"parallel_tool_calls": False}, 2, "parallel_tool_calls"),
+    ],
+)
+def test_what_the_request_does_not_let_be_called_is_refused(more: dict[str, Any], calls: int, what: str) -> None:
+    tools = [*TOOLS, {"type": "function", "function": {"name": "open"}}]
+    message = {"tool_calls": calling(room="bath")["tool_calls"] * calls}
+    assert checked_message(message, {**INPUT, "tools": tools})
+    with pytest.raises(InvalidRequest, match=what):
+        checked_message(message, {**INPUT, "tools": tools, **more})
+
+
+def test_a_message_as_the_client_of_openai_has_it_is_taken() -> None:
+    nulls = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
+    assert checked_message({"role": "assistant", "content": "Hi", **nulls}, INPUT)["content"] == "Hi"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert checked_message({"content": parts, "annotations": []}, INPUT)["content"] == "a\nb"
+    tools = [{"type": "function", "function": {"name": "stop"}}]
+    for nothing in ("", None):
+        (call,) = checked_message(
+            {"tool_calls": [{"function": {"name": "stop", "arguments": nothing}}]}, {**INPUT, "tools": tools}
+        )["tool_calls"]
+        assert call["function"]["arguments"] == "{}"
+
+
+def test_a_function_without_parameters_takes_no_arguments() -> None:
+    tools = [{"type": "function", "function": {"name": "heat"}}]
+    assert checked_message(calling(), {**INPUT, "tools": tools})
+    with pytest.raises(InvalidRequest, match="no argument 'room'"):
+        checked_message(calling(room="bath"), {**INPUT, "tools": tools})
+
+
+def test_no_schema_is_too_odd_and_no_argument_too_deep() -> None:
+    odd = {"properties": {"room": {"type": [{"a": 1}, "string"]}}, "required": [["room"], 7]}
+    tools = [{"type": "function", "function": {"name": "heat", "parameters": odd}}]
+    assert checked_message(calling(room="bath"), {**INPUT, "tools": tools})["tool_calls"]
+    deep: Any = "bath"
+    for _ in range(2000):
+        deep = {"x": deep}
+    open_ended = [{"type": "function", "function": {"name": "heat", "parameters": {}}}]
+    with pytest.raises(InvalidRequest, match="as JSON"):
+        checked_message(
+            {"tool_calls": [{"function": {"name": "heat", "arguments": {"room": deep}}}]},
+            {**INPUT, "tools": open_ended},
+        )
 
 
 def test_calls_become_an_example_whatever_their_ids(store: Store) -> None:

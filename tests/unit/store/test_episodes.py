@@ -52,6 +52,31 @@ def test_what_is_said_of_a_step_wins_whenever_it_is_said(store: Store, steps: li
     assert '"good":false' in by_step[steps[2]].target
 
 
+def test_what_an_outcome_said_before_is_said_of_the_step_all_the_same(store: Store, steps: list[str]) -> None:
+    outcome(store, True)
+    assert store.do(feedback.add, NewFeedback(steps[0], "boolean", True))[0].state == "accepted"
+    by_step = {example.source_inference_id: example.weight for example in store.do(examples.list_, 10)}
+    assert [by_step[step] for step in steps] == [1.0, 0.25, 0.25, 0.25]
+    outcome(store, False)
+    assert states(store)[4:] == ["outweighed", "accepted", "accepted", "accepted"]
+
+
+def test_what_is_said_of_another_answer_to_the_same_input_wins_too(store: Store, steps: list[str]) -> None:
+    outcome(store, True)
+    other = store.do(recorded, text="step 0", task="home", output="done badly")
+    assert store.do(feedback.add, NewFeedback(other, "boolean", False))[0].state == "accepted"
+    (example,) = [each for each in store.do(examples.list_, 10) if each.source_inference_id == other]
+    assert (example.weight, '"good":false' in example.target) == (1.0, True)
+
+
+def test_a_share_that_is_released_does_not_win_over_a_step(store: Store, steps: list[str]) -> None:
+    outcome(store, True, quarantine="a flood")
+    store.do(feedback.add, NewFeedback(steps[0], "boolean", False))
+    shares = [row.id for row in store.do(feedback.list_, 20) if row.part_of]
+    released = {row.inference_id: row.state for row in store.do(feedback.release, shares)}
+    assert [released[step] for step in steps] == ["outweighed", "accepted", "accepted", "accepted"]
+
+
 def test_a_later_outcome_replaces_an_earlier_one(store: Store, steps: list[str]) -> None:
     outcome(store, True)
     outcome(store, False)

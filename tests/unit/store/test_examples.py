@@ -15,6 +15,7 @@ from agentd.store import events, examples, imports, passes, selection, tasks
 from agentd.store.database import Store
 from agentd.store.examples import Example, NewExample
 from agentd.store.normalise import input_text
+from agentd.store.row import to_json
 from agentd.store.tasks import Task
 
 
@@ -32,6 +33,31 @@ def new(n: int, target: str = "good", task: str = "sentiment", kind: str = "labe
 def fill(store: Store, n: int) -> list[Example]:
     store.do(imports.add_many, [new(i) for i in range(n)])
     return store.do(examples.list_, n)
+
+
+def judged(text: str, answer: str, how: dict[str, Any], kind: str = "thumb") -> NewExample:
+    return NewExample("prose", kind, {"prompt": text}, to_json({"answer": answer, **how}))
+
+
+def test_lines_that_say_less_do_not_replace_what_is_better(store: Store) -> None:
+    good, bad = judged("a", "Rain.", {"good": True}), judged("a", "Snow.", {"good": False})
+    assert store.do(imports.add_many, [good, bad]) == {"added": 1, "replaced": 0, "unchanged": 1}
+    assert store.do(imports.add_many, [bad, good, good]) == {"added": 0, "replaced": 1, "unchanged": 2}
+    right = NewExample("prose", "demonstration", {"prompt": "a"}, "Hail.")
+    assert store.do(imports.add_many, [right]) == {"added": 0, "replaced": 1, "unchanged": 0}
+    scored = judged("a", "Rain.", {"score": 9.0}, "score")
+    others = [judged("b", f"{n} mm", {"score": float(n)}, "score") for n in (3, 5, 4)]
+    assert store.do(imports.add_many, [scored, *others]) == {"added": 1, "replaced": 1, "unchanged": 2}
+    kept = {example.input["prompt"]: example.target for example in store.do(examples.list_, 10)}
+    assert kept == {"a": "Hail.", "b": others[1].target}
+
+
+@pytest.mark.parametrize("kind", ["preference", "thumb", "score"])
+def test_pairs_and_verdicts_are_for_free_text(store: Store, kind: str) -> None:
+    label = NewExample("mood", "label", {"prompt": "a"}, "good")
+    with pytest.raises(InvalidLine, match=r"line 2: .* are labels"):
+        store.do(imports.add_many, [label, NewExample("mood", kind, {"prompt": "b"}, "{}")])
+    assert store.do(examples.list_, 10) == []
 
 
 def of_split(split: str, n: int) -> list[NewExample]:
@@ -212,6 +238,14 @@ def test_a_correction_during_a_pass_stays_new(store: Store) -> None:
     store.do(examples.add, NewExample("sentiment", "label", corrected.input, "bad"))
     store.do(examples.mark_used, [untouched.id, corrected.id], as_of=began)
     assert {e.id: e.state for e in store.do(examples.list_, 10)} == {untouched.id: "used", corrected.id: "new"}
+
+
+def test_what_got_another_target_since_it_was_found_unusable_stays(store: Store) -> None:
+    untouched, corrected = (store.do(examples.add, new(i)) for i in (1, 2))
+    time.sleep(0.01)
+    store.do(examples.add, new(2, "bad"))
+    store.do(examples.exclude, [untouched.id, corrected.id], corrected.updated_at)
+    assert {e.id: e.state for e in store.do(examples.list_, 10)} == {untouched.id: "excluded", corrected.id: "new"}
 
 
 def test_lists_are_filtered_and_paged_from_the_newest(store: Store) -> None:

@@ -121,6 +121,45 @@ def test_a_thumb_on_free_text_judges_the_answer_as_it_was(store: Store, said: st
     assert judged(store) == [("thumb", {"answer": "It rained.", "good": False})]
 
 
+def test_what_is_released_does_not_replace_what_is_better(store: Store, said: str) -> None:
+    thumb, _ = store.do(feedback.add, NewFeedback(said, "boolean", False, quarantine="a flood"))
+    store.do(feedback.add, NewFeedback(said, "demonstration", "It snowed."))
+    (released,) = store.do(feedback.release, [thumb.id])
+    assert (released.state, released.example_id) == ("outweighed", None)
+    assert "better" in (released.reason or "")
+    assert judged(store) == [("demonstration", "It snowed.")]
+
+
+def test_each_answer_to_an_input_has_a_verdict_of_its_own(store: Store) -> None:
+    states = []
+    for n in range(feedback.CHANGES_OF_MIND + 2):  # the same question, answered by chance
+        answer = store.do(recorded, task="prose", output=f"Joke {n}.")
+        states.append(store.do(feedback.add, NewFeedback(answer, "float", float(n)))[0].state)
+    assert set(states) == {"accepted"}
+    for n in range(feedback.CHANGES_OF_MIND):
+        states.append(store.do(feedback.add, NewFeedback(answer, "float", 100.0 + n))[0].state)
+    assert states[-1] == "quarantined"
+
+
+def test_what_stays_when_something_is_forgotten_keeps_its_weight(store: Store, said: str) -> None:
+    weights = {"human": 1.0, "program": 0.5, "implicit": 0.25}
+
+    def say(source: str, value: object, kind: str = "boolean") -> str:
+        return store.do(feedback.add, NewFeedback(said, kind, value, source=source), weights)[0].id
+
+    def weight() -> float:
+        (example,) = store.do(examples.list_, 10)
+        return example.weight
+
+    say("implicit", False)
+    same = say("human", False)
+    right = say("human", "It snowed.", "demonstration")
+    store.do(forgetting.forget, Selection(feedback=(right,)), weights)
+    assert (judged(store)[0][0], weight()) == ("thumb", 1.0)
+    store.do(forgetting.forget, Selection(feedback=(same,)), weights)
+    assert weight() == 0.25
+
+
 def test_a_thumb_on_calls_judges_the_message(store: Store) -> None:
     tool = {
         "type": "function",

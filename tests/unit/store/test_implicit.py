@@ -1,6 +1,7 @@
 """What the next request says about the answer before it."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -97,5 +98,21 @@ def test_labels_are_not_told_in_this_way(store: Store) -> None:
     labelled = store.do(recorded, text="x", task="t")
     store.do(feedback.add, feedback.NewFeedback(labelled, "label", "no", choices=["yes", "no"]))
     store.do(recorded, task="t", input={"messages": ASKED}, output="yes", author="uid:1")
-    messages = [*ASKED, {"role": "assistant", "content": "yes"}, ASKED[0]]
-    assert observe(store, messages) == 0
+    asked = [*ASKED, {"role": "assistant", "content": "yes"}, ASKED[0]]
+    assert observe(store, asked) == 0
+
+
+def test_a_question_of_several_sentences_is_recognised(store: Store) -> None:
+    first = "Put the light on in the hall. " * 9
+    store.do(recorded, input={"messages": [{"role": "user", "content": first}]}, output="It is dark.", author="uid:1")
+    said = [{"role": "user", "content": first}, {"role": "assistant", "content": "It is dark."}]
+    assert observe(store, [*said, {"role": "user", "content": f"Please: {first}"}]) == 1
+
+
+def test_what_is_long_holds_nobody_up(store: Store, called: str) -> None:
+    first, again = ({"role": "user", "content": f"{'ab' * 10_000} {n}"} for n in range(2))
+    store.do(recorded, input={"messages": [first]}, output="Yes.", author="uid:1")
+    begin = time.monotonic()
+    assert observe(store, [first, {"role": "assistant", "content": "Yes."}, again]) == 0
+    assert observe(store, result("Error: " + "no room " * 100_000)) == 0
+    assert time.monotonic() - begin < 2

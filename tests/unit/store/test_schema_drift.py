@@ -51,6 +51,29 @@ def test_what_calls_a_tool_that_is_gone_waits_for_it(
     assert (states(store), event_kinds(store)) == (["new", "new"], ["schema drift", "schema drift over"])
 
 
+def test_answers_that_were_compared_or_judged_wait_for_their_tools_too(store: Store) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "light", "arguments": '{"room":"hall"}'}}
+    schema = {"type": "object", "properties": {"room": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "light", "parameters": schema}}]
+
+    def said(text: str) -> str:
+        input = {"messages": [{"role": "user", "content": text}], "tools": tools}
+        return store.do(recorded, task="home", input=input, output="", tool_calls=[call], finish_reason="tool_calls")
+
+    store.do(feedback.add, NewFeedback(said("a"), "boolean", True))
+    store.do(feedback.add, NewFeedback(said("b"), "float", 0.2))
+    chosen = {"tool_calls": [{"function": {"name": "light", "arguments": '{"room": "bath"}'}}]}
+    store.do(feedback.add, NewFeedback(said("c"), "preference", {"chosen": chosen}))
+    store.do(feedback.add, NewFeedback(said("d"), "preference", {"chosen": "Which one?"}))
+    for _ in range(60):
+        request(store, "lamp", "room")
+    store.do(schema_drift.review)
+    assert states(store) == ["new", "stale", "stale", "stale"]
+    said("e")
+    store.do(schema_drift.review)
+    assert states(store) == ["new"] * 4
+
+
 def test_requests_of_another_task_or_without_tools_say_nothing(store: Store) -> None:
     correct(store, request(store, "light", "room"), "light", room="hall")
     for _ in range(60):

@@ -4,10 +4,12 @@ import pytest
 
 from agentd import ids
 from agentd.errors import Conflict, InvalidRequest, NotFound
-from agentd.store import examples, selection, tasks
+from agentd.store import examples, feedback, selection, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
+from agentd.store.feedback import NewFeedback
 from agentd.store.tasks import Task
+from tests.support.store_samples import recorded
 
 SENTIMENT = Task("sentiment", ["good", "bad"], False, "accuracy", "{text} It was", "config", ids.now())
 
@@ -60,6 +62,18 @@ def test_choices_are_merged_and_removed(store: Store) -> None:
 
     renamed, _ = store.do(tasks.edit, "lights", {"off": "out"}, [])
     assert renamed.choices == ["on", "out"]
+
+
+@pytest.mark.parametrize("choices", [None, ["on", "off"]])
+def test_a_choice_that_is_said_again_brings_its_examples_back(store: Store, choices: list[str] | None) -> None:
+    asked = [store.do(recorded, f"text {i}", task="lights") for i in range(3)]
+    for inference, label in zip(asked, ("on", "off", "off"), strict=True):
+        store.do(feedback.add, NewFeedback(inference, "label", label))
+    store.do(tasks.edit, "lights", {}, ["off"])
+    again, _ = store.do(feedback.add, NewFeedback(asked[1], "label", "off", choices=choices))
+    assert again.state == "duplicate"
+    assert set(store.do(tasks.get, "lights").choices) == {"on", "off"}
+    assert [example.state for example in store.do(examples.list_, 10)] == ["new"] * 3
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import random
 
 from agentd.learn.encoded import Encoded
-from agentd.trainer.batches import Example
+from agentd.trainer.batches import Example, batches
 from agentd.trainer.loop import batches_of
+from agentd.trainer.spec import TrainOptions
+from agentd.trainer.trunk import at_once
 
 
 def example(number: int, length: int) -> Example:
@@ -39,3 +41,9 @@ def test_it_is_the_same_again_and_another_in_the_next_epoch() -> None:
 def test_a_batch_larger_than_what_is_put_together() -> None:
     examples = [example(i, 5 + i) for i in range(10)]
     assert [len(part) for part in batches_of(examples, 0, 0, 100)] == [10]
+
+
+def test_a_long_prefix_is_run_for_many_examples_in_the_trunk_too() -> None:
+    examples = [example(i, 1000 + 30) for i in range(64)]
+    assert len(batches(examples, 1000, at_once(TrainOptions(micro_tokens=2016)), together=True)) == 2
+    assert at_once(TrainOptions(micro_tokens=128)) == 384
