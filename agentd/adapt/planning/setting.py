@@ -128,7 +128,7 @@ class Setting:
         }
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank}
+        return {**self.choice.as_json(), "zo_steps": self.zo_steps, "rank": self.rank, "texts": self.texts}
 
 
 def workload_of(encoded: Sequence[Encoded], context: int, rank: int) -> Workload:

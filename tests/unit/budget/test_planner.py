@@ -248,6 +248,24 @@ def test_what_earlier_passes_gained_turns_the_dial(arch: ModelShapes) -> None:
     assert 0 < gains[1] < gains[0]
 
 
+def test_texts_take_more_blocks_than_choices(arch: ModelShapes) -> None:
+    """What they say comes from blocks further down; an earlier pass on choices tells nothing of it."""
+    texts = replace(WORK, texts=True)
+    for available in (700 * MB, 16_000 * MB):
+        ask: dict[str, Any] = {"available": available, "reserve": 0}
+        few, many = choose(arch, WORK, **ask).plan.blocks, choose(arch, texts, **ask).plan.blocks
+        assert many >= max(few, arch.n_layer // 2), available
+    shallow = [PastPass("suffix-bp", 2, 0.5, 100.0)] * 4
+    ask = {"available": 16_000 * MB, "reserve": 0}
+
+    def gains(history: list[PastPass]) -> dict[str, float]:
+        considered = choose(arch, texts, **ask, history=history).considered
+        return {each.plan.setting: each.expected.gain for each in considered}
+
+    assert gains(shallow) == gains([])
+    assert gains([replace(past, texts=True) for past in shallow]) != gains([])
+
+
 def test_seconds_of_earlier_passes_set_the_pace(arch: ModelShapes) -> None:
     ask: dict[str, Any] = {"available": 16_000 * MB, "reserve": 0}
     first = choose(arch, WORK, **ask).considered[0].expected
