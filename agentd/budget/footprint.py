@@ -28,7 +28,8 @@ TRAINER_START = 246 * MIB  # as above, with all the code that importing ran
 TRAINER_STEP = 10 * MIB  # measured: what the first step adds: thread pool, autograd
 _RUN_AGAIN = 0.65  # measured: of the code that importing ran, what training runs; new files have more of it in memory
 _START_MARGIN = 1.06  # measured: the start of a pass beside that of the probe
-TRAINER_BF16 = 25 * MIB  # measured: the code that oneDNN makes for products of bfloat16; half of it without gradients
+# Measured: the code that oneDNN makes for products of bfloat16, and the room they work in; with AMX, without it 25 MiB.
+TRAINER_BF16 = 56 * MIB
 
 _MASK = 1 + F32  # bytes of an element of the attention mask
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: 35 % of the
@@ -180,7 +181,7 @@ def trainer_terms(
     activations = F32 * (floats + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
-    compiled = 0 if not workload.bf16 else TRAINER_BF16 if wide else TRAINER_BF16 // 2
+    compiled = TRAINER_BF16 if workload.bf16 else 0
     code = TRAINER_START - TRAINER_IMPORTS if runtime is None or start is None else max(0, start - runtime)
     first = TRAINER_STEP + int(_RUN_AGAIN * code) + compiled
     terms = [
@@ -188,7 +189,7 @@ def trainer_terms(
         Term(
             "first step",
             first,
-            "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 25 MiB more (k = 1: half of that)",
+            "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 56 MiB more",
             "trainer",
         ),
         Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),

@@ -19,7 +19,7 @@ from agentd.ctl.progress import Ended, follow, view
 from tools.daemon import DaemonProcess, ToolFailed
 from tools.demo.agent import Agent, Answer
 from tools.demo.report import Promises, Report
-from tools.demo.traffic import LENGTH, QUESTIONS, Traffic, contradictions
+from tools.demo.traffic import BURST_EVERY, EVERY, LENGTH, QUESTIONS, Traffic, contradictions
 
 IDLE_SECONDS = 19.0  # one burst and nine single requests, the same mix as in any twenty seconds
 SAME = 60  # held-out questions that are asked again after the rollback, besides the free texts
@@ -49,6 +49,7 @@ class Story(ABC):
     task: str
     measured: str  # what `right` is the share of
     promises: ClassVar[Promises]
+    sparse: ClassVar[float] = 1.0  # times as long between the other clients' requests
 
     def __init__(self, daemon: DaemonProcess, console: Console, options: argparse.Namespace) -> None:
         self.daemon, self.console, self.options = daemon, console, options
@@ -98,12 +99,13 @@ class Story(ABC):
             counts = (await asyncio.to_thread(self.daemon.ctl.get, "/admin/examples", limit=1))["counts"][self.task]
             say(f"  {summary}: {counts['train']['new']} to learn from, {counts['holdout']} held back for the gate\n")
 
-            say("3 [bold]Other clients[/bold]: a request every 2 s, ten at once every 20 s; first on the idle daemon")
-            async with Traffic(self.client) as idle:
-                await asyncio.sleep(IDLE_SECONDS)
+            every = f"a request every {EVERY * self.sparse:g} s, ten at once every {BURST_EVERY * self.sparse:g} s"
+            say(f"3 [bold]Other clients[/bold]: {every}; first on the idle daemon")
+            async with Traffic(self.client, self.sparse) as idle:
+                await asyncio.sleep(IDLE_SECONDS * self.sparse)
 
             say("4 [bold]A pass[/bold], with the same clients")
-            async with Traffic(self.client) as busy:
+            async with Traffic(self.client, self.sparse) as busy:
                 ended = await self._adapt()
             report.add_pass(ended.answer["pass"], ended.answer["events"])
             report.print_pass(self.console)
