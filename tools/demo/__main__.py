@@ -29,9 +29,6 @@ class Home(Story):
     promises: ClassVar[Promises] = {
         "at most 10 % of the commands done right before": lambda figures: figures["accuracy_before"] <= 0.10,
         "at least 40 % after": lambda figures: figures["accuracy_after"] >= 0.40,
-        "calls where none is wanted at most 5 % more": lambda figures: (
-            figures["called_after"] <= figures["called_before"] + 0.05
-        ),
     }
 
     def agent(self) -> HomeAgent:
