@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from agentd.engine.calls.piece_reader import PieceReader
-from agentd.engine.choices import ChoiceSearch
+from agentd.engine.choosing import Choosing
 from agentd.engine.constraints import Compilation
 from agentd.engine.decoder import Sampler
 from agentd.engine.pooling import MeanPooling
@@ -12,15 +12,6 @@ from agentd.engine.process.wire import describe
 from agentd.engine.protocol import Generate, Piece, Weights
 from agentd.engine.text import Detokenizer
 from agentd.engine.weight_registry import W
-
-
-@dataclass
-class Choosing:
-    """A choice on its way: `answers` are its tokens and texts, `entries` log-probabilities by prefix and token."""
-
-    search: ChoiceSearch
-    answers: list[tuple[list[int], str]]
-    entries: dict[tuple[int, ...], dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

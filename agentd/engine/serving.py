@@ -5,7 +5,7 @@ Rounding depends on how many tokens of a sequence are computed at once, and llam
 half a logit. So every slot has a KV cache of its own, prompts are cut at fixed boundaries, and requests whose caller
 could tell (greedy or seeded) are decoded by themselves; the others may share batches.
 
-Where an answer must be one of several, it is the likeliest as a whole (choices.py), as the gate judges it.
+Where an answer must be one of several, it is the likeliest as a whole (choosing.py), as the gate judges it.
 
 How tokens are computed and sampled is the engine's matter.
 """
@@ -16,15 +16,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic
 
-import numpy as np
-
 from agentd.engine.calls.piece_reader import PieceReader
 from agentd.engine.calls.reader import Delta
-from agentd.engine.choices import ChoiceSearch
+from agentd.engine.choosing import Choosing
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.decoder import Decoder, Sampler
-from agentd.engine.encode import scored_answers
-from agentd.engine.jobs import Choosing, Job, Slot
+from agentd.engine.jobs import Job, Slot
+from agentd.engine.logprobs import logprob
 from agentd.engine.pooling import ROWS, MeanPooling
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.prompts import Prompts
@@ -102,7 +100,7 @@ class Serving(Generic[W]):
     def submit(self, request: Generate) -> None:
         job = self._job(request)
         if request.choices:
-            job.choosing = self._choices(request, job.prompt)
+            job.choosing = Choosing.of(request, job.prompt, self._vocabulary, self._limit)
         else:
             plan = self._vocabulary.answer_plan(request.input, job.prompt, request.sampling)
             if plan is not None:
@@ -123,14 +121,6 @@ class Serving(Generic[W]):
         self._submitted += 1
         adapters, text = self._registry[self.weights], Detokenizer(request.stop)
         return Job(self._submitted, request, prompt, self.weights, adapters, text)
-
-    def _choices(self, request: Generate, prompt: list[int]) -> Choosing:
-        tokens = [self._vocabulary.answer(request.input, prompt, choice) for choice in request.choices]
-        if (longest := len(prompt) + max(map(len, tokens))) >= self._limit:
-            raise ContextLengthExceeded(longest, self._limit)
-        temperature = 0.0 if request.sampling.greedy else request.sampling.temperature
-        search = ChoiceSearch(scored_answers(tokens, self._vocabulary.end), temperature)
-        return Choosing(search, list(zip(tokens, request.choices, strict=True)))
 
     def cancel(self, key: str) -> None:
         self._compiling = [job for job in self._compiling if job.request.key != key]
@@ -241,7 +231,7 @@ class Serving(Generic[W]):
             return []
         job.prompted = True
         if job.choosing is not None:
-            self._observe(job, job.choosing, (), len(chunk) - 1)
+            job.choosing.observe((), self._context.logits(len(chunk) - 1))
             return []
         return [self._sample(slot, len(chunk) - 1)]
 
@@ -276,7 +266,7 @@ class Serving(Generic[W]):
             finish, text = "stop", job.text.flush()
         else:
             if job.request.logprobs is not None:
-                entry = self._logprob(log_probabilities(logits), token, job.request.logprobs)
+                entry = logprob(self._vocabulary, log_probabilities(logits), token, job.request.logprobs)
                 job.logprobs.append((job.text.decoded, entry))
             text = job.text.feed(self._vocabulary.piece(token))
             if job.text.stopped:
@@ -294,7 +284,7 @@ class Serving(Generic[W]):
             text = job.text.feed(delta.text.encode())
             return text + job.text.flush(), "tool_calls" if reader.called else "stop", delta
         if job.request.logprobs is not None and reader.speaking:
-            entry = self._logprob(log_probabilities(logits), token, job.request.logprobs)
+            entry = logprob(self._vocabulary, log_probabilities(logits), token, job.request.logprobs)
             job.logprobs.append((job.text.decoded, entry))
         delta = reader.feed(token)
         text, finish = job.text.feed(delta.text.encode()), None
@@ -365,20 +355,8 @@ class Serving(Generic[W]):
             self._context.decode(chunk, range(at, at + len(chunk)), [(slot.sequence,)] * len(chunk), rows)
             slot.tokens = slot.tokens + chunk
             for row in rows:
-                self._observe(job, job.choosing, tuple(fed[: start + row + 1]), row)
+                job.choosing.observe(tuple(fed[: start + row + 1]), self._context.logits(row))
         return []
-
-    def _observe(self, job: Job[W], choosing: Choosing, prefix: tuple[int, ...], row: int) -> None:
-        logits = self._context.logits(row)
-        if job.request.sampling.logit_bias:
-            logits = np.array(logits)
-            for token, bias in job.request.sampling.logit_bias:
-                logits[token] += np.float32(bias)
-        values = log_probabilities(logits)
-        choosing.search.observe(prefix, values)
-        if job.request.logprobs is not None:
-            for token in choosing.search.following(prefix):
-                choosing.entries[(*prefix, token)] = self._logprob(values, token, job.request.logprobs)
 
     def _rewind(self, slot: Slot[W], n: int) -> None:
         """Cuts a sequence back to its first `n` tokens, or computes those again where its cache cannot be cut."""
@@ -398,34 +376,10 @@ class Serving(Generic[W]):
             slot.tokens = slot.tokens + chunk
 
     def _chosen(self, slot: Slot[W], job: Job[W], choosing: Choosing) -> Piece:
-        try:
-            number = choosing.search.choose(np.random.default_rng(job.request.sampling.seed))
-        except ValueError as error:
-            raise AgentdError(f"no choice can be made: {error}") from None
-        tokens, text = choosing.answers[number]
-        finish = "stop"
-        if len(tokens) > job.request.max_tokens:
-            tokens, finish = tokens[: job.request.max_tokens], "length"
-            text = b"".join(map(self._vocabulary.piece, tokens)).decode("utf-8", "replace")
-        job.generated = tokens
-        if job.request.logprobs is not None:
-            pieces = [self._vocabulary.piece(token) for token in tokens]
-            places = [len(b"".join(pieces[:i]).decode("utf-8", "ignore")) for i in range(len(tokens))]
-            entries = [choosing.entries[tuple(tokens[: i + 1])] for i in range(len(tokens))]
-            job.logprobs = list(zip(places, entries, strict=True))
-        said = job.text.feed(text.encode())
-        return self._piece(slot, job, said + job.text.flush(), finish)
-
-    # --- log-probabilities
-
-    def _logprob(self, values: Floats, token: int, top: int) -> dict[str, Any]:
-        best: list[int] = values.argpartition(-top)[-top:].tolist() if top else []
-        ranked = sorted(best, key=lambda i: -values[i])
-        return {**self._entry(token, values), "top_logprobs": [self._entry(i, values) for i in ranked]}
-
-    def _entry(self, token: int, values: Floats) -> dict[str, Any]:
-        data = self._vocabulary.piece(token, special=True)
-        return {"token": data.decode("utf-8", "replace"), "logprob": float(values[token]), "bytes": list(data)}
+        chosen = choosing.chosen()
+        job.generated, job.logprobs = chosen.tokens, chosen.logprobs
+        said = job.text.feed(chosen.text.encode())
+        return self._piece(slot, job, said + job.text.flush(), chosen.finish)
 
     def _release(self, slot: Slot[W]) -> None:
         if slot.job is not None:
