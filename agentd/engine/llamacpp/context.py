@@ -11,7 +11,7 @@ import numpy as np
 
 from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.llamacpp.adapters import Adapters
-from agentd.engine.llamacpp.library import last_words
+from agentd.engine.llamacpp.library import configured, last_words
 from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Interrupted
 from agentd.errors import EngineUnavailable
@@ -32,16 +32,21 @@ class Context:
         flash: bool = False,
         on_tensor: Any = None,
     ) -> None:
-        parameters = lc.llama_context_default_params()
-        parameters.n_ctx, parameters.n_seq_max = n_ctx, n_seq
-        parameters.n_batch = parameters.n_ubatch = width
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = not streams
-        parameters.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        parameters.pooling_type = lc.LLAMA_POOLING_TYPE_NONE  # a state for every token; they are pooled here
-        parameters.no_perf = True
+        parameters = configured(
+            lc.llama_context_default_params(),
+            n_ctx=n_ctx,
+            n_seq_max=n_seq,
+            n_batch=width,
+            n_ubatch=width,
+            n_threads=threads,
+            n_threads_batch=threads,
+            kv_unified=not streams,
+            flash_attn_type=lc.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            pooling_type=lc.LLAMA_POOLING_TYPE_NONE,  # a state for every token; they are pooled here
+            no_perf=True,
+        )
         if on_tensor is not None:
-            parameters.cb_eval = on_tensor
+            configured(parameters, cb_eval=on_tensor)
         self._context = lc.llama_init_from_model(model, parameters)
         if not self._context:
             raise EngineUnavailable(f"llama.cpp made no context of {n_ctx} tokens: {last_words()}")

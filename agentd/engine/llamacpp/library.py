@@ -34,19 +34,10 @@ def last_words() -> str:
     return "; ".join(line for line in list(_recent)[-3:]) or "llama.cpp gave no reason"
 
 
-def _library(name: str) -> ctypes.CDLL:
-    return ctypes.CDLL(str(Path(lc.__file__).parent / "lib" / name))
-
-
-@cache
-def _cpu() -> ctypes.CDLL:
-    return _library("libggml-cpu.so")
-
-
 @cache
 def ggml() -> ctypes.CDLL:
     """ggml's own library, for reading tensors in the evaluation callback."""
-    library = _library("libggml-base.so")
+    library = ctypes.CDLL(str(Path(lc.__file__).parent / "lib" / "libggml-base.so"))
     library.ggml_get_name.restype, library.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     library.ggml_nelements.restype, library.ggml_nelements.argtypes = ctypes.c_int64, [ctypes.c_void_p]
     library.ggml_backend_tensor_get.restype = None
@@ -54,17 +45,27 @@ def ggml() -> ctypes.CDLL:
     return library
 
 
+def configured(parameters: Any, **values: Any) -> Any:
+    """A ctypes structure with these fields set. Raises TypeError for one that it does not have: ctypes would take it
+    without a word, as it took the setting for mmap when llama.cpp had renamed it."""
+    names = {field[0] for field in parameters._fields_}
+    if unknown := sorted(values.keys() - names):
+        raise TypeError(f"{type(parameters).__name__} has no field {unknown[0]!r}")
+    for name, value in values.items():
+        setattr(parameters, name, value)
+    return parameters
+
+
 def load_model(path: Path, gpu_layers: int | str = "auto") -> Any:
     """Maps the weights; one copy serves every context. Raises ModelUnusable."""
     lc.llama_log_set(_log, None)
     lc.llama_backend_init()
-    parameters = lc.llama_model_default_params()
-    parameters.load_mode = lc.LLAMA_LOAD_MODE_MMAP
+    parameters = configured(lc.llama_model_default_params(), load_mode=lc.LLAMA_LOAD_MODE_MMAP)
     # Matrices for AMX would be copies in a layout of their own, and compiled by GCC 12 they end the process
     # (tools/setup.py, by which agentd's own llama.cpp has none).
-    parameters.use_extra_bufts = not _cpu().ggml_cpu_has_amx_int8()
+    configured(parameters, use_extra_bufts=b"AMX_INT8 = 1" not in lc.llama_print_system_info())
     if gpu_layers != "auto":
-        parameters.n_gpu_layers = int(gpu_layers)
+        configured(parameters, n_gpu_layers=int(gpu_layers))
     _recent.clear()
     model = lc.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
