@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentd.budget.calibration import Factor, family
-from agentd.budget.expectation import ZO_STEPS, PastPass, Speed, in_place_steps, seconds_for
+from agentd.budget.expectation import ZO_STEPS, PastPass, Speed, in_place_steps, prior_gain, seconds_for
 from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.plan import PlanSpace
 from agentd.budget.planner import choose
@@ -264,6 +264,13 @@ def test_texts_take_more_blocks_than_choices(arch: ModelShapes) -> None:
 
     assert gains(shallow) == gains([])
     assert gains([replace(past, texts=True) for past in shallow]) != gains([])
+
+
+def test_on_the_weights_themselves_texts_keep_the_order_of_methods() -> None:
+    every = [("lora", 30), ("bp", 30), ("loho", 30), ("mezo", 0), ("adazeta", 0)]
+    gains = [prior_gain(method, blocks, texts=True, n_layer=30) for method, blocks in every]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] > gains[1]
 
 
 def test_seconds_of_earlier_passes_set_the_pace(arch: ModelShapes) -> None:
