@@ -1,6 +1,8 @@
 """Passes over a tiny model in a real daemon: its settings, what it learns from, and what tests ask of it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,29 @@ def clean(daemon: DaemonProcess) -> None:
     """As if the disk had been cleaned: weights are made again from what revisions keep."""
     for image in (daemon.state / "weights").glob("weights-*"):
         image.unlink()
+
+
+@contextmanager
+def committed(model: Path, **wishes: Any) -> Iterator[DaemonProcess]:
+    """A daemon that has committed a pass, for which `wishes` say how."""
+    with DaemonProcess(model, SETTINGS) as daemon:
+        daemon.start()
+        teach(daemon)
+        row = adapt(daemon, **wishes)
+        assert row["state"] == "committed", row["reason"]
+        yield daemon
+
+
+def assert_survives_a_kill(daemon: DaemonProcess) -> None:
+    """What revision 1 says comes back after a rollback, and after a kill."""
+    new = said(daemon)
+    roll(daemon, 0)
+    assert said(daemon) != new
+    clean(daemon)
+    roll(daemon, 1)
+    assert said(daemon) == new
+    daemon.kill()
+    clean(daemon)
+    daemon.start()
+    assert daemon.status()["revision"] == 1
+    assert said(daemon) == new

@@ -10,7 +10,20 @@ import pytest
 from safetensors.torch import load_file
 
 from agentd.ctl.errors import ExitCode
-from tests.support.tiny_passes import SETTINGS, adapt, clean, ctl, directory, gguf, manifest, roll, said, teach
+from tests.support.tiny_passes import (
+    SETTINGS,
+    adapt,
+    assert_survives_a_kill,
+    clean,
+    committed,
+    ctl,
+    directory,
+    gguf,
+    manifest,
+    roll,
+    said,
+    teach,
+)
 from tools.daemon import DaemonProcess
 
 REFUSED = ExitCode.REFUSED
@@ -24,11 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def learned(model: Path) -> Iterator[DaemonProcess]:
     """A daemon that has committed a pass of LoRA."""
-    with DaemonProcess(model, SETTINGS) as daemon:
-        daemon.start()
-        teach(daemon)
-        row = adapt(daemon, method="lora")
-        assert row["state"] == "committed", row["reason"]
+    with committed(model, method="lora") as daemon:
         yield daemon
 
 
@@ -57,18 +66,7 @@ def test_a_revision_of_lora_is_its_factors(learned: DaemonProcess, capfd: pytest
 
 
 def test_it_survives_a_kill_and_is_gone_back_to_exactly(learned: DaemonProcess) -> None:
-    new = said(learned)
-    roll(learned, 0)
-    old = said(learned)
-    assert old != new
-    clean(learned)
-    roll(learned, 1)
-    assert said(learned) == new
-    learned.kill()
-    clean(learned)
-    learned.start()
-    assert learned.status()["revision"] == 1
-    assert said(learned) == new
+    assert_survives_a_kill(learned)
 
 
 def test_it_moves_to_another_device_and_to_llama_cpp(learned: DaemonProcess, model: Path, tmp_path: Path) -> None:

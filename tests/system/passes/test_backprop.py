@@ -9,7 +9,18 @@ import pytest
 from safetensors.torch import load_file
 
 from agentd.learn import ledger
-from tests.support.tiny_passes import SETTINGS, adapt, clean, ctl, gguf, manifest, roll, said, teach
+from tests.support.tiny_passes import (
+    SETTINGS,
+    adapt,
+    assert_survives_a_kill,
+    clean,
+    committed,
+    ctl,
+    gguf,
+    manifest,
+    said,
+    teach,
+)
 from tools.daemon import DaemonProcess
 
 LAST_TWO = ("model.layers.2.", "model.layers.3.", "model.norm.")
@@ -23,11 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def learned(model: Path) -> Iterator[DaemonProcess]:
     """A daemon that has committed a pass of ElasticZO."""
-    with DaemonProcess(model, SETTINGS) as daemon:
-        daemon.start()
-        teach(daemon)
-        row = adapt(daemon, method="elasticzo", blocks=2, zo_steps=40)
-        assert row["state"] == "committed", row["reason"]
+    with committed(model, method="elasticzo", blocks=2, zo_steps=40) as daemon:
         yield daemon
 
 
@@ -48,18 +55,7 @@ def test_a_revision_of_elasticzo_is_its_steps_and_the_last_blocks(learned: Daemo
 
 
 def test_it_survives_a_kill_and_is_gone_back_to_exactly(learned: DaemonProcess) -> None:
-    new = said(learned)
-    roll(learned, 0)
-    old = said(learned)
-    assert old != new
-    clean(learned)
-    roll(learned, 1)
-    assert said(learned) == new
-    learned.kill()
-    clean(learned)
-    learned.start()
-    assert learned.status()["revision"] == 1
-    assert said(learned) == new
+    assert_survives_a_kill(learned)
 
 
 def test_replay_proves_it(learned: DaemonProcess, capfd: pytest.CaptureFixture[str]) -> None:

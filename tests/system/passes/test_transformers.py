@@ -21,6 +21,7 @@ from tests.support.tiny_passes import (
     SETTINGS,
     adapt,
     clean,
+    committed,
     ctl,
     directory,
     finished,
@@ -41,11 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def learned(model: Path) -> Iterator[DaemonProcess]:
     """A daemon that has committed a pass, on top of which every test builds."""
-    with DaemonProcess(model, SETTINGS) as daemon:
-        daemon.start()
-        teach(daemon)
-        row = adapt(daemon)
-        assert row["state"] == "committed", row["reason"]
+    with committed(model) as daemon:
         yield daemon
 
 
