@@ -43,6 +43,7 @@ from agentd.int8.header import ClassifierHeader
 from agentd.revision.files import RevisionFiles
 from agentd.store import events, examples, revisions, tasks
 from agentd.store.database import Store
+from agentd.store.model_files import ModelFiles
 from agentd.store.recovery import known_directories, recover
 
 logger = logging.getLogger(__name__)
@@ -113,11 +114,12 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
         if done == total or done % (256 << 20) == 0:  # some hundred times for the largest models
             notifier.status(f"reading the model, {done / max(1, total):.0%}")
 
-    path = await asyncio.to_thread(models.resolve, config.model.path, engine=config.engine)
-    model = await asyncio.to_thread(models.check, path, config.engine, reading)
     store = await asyncio.to_thread(Store, config.state.dir / "agentd.db")
     stack.callback(store.close)
     await asyncio.to_thread(store.keep_room)
+    memory = ModelFiles(store, models.cache())
+    path = await asyncio.to_thread(models.resolve, config.model.path, engine=config.engine, memory=memory)
+    model = await asyncio.to_thread(models.check, path, config.engine, reading, memory)
     digests = await store.call(revisions.digests)
     files = RevisionFiles(config.state.dir / "revisions", model.sha256, digests)
     for note in await store.call(recover):
@@ -141,7 +143,7 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
         revision=await store.call(revisions.committed),
         queue_limit=config.serve.queue,
         fallback=fall_back,
-        verify=model.verify,
+        model=model,
     )
     adaptation = Adaptation(config, store, supervisor, activity, files, kind)
 

@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
+import anyio
+
 from agentd.api.services import Services
 from agentd.errors import AgentdError, ModelUnusable, RevisionCorrupt
 from agentd.host.clock import WallClock
@@ -24,11 +26,15 @@ _EVERY = 3600.0  # seconds between looks at whether something is due
 _CHECK_AFTER = timedelta(days=7)
 _CHECK_ANYWAY = timedelta(days=8)  # on a device that is never idle
 _MOST = 5  # problems reported of a database
+_PAUSE = 0.05  # seconds between two steps of reading the model
+_PATIENCE = 10.0  # seconds that a step of reading the model waits for those who are served
 
 
 async def run(services: Services, clock: WallClock) -> None:
     """Does what is due, every hour. While the clock has just jumped, nothing is deleted: it may only look old. Reading
-    everything does no harm on any day."""
+    everything does no harm on any day. A model whose sha256 was known at the start is read first."""
+    if services.model.on_trust:
+        await read_model(services)
     while True:
         if clock.trusted:
             with contextlib.suppress(AgentdError):
@@ -63,8 +69,9 @@ async def check(services: Services, last_message: str) -> None:
     files = services.adaptation.files
     problems = await asyncio.to_thread(services.store.raw, _database_problems)
     problems += await asyncio.to_thread(lambda: list(_file_problems(files, directories)))
+    await read_model(services)
     try:
-        await asyncio.to_thread(lambda: services.model.verify(read=True))
+        await asyncio.to_thread(services.model.verify)
     except ModelUnusable as error:
         problems.append(str(error))
     services.damage = "; ".join(problems)
@@ -77,6 +84,17 @@ async def check(services: Services, last_message: str) -> None:
     message = f"{services.damage}. Put a backup in its place: agentd restore"
     if message != last_message:
         await services.store.call(events.add, DAMAGED, message)
+
+
+async def read_model(services: Services) -> None:
+    """Reads the model's files whole in small steps, each while no one is served, or after `_PATIENCE`. A restart goes
+    on where this one was. `verify` says from then on what they turned out to be."""
+    steps = services.model.read()
+    while await asyncio.to_thread(next, steps, None) is not None:
+        await asyncio.sleep(_PAUSE)
+        with anyio.move_on_after(_PATIENCE):
+            while services.activity.active:
+                await asyncio.sleep(_PAUSE)
 
 
 def _database_problems(connection: sqlite3.Connection) -> list[str]:

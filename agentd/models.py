@@ -2,8 +2,8 @@
 
 import errno
 import fcntl
+import functools
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from agentd import durable
 from agentd.config import paths
@@ -24,6 +23,8 @@ from agentd.errors import ModelUnusable
 from agentd.formats.checkpoint_header import CheckpointHeader, read_checkpoint
 from agentd.formats.gguf_header import Header, read_header
 from agentd.formats.safetensors_header import is_safetensors
+from agentd.host import file_digest
+from agentd.host.file_digest import DigestCache, DigestMemory, Stamp
 from agentd.int8.header import ClassifierHeader, read_classifier
 
 # SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1, as a Python package carries it.
@@ -48,18 +49,52 @@ class ModelFile:
     size: int  # bytes, of all files
     header: Header | ClassifierHeader | CheckpointHeader
     files: tuple[Path, ...]
+    digests: tuple[str, ...]  # of each file
+    memory: DigestMemory
+    on_trust: bool  # not read now: files with these stamps had this sha256
 
-    def verify(self, *, read: bool = False) -> None:
-        """Raises ModelUnusable unless the files are those that were checked: what was learned fits no others.
-
-        read  read them whole, without a look at the time of their last change
-        """
-        if _sha256_of(self.path, self.files, read=read) != self.sha256:
+    def verify(self) -> None:
+        """Raises ModelUnusable unless the files are those that were checked: what was learned fits no others. Reads
+        those whose stamps are not known."""
+        if _sha256_of(self.path, self.files, self.memory)[0] != self.sha256:
             raise ModelUnusable(
                 self.path,
                 "it is no longer the file that agentd was started with; put that back, or restart agentd, which then "
                 "starts from revision 0 of the new one",
             )
+
+    def read(self) -> Iterator[int]:
+        """Reads the files whole, in steps of some MiB, from where that was interrupted: what is known of their contents
+        is true again, and `verify` tells. One that differs is read a second time before that is believed. A file that
+        cannot be read is left to `verify`."""
+        for file, digest in zip(self.files, self.digests, strict=True):
+            with suppress(OSError):
+                if (yield from file_digest.read(file, self.memory)) != digest:
+                    yield from file_digest.read(file, self.memory)
+
+    def stamps(self) -> list[Stamp | None]:
+        """Of its files; None for one that is not there."""
+        stamps: list[Stamp | None] = []
+        for file in self.files:
+            try:
+                stamps.append(file_digest.stamp(file))
+            except OSError:
+                stamps.append(None)
+        return stamps
+
+    def written_since(self, stamps: list[Stamp | None]) -> bool:
+        """Whether the files that were there with these stamps hold other bytes by now, as far as can be told without
+        reading them: an engine that maps them would serve those. Another file in its place leaves it what it has."""
+        for file, digest, before, now in zip(self.files, self.digests, stamps, self.stamps(), strict=True):
+            if before is None or now is None or now.inode != before.inode:
+                continue
+            known = self.memory.recall(str(file.absolute()))
+            if known and known.stamp == now and known.sha256:
+                if known.sha256 != digest:
+                    return True
+            elif (now.size, now.modified) != (before.size, before.modified):
+                return True
+        return False
 
     @property
     def classifier(self) -> ClassifierHeader | None:
@@ -75,14 +110,24 @@ def default_path() -> Path:
     return paths.cache_dir() / "models" / Path(DEFAULT_MEMBER).name
 
 
-def resolve(spec: str, progress: Progress | None = None, engine: str = "llamacpp") -> Path:
+def cache() -> DigestCache:
+    """What is known of files that were read before there was a database."""
+    return _cache(paths.cache_dir() / "sha256.json")
+
+
+_cache = functools.cache(DigestCache)
+
+
+def resolve(
+    spec: str, progress: Progress | None = None, engine: str = "llamacpp", memory: DigestMemory | None = None
+) -> Path:
     """The file that `model.path` names: `default`, a path, or hf:OWNER/REPO/FILE.gguf. Fetches it where needed.
     Engine transformers serves directories too.
 
     Raises ModelUnusable if it cannot be had.
     """
     if spec == "default":
-        return fetch_default(progress)
+        return fetch_default(progress, memory)
     if spec.startswith("hf:"):
         return _from_hub(spec)
     path = Path(os.path.expandvars(spec)).expanduser().absolute()
@@ -100,7 +145,9 @@ def resolve(spec: str, progress: Progress | None = None, engine: str = "llamacpp
     return path
 
 
-def check(path: Path, engine: str = "llamacpp", progress: Progress | None = None) -> ModelFile:
+def check(
+    path: Path, engine: str = "llamacpp", progress: Progress | None = None, memory: DigestMemory | None = None
+) -> ModelFile:
     """Reads the header, compares the file's length with its tensor table, and takes its sha256 (remembered).
 
     Raises ModelUnusable with what is wrong.
@@ -118,9 +165,13 @@ def check(path: Path, engine: str = "llamacpp", progress: Progress | None = None
     else:
         header = read_header(path)
         files = header.files
-    sha256 = _sha256_of(path, files, progress)
+    memory = memory or cache()
+    on_trust = True
+    with suppress(OSError):
+        on_trust = all(file_digest.known(file, memory) for file in files)
+    sha256, digests = _sha256_of(path, files, memory, progress)
     size = header.tensor_bytes if isinstance(header, CheckpointHeader) else sum(file.stat().st_size for file in files)
-    return ModelFile(path, sha256, size, header, files)
+    return ModelFile(path, sha256, size, header, files, digests, memory, on_trust)
 
 
 def unreadable_by_others(config: Path) -> str | None:
@@ -142,7 +193,7 @@ def unreadable_by_others(config: Path) -> str | None:
     return None
 
 
-def fetch_default(progress: Progress | None = None) -> Path:
+def fetch_default(progress: Progress | None = None, memory: DigestMemory | None = None) -> Path:
     """Makes sure that the default model lies in the cache, and returns where. Safe to call from several processes.
 
     Raises ModelUnusable if it cannot be downloaded, is not the expected file, or does not fit on the disk.
@@ -150,19 +201,20 @@ def fetch_default(progress: Progress | None = None) -> Path:
     target = default_path()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if _is_default(target):
+        memory = memory or cache()
+        if _is_default(target, memory):
             return target
         with _locked(target.parent / ".lock"):
-            if not _is_default(target):  # another process may have fetched it meanwhile
+            if not _is_default(target, memory):  # another process may have fetched it meanwhile
                 _download_default(target, progress)
     except OSError as error:
         raise ModelUnusable(target, error.strerror or str(error)) from None
     return target
 
 
-def _is_default(path: Path) -> bool:
+def _is_default(path: Path, memory: DigestMemory) -> bool:
     try:
-        return path.stat().st_size == DEFAULT_SIZE and _sha256(path) == DEFAULT_SHA256
+        return path.stat().st_size == DEFAULT_SIZE and file_digest.sha256(path, memory) == DEFAULT_SHA256
     except FileNotFoundError:
         return False
 
@@ -259,35 +311,10 @@ def _from_hub(spec: str) -> Path:
         raise ModelUnusable(spec, f"the hub did not deliver it: {' '.join(str(error).split())}") from None
 
 
-_known: dict[str, list[Any]] = {}  # what this process has seen: a file's stamp and its sha256, by its path
-
-
-def _sha256(path: Path, on_read: Callable[[int], None] = lambda size: None) -> str:
-    """The file's sha256, remembered by path and stamp: reading gigabytes at each start takes long.
-
-    The time of the last change of the inode is part of the stamp: unlike that of the contents, a copy does not bring
-    it along (cp -p, rsync -t, tar), and no program can set it.
-    """
-    key, status = str(path.absolute()), path.stat()
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    memory = paths.cache_dir() / "sha256.json"
-    if (entry := _known.get(key) or _remembered(memory).get(key)) and entry[:-1] == stamp:
-        _known[key] = entry
-        on_read(status.st_size)
-        return str(entry[-1])
-    digest = durable.sha256(path, on_read)
-    _known[key] = [*stamp, digest]
-    # a cache directory that cannot be written costs time only
-    with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with durable.replacement(memory, durable=False) as part:
-            part.write_text(json.dumps({**_remembered(memory), key: _known[key]}, indent=1))
-    return digest
-
-
-def _sha256_of(model: Path, files: tuple[Path, ...], progress: Progress | None = None, *, read: bool = False) -> str:
-    """A file's sha256; of several files one of their names and their own. Raises ModelUnusable."""
-    take = durable.sha256 if read else _sha256
+def _sha256_of(
+    model: Path, files: tuple[Path, ...], memory: DigestMemory, progress: Progress | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """A file's sha256, of several files one of their names and their own; and that of each. Raises ModelUnusable."""
     try:
         done, total = 0, sum(file.stat().st_size for file in files)
 
@@ -297,24 +324,14 @@ def _sha256_of(model: Path, files: tuple[Path, ...], progress: Progress | None =
             if progress is not None:
                 progress(done, total)
 
-        digests = {file: take(file, on_read) for file in files}
+        digests = tuple(file_digest.sha256(file, memory, on_read) for file in files)
     except OSError as error:
         raise ModelUnusable(model, error.strerror or str(error)) from None
     if files == (model,):
-        return digests[model]
+        return digests[0], digests
     folder = model if model.is_dir() else model.parent
-    listed = sorted(f"{file.relative_to(folder)} {digest}\n" for file, digest in digests.items())
-    return hashlib.sha256("".join(listed).encode()).hexdigest()
-
-
-def _remembered(memory: Path) -> dict[str, list[Any]]:
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    return {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 5}
+    listed = sorted(f"{file.relative_to(folder)} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256("".join(listed).encode()).hexdigest(), digests
 
 
 @contextmanager

@@ -247,6 +247,14 @@ _SCHEMA = (
         revision INTEGER,
         data TEXT NOT NULL -- JSON
     ) STRICT""",
+    """
+    CREATE TABLE model_files (
+        path TEXT PRIMARY KEY,
+        stamp TEXT NOT NULL, -- JSON list: bytes, times of the last changes of contents and inode in ns, inode
+        sha256 TEXT, -- null: never read to its end
+        "offset" INTEGER NOT NULL, -- bytes that a reading has done so far
+        state BLOB NOT NULL -- of its SHA-256 there
+    ) STRICT""",
     # counters, so that no one who looks counts rows
     *_counter(
         "examples",

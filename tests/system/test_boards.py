@@ -1,12 +1,21 @@
 """What goes wrong on boards that are left alone: files that are replaced, restarts, slow starts."""
 
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from agentd.host.file_digest import stamp
+from agentd.host.sha256 import resumable
 from tools import tiny_model
 from tools.daemon import DaemonProcess, eventually
 
@@ -47,6 +56,90 @@ def test_a_model_that_is_replaced_is_not_served_as_the_old_one(daemon: DaemonPro
     eventually(lambda: daemon.status()["state"] == "serving", 40)
     assert daemon.post("/v1/chat/completions", chat).status == 200
     assert daemon.status()["model"]["sha256"] == before["model"]["sha256"]
+
+
+def test_a_model_that_is_written_to_is_not_served(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """As `cp other.gguf model.gguf` does it: the engine's mapping would show the other one."""
+    daemon.start()
+    model = tmp_path / "model.gguf"
+    original = model.read_bytes()
+    before = daemon.status()
+    other = tiny_model.write(tmp_path / "other.gguf", seed=1).read_bytes()
+    assert len(other) == len(original)
+    with model.open("r+b") as file:
+        file.write(other)
+    os.utime(model, ns=(0, 0))
+
+    def refused() -> bool:
+        status = daemon.status()
+        return status["state"] != "serving" and "no longer the file" in (status["problem"] or "")
+
+    eventually(refused, 20)
+    with model.open("r+b") as file:
+        file.write(original)
+    eventually(lambda: daemon.status()["state"] == "serving", 40)
+    assert daemon.status()["model"]["sha256"] == before["model"]["sha256"]
+    daemon.stop()
+    status = model.stat()
+    with model.open("r+b") as file:
+        file.write(other)
+    os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
+    daemon.start()
+    assert daemon.status()["model"]["sha256"] == hashlib.sha256(other).hexdigest()
+
+
+def test_a_hash_that_was_interrupted_goes_on_at_the_next_start(daemon: DaemonProcess, tmp_path: Path) -> None:
+    if not resumable():
+        pytest.skip("this Python has libcrypto built in")
+    model = tmp_path / "model.gguf"
+    os.truncate(model, 1 << 30)  # what is behind the tensors is part of the file
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(60)
+        daemon.environment["NOTIFY_SOCKET"] = str(address)
+        daemon.start(wait=False)
+
+        def shares(until: str) -> list[int]:
+            said: list[str] = []
+            while not any(until in message for message in said):
+                said.append(manager.recv(4096).decode())
+            return [int(share) for share in re.findall(r"reading the model, (\d+)%", "\n".join(said))]
+
+        assert shares("reading the model, 50%")
+        os.kill(daemon.pid, signal.SIGKILL)
+        daemon.wait()
+        manager.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                manager.recv(4096)
+        manager.settimeout(60)
+        daemon.start(wait=False)
+        assert min(shares("READY=1")) >= 50
+    digest = hashlib.sha256()
+    with model.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    assert daemon.status()["model"]["sha256"] == digest.hexdigest()
+
+
+def test_what_was_taken_on_trust_is_read_while_it_serves(daemon: DaemonProcess, tmp_path: Path) -> None:
+    daemon.start()
+    daemon.stop()
+    model = tmp_path / "model.gguf"
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    with model.open("r+b") as file:  # a disk that holds something else than it did, and says the same of it
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    db = sqlite3.connect(daemon.state / "agentd.db")
+    db.execute("UPDATE model_files SET stamp = ?", [json.dumps(list(stamp(model)))])
+    db.commit()
+    db.close()
+    daemon.start()
+    eventually(lambda: "no longer the file" in (daemon.status()["problem"] or ""), 20)
+    daemon.stop()
+    daemon.start()
+    assert daemon.status()["model"]["sha256"] != sha256
 
 
 def test_a_slow_start_asks_for_more_time(daemon: DaemonProcess, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from agentd import models
 from agentd.errors import ModelUnusable
 from agentd.formats.gguf_header import Header
+from agentd.host.file_digest import FileDigest, stamp
+from agentd.host.sha256 import Sha256
 from tools import tiny_model
 
 FETCH = "from agentd import models; print(models.fetch_default())"
@@ -183,12 +185,12 @@ def test_check_remembers_the_hash_until_the_file_changes(cache: Path, tmp_path: 
     known = json.loads(memory.read_text())
     known[str(path)][-1] = "remembered"
     memory.write_text(json.dumps(known))
-    models._known.clear()  # as another process
+    models._cache.cache_clear()  # as another process
     assert models.check(path).sha256 == "remembered"
     os.utime(path, ns=(0, 0))
     assert models.check(path).sha256 == first
     memory.write_text("{ not json")
-    models._known.clear()
+    models._cache.cache_clear()
     assert models.check(path).sha256 == first
 
 
@@ -213,16 +215,67 @@ def test_another_model_of_equal_size_and_time_is_noticed(cache: Path, tmp_path: 
 def test_a_file_that_rots_is_noticed_by_reading_it(cache: Path, tmp_path: Path) -> None:
     path = tiny_model.write(tmp_path / "a.gguf")
     model = models.check(path)
-    model.verify(read=True)
+    stamps = model.stamps()
+    assert list(model.read())
+    model.verify()
+    assert not model.written_since(stamps)
+    rot(path, model)
+    model.verify()
+    assert list(model.read())
+    assert model.written_since(model.stamps())
+    with pytest.raises(ModelUnusable, match="no longer the file"):
+        model.verify()
+
+
+def rot(path: Path, model: models.ModelFile) -> None:
+    """As a card that loses a bit and changes no time: what is known is known of the file as it is now."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    status = path.stat()
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    models._known[str(path)] = [*stamp, model.sha256]  # a card that loses a bit changes no time
+    for file, digest in zip(model.files, model.digests, strict=True):
+        model.memory.remember(str(file), FileDigest(stamp(file), digest))
+
+
+def test_one_bad_reading_is_not_believed(cache: Path, tmp_path: Path) -> None:
+    path = tiny_model.write(tmp_path / "a.gguf")
+    model = models.check(path)
+    other = Sha256()
+    other.update(b"x" * 64)
+    half = FileDigest(stamp(path), model.sha256, offset=64, state=other.state())
+    model.memory.remember(str(path), half)  # of other bytes
+    assert sum(model.read()) >= path.stat().st_size
     model.verify()
+
+
+def test_a_model_that_is_written_to_is_told_from_one_that_is_replaced(cache: Path, tmp_path: Path) -> None:
+    path = tiny_model.write(tmp_path / "m.gguf", shard=20)
+    model = models.check(path)
+    stamps = model.stamps()
+    model.files[1].chmod(0o600)
+    assert not model.written_since(stamps)
+    other = tiny_model.write(tmp_path / "o.gguf", seed=1)
+    other.replace(model.files[1])  # who has the old one open still has it
+    assert not model.written_since(stamps)
+    stamps = model.stamps()
+    status = model.files[0].stat()
+    data = bytearray(model.files[0].read_bytes())
+    data[-1] ^= 1
+    model.files[0].write_bytes(data)
+    assert model.written_since(stamps)
+    os.utime(model.files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ModelUnusable, match="no longer the file"):
-        model.verify(read=True)
+        model.verify()
+    assert model.written_since(stamps)  # whatever its times say
+    model.files[1].unlink()
+    assert model.stamps()[1] is None
+
+
+def test_what_is_known_is_taken_on_trust_and_no_longer_once_the_file_changes(cache: Path, tmp_path: Path) -> None:
+    path = tiny_model.write(tmp_path / "a.gguf")
+    assert not models.check(path).on_trust
+    assert models.check(path).on_trust
+    path.touch()
+    assert not models.check(path).on_trust
 
 
 def test_every_shard_counts(cache: Path, tmp_path: Path) -> None:

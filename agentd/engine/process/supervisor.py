@@ -19,6 +19,8 @@ from agentd.engine.process.client import EngineClient
 from agentd.engine.process.suspects import Suspects
 from agentd.engine.protocol import Classification, Generate, ModelInfo, Piece
 from agentd.errors import AgentdError, CrashLoop, EngineDied, EngineUnavailable, Overloaded, RevisionCorrupt
+from agentd.host.file_digest import Stamp
+from agentd.models import ModelFile
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ _STEPS = 20.0  # else this many times the longest step of serving
 
 
 class Supervisor:
-    """`fallback` says which revision to serve when one turns out to be unusable; `verify` raises ModelUnusable once the
-    model's file is another one than revisions belong to."""
+    """`fallback` says which revision to serve when one turns out to be unusable. `model`, where it is given, is the one
+    that revisions belong to: no engine starts on another, and one whose files are written to is ended."""
 
     def __init__(
         self,
@@ -53,10 +55,11 @@ class Supervisor:
         revision: int,
         queue_limit: int,
         fallback: Callable[[RevisionCorrupt, int], Awaitable[int]],
-        verify: Callable[[], None] = lambda: None,
+        model: ModelFile | None = None,
     ) -> None:
         self._settings, self._files, self._activity = settings, files, activity
-        self._fallback, self._verify = fallback, verify
+        self._fallback, self._model = fallback, model
+        self._loaded: list[Stamp | None] = []  # of the model's files, when the engine loaded them
         self._limit = settings["slots"] + queue_limit
         self._client: EngineClient | None = None
         self._up = asyncio.Event()
@@ -106,7 +109,7 @@ class Supervisor:
             except EngineUnavailable:  # and EngineDied
                 if self.revision == 0 or failures >= _CRASH_LOOP:
                     raise
-        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._feel_pulse())]
+        self._tasks = [asyncio.create_task(work) for work in (self._watch(), self._feel_pulse(), self._watch_model())]
 
     async def stop(self) -> None:
         self._stopping = True
@@ -248,10 +251,14 @@ class Supervisor:
         return self._client
 
     async def _launch(self) -> None:
-        await asyncio.to_thread(self._verify)
+        if self._model:
+            self._loaded = self._model.stamps()
+            await asyncio.to_thread(self._model.verify)
         client = EngineClient(self._settings)
         try:
             self.info = await client.start()
+            if self._model:  # it may have changed while it was loaded
+                await asyncio.to_thread(self._model.verify)
             self._client = client
             try:
                 await self._restore()
@@ -342,6 +349,16 @@ class Supervisor:
                 pass  # it died; _watch starts the next one
             finally:
                 self._asked = None
+
+    async def _watch_model(self) -> None:
+        """Ends an engine whose model is written to: what it maps is no longer what its answers are said to be of."""
+        while self._model:
+            await asyncio.sleep(_PULSE)
+            client = await self._when_up()
+            if await asyncio.to_thread(self._model.written_since, self._loaded):
+                logger.error("the model's file was written to; the engine is ended")
+                client.kill()
+                await client.dead.wait()
 
     async def _when_up(self) -> EngineClient:
         await self._up.wait()

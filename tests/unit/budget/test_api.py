@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from starlette.testclient import TestClient
 
+from agentd import models
 from agentd.adapt.kinds.llamacpp import LlamaCpp
 from agentd.api.app import application
 from agentd.api.services import Services
@@ -31,7 +32,9 @@ def client(
 ) -> TestClient:
     config = Config(state=StateSettings(dir=tmp_path), memory=MemorySettings(**memory))
     nobody = cast(Any, None)  # the engine and its requests: this handler asks none of them
-    file = ModelFile(model, "0" * 64, model.stat().st_size, read_header(model), (model,))
+    file = ModelFile(
+        model, "0" * 64, model.stat().st_size, read_header(model), (model,), ("0" * 64,), models.cache(), False
+    )
     passes = cast(Any, SimpleNamespace(probed=probed, kind=LlamaCpp(file)))
     services = Services(config, store, nobody, nobody, passes, file, nobody)
     return TestClient(application(services, with_admin=True), raise_server_exceptions=True)
