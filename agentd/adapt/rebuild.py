@@ -26,14 +26,18 @@ async def forget(
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Deletes what `selection` names and returns what that was, and the revisions that had learned from it. `weights`
-    say how far the sources are believed whose answers stay.
+    say how far the sources are believed whose answers stay. All at once, or in pieces where the disk is too full.
 
-    A running pass is stopped: it may be learning from it. Raises NotFound.
+    A running pass is stopped: it may be learning from it. Raises NotFound, StorageFull.
     """
     forgotten: Forgotten = await store.call(forgetting.look, selection)
     if not dry_run:
         await adaptation.stop("feedback is being forgotten")
-        forgotten = await store.call(forgetting.forget, selection, weights)
+        if limit := await store.piece(await store.call(forgetting.size, forgotten)):
+            while await store.call(forgetting.forget_some, selection, forgotten, limit, weights):
+                await store.checkpoint()
+        else:
+            forgotten = await store.call(forgetting.forget, selection, weights)
         await asyncio.to_thread(_remove_folders, adaptation, forgotten.passes)
         await store.checkpoint()  # deleted pages are overwritten in the log first
     return {**forgotten.as_json(), "dry_run": dry_run}

@@ -60,6 +60,18 @@ class Store:
         if self._room is not None:
             await asyncio.wrap_future(self._thread.submit(self._room.look))
 
+    async def claim(self, size: int, what: str) -> None:
+        """Sees to it that `what`, a transaction of some `size` bytes, finds room on a disk that is nearly full, see
+        `Room.claim`. Raises StorageFull."""
+        if self._room is not None:
+            await asyncio.wrap_future(self._thread.submit(self._room.claim, size, what))
+
+    async def piece(self, size: int) -> int | None:
+        """Bytes to delete at a time on a disk without room for the log of `size` bytes; None where there is room."""
+        if self._room is None:
+            return None
+        return await asyncio.wrap_future(self._thread.submit(self._room.piece, size))
+
     def submit(self, fn: Callable[Concatenate[Database, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queues `fn(db, *args, **kwargs)` as one transaction: all of it is stored when it returns, or nothing.
 

@@ -18,6 +18,11 @@ from agentd.store.room import Priority, priority
 from agentd.store.row import select, to_json
 
 _FORGOTTEN = "(forgotten)"
+_LENGTHS = {  # bytes of a row, about, with its places in indexes
+    "inferences": "length(input) + length(output) + length(params) + 1000",
+    "feedback": "length(value) + 1000",
+    "examples": "length(input) + length(target) + 1000",
+}
 _HOLDING = ("staged", "trial", "committed", "rolled_back")  # states of revisions whose weights are still there
 
 
@@ -86,6 +91,15 @@ def look(db: Database, selection: Selection) -> Forgotten:
     )
 
 
+def size(db: Database, forgotten: Forgotten) -> int:
+    """Bytes that the log of `forget` takes, about: what is deleted is overwritten."""
+    total = 0
+    for table, length in _LENGTHS.items():
+        statement = f"SELECT coalesce(sum({length}), 0) FROM {table} WHERE id IN (SELECT value FROM json_each(?))"
+        total += db.execute(statement, [to_json(getattr(forgotten, table))]).fetchone()[0] * 5 // 4
+    return total
+
+
 @priority(Priority.DELETING)
 def forget(db: Database, selection: Selection, weights: Mapping[str, float] | None = None) -> Forgotten:
     """Deletes it. An example that others have vouched for too keeps their latest answer, with the weight that their
@@ -118,6 +132,38 @@ def forget(db: Database, selection: Selection, weights: Mapping[str, float] | No
             db, "forgotten", _told(forgotten), data={"revisions": forgotten.revisions, "passes": forgotten.passes}
         )
     return forgotten
+
+
+@priority(Priority.DELETING)
+def forget_some(
+    db: Database,
+    selection: Selection,
+    forgotten: Forgotten,
+    limit: int,
+    weights: Mapping[str, float] | None = None,
+) -> bool:
+    """Deletes some `limit` bytes of `forgotten`, which `look` returned for the selection; False once nothing is left.
+    For a disk without room for the log of all of it: where that ends half-way, it goes on when it is asked for again.
+    """
+    theirs = "EXISTS (SELECT 1 FROM feedback WHERE example_id = examples.id)"  # goes, or stays, with that feedback
+    for table, length in _LENGTHS.items():
+        also = f" AND (NOT {theirs} OR id IN (SELECT value FROM json_each(:named)))" if table == "examples" else ""
+        rows = db.execute(
+            f"SELECT id, {length} FROM {table} WHERE id IN (SELECT value FROM json_each(:ids)){also} LIMIT 200",
+            {"ids": to_json(getattr(forgotten, table)), "named": to_json(list(selection.examples))},
+        ).fetchall()
+        total = 0
+        ids: list[str] = []
+        for id, of_row in rows:
+            total += of_row
+            if ids and total > limit:
+                break
+            ids.append(id)
+        if ids:
+            named: dict[str, Any] = {table: tuple(ids)}
+            forget(db, Selection(**named), weights)
+            return True
+    return False
 
 
 def clean_ancestor(db: Database, revision: int) -> int:

@@ -19,6 +19,7 @@ from agentd.store.row import to_json
 from agentd.store.tasks import SCORE, THUMB
 
 CHUNK = 2000  # rows; some 20 ms of the store's time
+_INDEXES = 600  # bytes of a row in all indexes
 
 _Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float, str]
 
@@ -30,6 +31,13 @@ class Prepared:
 
     rows: list[_Row]
     counts: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of disk that adding them takes at once, at most: of rows and indexes, in the log and then in the
+        database, and before in the temporary table."""
+        texts = sum(len(column.encode()) for row in self.rows for column in row if isinstance(column, str))
+        return 3 * (texts * 5 // 4 + _INDEXES * len(self.rows))
 
 
 def prepare(many: Sequence[NewExample]) -> Prepared:
@@ -72,9 +80,10 @@ async def add(store: Store, prepared: Prepared) -> dict[str, int]:
     """Adds all examples or none; returns how many were added, replaced (another target than before), unchanged. What is
     known of an input is not replaced by a thumb or a score that says less.
 
-    Raises InvalidLine for the first that its task does not admit.
+    Raises InvalidLine for the first that its task does not admit, StorageFull.
     """
     table = f"staged_{ids.uuid7()}"
+    await store.claim(prepared.size, "this import")
     try:
         await store.call(_create, table)
         for start in range(0, len(prepared.rows), CHUNK):

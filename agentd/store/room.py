@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from sqlite_utils import Database
 
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, StorageFull
 from agentd.store import events
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,11 @@ _KEPT = 10  # the newest answers, of which feedback may still come
 _QUIET = 5.0  # seconds without a refusal after which there may be room again
 _STEP = 256  # pages that are handed back to the file system at a time
 _MARK = "priority of a full disk"
+_LENGTH = "length(input) + length(output) + length(params)"
+_MAY_GO = (
+    "rowid <= (SELECT max(rowid) FROM inferences) - ? AND finish_reason != 'streaming'"
+    " AND NOT EXISTS (SELECT 1 FROM feedback WHERE inference_id = inferences.id)"
+)
 
 
 class Priority(IntEnum):
@@ -95,8 +100,31 @@ class Room:
             return False
         return True
 
+    def claim(self, size: int, what: str) -> None:
+        """Sees to it that `size` bytes find room at once, which is more than the reserve holds: at the expense of the
+        oldest answers, where these are enough. Raises StorageFull, having changed nothing, where they are not."""
+        if self.piece(size) is None:
+            return
+        short = size - self._available()
+        free = self._free_pages()
+        if free + (answers := self._expendable()) < short:
+            left = max(0, self._available() + free + answers)
+            there = f"{left / 1e6:.1f} MB are to be had: take less at a time"
+            raise StorageFull(f"{what} takes some {size / 1e6:.1f} MB at once, and {there}")
+        self._refused_at = time.monotonic()
+        self._give_back("feedback", "deleting")
+        self._checkpoint()
+        self._drop(short - free)
+        while self._available() < size and self.hand_back():
+            pass
+        self._describe()
+
+    def piece(self, size: int) -> int | None:
+        """Bytes that a transaction may have on this disk, where there is no room for `size` of them, else None."""
+        return None if size <= max(self.size // 2, self._available()) else self.size // 8
+
     def settle(self) -> None:
-        """After what `make` made room for."""
+        """After what `make` or `claim` made room for."""
         self._checkpoint()
         self._secure()
 
@@ -176,13 +204,16 @@ class Room:
         with suppress(AgentdError):
             self._guard(lambda: self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 
+    def _expendable(self) -> int:
+        """Bytes of all answers that may go."""
+        (size,) = self._db.execute(
+            f"SELECT coalesce(sum({_LENGTH}), 0) FROM inferences WHERE {_MAY_GO}", [_KEPT]
+        ).fetchone()
+        return int(size)
+
     def _oldest(self, limit: int) -> list[tuple[int, int]]:
         """(rowid, bytes) of the oldest answers that may go."""
-        statement = (
-            "SELECT rowid, length(input) + length(output) + length(params) FROM inferences"
-            " WHERE rowid <= (SELECT max(rowid) FROM inferences) - ? AND finish_reason != 'streaming'"
-            " AND NOT EXISTS (SELECT 1 FROM feedback WHERE inference_id = inferences.id) ORDER BY rowid LIMIT ?"
-        )
+        statement = f"SELECT rowid, {_LENGTH} FROM inferences WHERE {_MAY_GO} ORDER BY rowid LIMIT ?"
         return list(self._db.execute(statement, [_KEPT, limit]).fetchall())
 
     def _drop(self, size: int) -> None:

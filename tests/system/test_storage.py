@@ -29,7 +29,7 @@ sqlite3.connect = limited
 sys.argv = ["agentd", *sys.argv[4:]]
 runpy.run_module("agentd", run_name="__main__", alter_sys=True)
 """
-_MOUNTED = 'mkdir -p "$0" && mount -t tmpfs -o size=1m,mode=700 tmpfs "$0" && exec "$@"'
+_MOUNTED = 'mkdir -p "$0" && mount -t tmpfs -o size={size},mode=700 tmpfs "$0" && exec "$@"'
 
 
 def _may_mount() -> bool:
@@ -43,10 +43,10 @@ def limited_pages(daemon: DaemonProcess) -> list[str]:
     return [sys.executable, "-c", _LIMITED]
 
 
-def small_disk(daemon: DaemonProcess) -> list[str]:
+def small_disk(daemon: DaemonProcess, size: str = "1m") -> list[str]:
     if not _may_mount():
         pytest.skip("may not mount a file system here")
-    return ["unshare", "-Urm", "sh", "-c", _MOUNTED, str(daemon.state)]
+    return ["unshare", "-Urm", "sh", "-c", _MOUNTED.format(size=size), str(daemon.state)]
 
 
 @pytest.mark.parametrize("wrap", [limited_pages, small_disk])
@@ -116,6 +116,35 @@ def test_answers_that_fill_the_disk_leave_room_for_feedback_and_for_deleting(
             assert daemon.stop() == 0
             daemon.start()
         assert daemon.get("/admin/feedback", admin=True).json["total"] == 10
+
+
+def _lines(number: int, size: int) -> bytes:
+    return b"\n".join(b'{"task": "t", "prompt": "%d%s", "label": "x"}' % (i, b"y" * size) for i in range(number))
+
+
+def test_an_import_that_is_larger_than_what_is_kept_takes_the_place_of_answers_or_changes_nothing() -> None:
+    with DaemonProcess() as daemon:
+        daemon.wrapper = small_disk(daemon, "24m")
+        daemon.start()
+        _asked(daemon, 50, 500_000)
+        assert "is full" in daemon.status()["problem"]
+
+        def kept() -> int:
+            return len(daemon.get("/admin/inferences?limit=1000", admin=True).json["inferences"])
+
+        answers = kept()
+        refused = daemon.post("/v1/examples", _lines(1000, 6000))
+        assert (refused.status, refused.error["code"]) == (507, "storage_full")
+        assert "take less at a time" in refused.error["message"]
+        assert kept() == answers
+        assert daemon.get("/admin/examples", admin=True).json["counts"] == {}
+        assert all(task["name"] != "t" for task in daemon.get("/admin/tasks", admin=True).json["tasks"])
+
+        assert daemon.post("/v1/examples", _lines(350, 6000)).json["added"] == 350, daemon.log[-2000:]
+        assert 10 <= kept() < answers
+        author = daemon.get("/admin/examples?limit=1", admin=True).json["examples"][0]["author"]
+        gone = daemon.post("/admin/forget", {"authors": [author]}, admin=True)
+        assert (gone.status, gone.json["examples"]) == (200, 350), daemon.log[-2000:]
 
 
 def test_a_disk_that_others_fill_is_noticed_and_recovers_by_itself() -> None:

@@ -211,6 +211,33 @@ def test_what_others_vouch_for_stays_with_their_answer(store: Store) -> None:
     assert (left.target, left.author) == ("bad", "uid:2")
 
 
+def test_in_pieces_the_same_is_forgotten_as_at_once(store: Store) -> None:
+    """Also where it is asked for again after some pieces."""
+    shared, own = store.do(recorded), store.do(recorded, "another", author="uid:1")
+    theirs = store.do(say, shared, "bad", author="uid:2")
+    for inference in (shared, own, store.do(recorded, "a third")):
+        store.do(say, inference, "good", author="uid:1")
+    imported = [NewExample("mood", "label", {"prompt": f"{n}"}, "good", author="uid:1") for n in range(3)]
+    store.do(imports.add_many, imported)
+    store.do(recorded, "no one said anything", author="uid:1")
+    chosen = Selection(authors=("uid:1",))
+    looked = store.do(forgetting.look, chosen)
+    assert store.do(forgetting.size, looked) > 1000 * len(looked.examples)
+    assert store.do(forgetting.forget_some, chosen, looked, 1)
+    assert store.do(forgetting.forget_some, chosen, looked, 1)
+    again = store.do(forgetting.look, chosen)
+    assert 0 < len(again.examples) <= len(looked.examples)
+    pieces = 0
+    while store.do(forgetting.forget_some, chosen, again, 1, WEIGHTS):
+        pieces += 1
+    assert pieces >= 4
+    with pytest.raises(NotFound):
+        store.do(forgetting.look, chosen)
+    assert [row.id for row in store.do(feedback.list_, 10)] == [theirs.id]
+    (left,) = store.do(examples.list_, 10)
+    assert (left.target, left.author) == ("bad", "uid:2")
+
+
 def test_nothing_forgotten_is_left_in_the_files(store: Store) -> None:
     secret = "the-attic-key-is-under-the-mat"
     inference = store.do(recorded, secret)
