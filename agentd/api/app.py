@@ -21,6 +21,7 @@ from agentd.api import (
     response_body,
     responses,
     schemas,
+    speed,
     transfer,
 )
 from agentd.api.requests import on_error
@@ -107,6 +108,7 @@ ADMIN: list[BaseRoute] = [
     DeclaredRoute("POST", "/admin/adapt", admin.adapt, schemas.AdaptBody, statuses=(202, 409)),
     DeclaredRoute("POST", "/admin/cancel", admin.cancel, lenient.Body, statuses=(409,)),
     DeclaredRoute("POST", "/admin/rollback", admin.rollback, schemas.RollbackBody, statuses=(404, 409), optional=True),
+    DeclaredRoute("POST", "/admin/speed", speed.speed, lenient.Body, statuses=(409,)),
     DeclaredRoute("POST", "/admin/pause", admin.pause, lenient.Body),
     DeclaredRoute("POST", "/admin/resume", admin.pause, lenient.Body),
     DeclaredRoute("POST", "/admin/forget", forgetting.forget, schemas.ForgetBody, statuses=(404,)),

@@ -43,7 +43,8 @@ class Check:
 def doctor(as_json: Json = False, socket: Socket = None) -> None:
     """Check what agentd needs, and say what to do about it.
 
-    Looks at the socket, its permissions, the model, learning, disk space, memory and SQLite.
+    Looks at the socket, its permissions, the model and how fast it is, learning, disk space, memory and SQLite. Takes
+    a few seconds.
     """
     daemon = Daemon(socket)
     checks = list(_socket(daemon.path))
@@ -56,7 +57,7 @@ def doctor(as_json: Json = False, socket: Socket = None) -> None:
         reason, advice = (error.reason, error.advice) if isinstance(error, NotReachable) else (str(error), None)
         checks.append(Check("daemon", "error", reason, advice))
     if status is not None:
-        checks += [*_version(status), *_model(status), *_learning(status)]
+        checks += [*_version(status), *_model(status), *_speed(daemon, status), *_learning(status)]
     checks += [*_disk(Path(status["state_dir"]) if status else paths.state_dir()), *_memory(status), *_sqlite()]
     if as_json:
         output.document({"checks": [asdict(check) for check in checks]})
@@ -108,6 +109,21 @@ def _model(status: JSON) -> Iterator[Check]:
     else:
         advice = "look at the daemon's log and at model.path; `agentctl events` says what happened"
         yield Check("model", "error", f"the engine is {status['state']}", advice)
+
+
+def _speed(daemon: Daemon, status: JSON) -> Iterator[Check]:
+    """What the engine that serves reads and writes; nothing of a classifier, which has no tokens."""
+    if status["state"] != "serving" or (status["model"] or {}).get("input_shape"):
+        return
+    try:
+        speed = daemon.post("/admin/speed", {})
+    except CtlError as error:
+        yield Check("speed", "ok", f"not measured: {error}")
+        return
+    threads, decode = speed["threads"], speed["decode_tokens_per_second"]
+    written = "an answer too short to tell" if decode is None else f"{decode:g} tokens/s written"
+    finding = f"{speed['prefill_tokens_per_second']:g} tokens/s read ({speed['prompt_tokens']} at once), {written}"
+    yield Check("speed", "ok", f"{finding}, with {threads} thread{'s' * (threads != 1)}")
 
 
 def _learning(status: JSON) -> Iterator[Check]:

@@ -20,11 +20,12 @@ def multiplies_bf16() -> bool:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many threads can compute at the same time: what affinity and the CPU quotas of the control groups allow.
+    """How many threads compute fastest together: what affinity and the CPU quotas of the control groups allow, of
+    hyperthreads one a core, and of slow cores beside fast ones none that would keep the others waiting.
 
     More threads than that wait for each other: at a quota of one core, two take a third longer than one.
     """
-    quotas = [float(len(os.sched_getaffinity(0)))]
+    quotas = [float(_fastest_together(_capacities(root)))]
     for directory, version in groups(root, "cpu"):
         with contextlib.suppress(OSError, ValueError):  # not limited, or no such file
             if version == 2:
@@ -34,3 +35,25 @@ def cores(root: Path = Path("/")) -> int:
             if float(quota) > 0:
                 quotas.append(float(quota) / float(period))
     return max(1, int(min(quotas) + 0.1))
+
+
+def _capacities(root: Path) -> list[float]:
+    """Of each core that this process may use, relative to the fastest of the machine's where the kernel knows (1024);
+    hyperthreads of one core are one. The fastest come first."""
+    capacities: dict[str, float] = {}
+    for number in sorted(os.sched_getaffinity(0)):
+        directory = root / f"sys/devices/system/cpu/cpu{number}"
+        core, capacity = str(number), 1024.0
+        for name in ("core_cpus_list", "thread_siblings_list"):  # since Linux 5.3, and before
+            with contextlib.suppress(OSError):
+                core = (directory / "topology" / name).read_text().strip() or core
+                break
+        with contextlib.suppress(OSError, ValueError):
+            capacity = float((directory / "cpu_capacity").read_text())
+        capacities[core] = max(capacity, capacities.get(core, 0.0))
+    return sorted(capacities.values(), reverse=True)
+
+
+def _fastest_together(capacities: list[float]) -> int:
+    """How many of the fastest cores do most: all have an equal share of each product, and wait for the slowest."""
+    return max(range(1, len(capacities) + 1), key=lambda n: (n * capacities[n - 1], -n), default=1)

@@ -9,7 +9,7 @@ import pytest
 
 from agentd.ctl.status import summary
 from tools import short_model
-from tools.daemon import DaemonProcess, eventually
+from tools.daemon import DaemonProcess, eventually, streaming
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,20 @@ def test_rollback_to_what_is_not_there(daemon: DaemonProcess) -> None:
     for wrong in (-1, "0", 1.5, 10**30):
         assert post(daemon, "rollback", {"revision": wrong}, 400)["param"] == "revision"
     assert daemon.counts() == before
+
+
+def test_speed_is_measured_while_no_one_is_served(daemon: DaemonProcess) -> None:
+    inferences = daemon.get("/admin/inferences", admin=True).json
+    speed = post(daemon, "speed")
+    assert speed["prefill_tokens_per_second"] > 0
+    assert speed["decode_tokens_per_second"] is None or speed["decode_tokens_per_second"] > 0
+    assert 8 <= speed["prompt_tokens"] <= get(daemon, "status")["model"]["n_ctx"]
+    assert speed["threads"] == 1
+    assert daemon.get("/admin/inferences", admin=True).json == inferences
+    body = {"messages": [{"role": "user", "content": "Tell."}], "max_tokens": 900, "logit_bias": {"2": -100}}
+    with streaming(daemon.api, "/v1/chat/completions", body) as events:
+        next(events)
+        assert "are being served" in post(daemon, "speed", status=409)["message"]
 
 
 def test_pause_and_resume(daemon: DaemonProcess) -> None:

@@ -261,6 +261,17 @@ def test_doctor_warns_of_what_keeps_passes_from_learning(
     assert ["ok", "learning"] not in [row[:2] for row in rows]
 
 
+def test_doctor_says_how_fast_the_model_is(daemon: ScriptedDaemon) -> None:
+    def finding() -> str:
+        rows = [line.split("\t") for line in daemon.run("doctor").stdout.splitlines()]
+        return next(row[2] for row in rows if row[:2] == ["ok", "speed"])
+
+    assert finding() == "512.5 tokens/s read (800 at once), 61 tokens/s written, with 4 threads"
+    busy = {"error": {"message": "2 requests are being served; measure when none is", "type": "", "code": "conflict"}}
+    daemon.on("POST /admin/speed", Answer(busy, status=409))
+    assert finding() == "not measured: 2 requests are being served; measure when none is"
+
+
 def test_doctor_shows_its_advice_whole_on_a_narrow_terminal(daemon: ScriptedDaemon) -> None:
     daemon.socket.chmod(0o666)
     _, screen = daemon.on_terminal("doctor", COLUMNS="70")
