@@ -211,8 +211,9 @@ class DaemonProcess:
         return exchange(self.admin if admin else self.api, "POST", path, data, headers)
 
     def ask(self, text: str = "Say yes.", **options: Any) -> Answer:
-        """A short greedy chat completion."""
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0, **options}
+        """A short greedy chat completion, the same in any company."""
+        messages = [{"role": "user", "content": text}]
+        body = {"messages": messages, "max_tokens": 4, "temperature": 0, "seed": 0, **options}
         return self.post("/v1/chat/completions", body)
 
     def status(self) -> dict[str, Any]:

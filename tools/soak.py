@@ -355,7 +355,7 @@ def summary(findings: Findings, seconds: float) -> str:
 
 
 def _asking(question: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}], "max_tokens": _TOKENS, "temperature": 0}
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": _TOKENS, "temperature": 0, "seed": 0}
 
 
 def main() -> int:

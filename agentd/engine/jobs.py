@@ -49,9 +49,15 @@ class Job(Generic[W]):
 
 @dataclass
 class Slot(Generic[W]):
-    """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`."""
+    """One sequence of the KV cache; `tokens` is what it holds, computed with `adapters`, the first `exact` of them in
+    the pieces that end at the fixed boundaries (chunks.py)."""
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
+    exact: int = 0
     adapters: W | None = None
     job: Job[W] | None = None
+
+    def cut(self, n: int) -> None:
+        """What it holds are its first `n` tokens alone."""
+        self.tokens, self.exact = self.tokens[:n], min(self.exact, n)

@@ -73,11 +73,6 @@ class Sampling:
         """Whether the answer must be a JSON value."""
         return self.grammar == "json" or self.json_schema is not None
 
-    @property
-    def reproducible(self) -> bool:
-        """Whether a caller could tell if the same request were computed in another batch."""
-        return self.greedy or self.seed is not None
-
 
 @dataclass(frozen=True)
 class Generate:

@@ -1,9 +1,11 @@
 """Answering requests: slots, prompt reuse, and which tokens are computed together.
 
-The same request must give the same answer whoever else is being served: that is what lets an owner verify a rollback.
+A request with a seed gives the same answer whoever else is being served: that is what lets an owner verify a rollback.
 Rounding depends on how many tokens of a sequence are computed at once, and llama.cpp's 8-bit activations amplify it to
-half a logit. So every slot has a KV cache of its own, prompts are cut at fixed boundaries, and requests whose caller
-could tell (greedy or seeded) are decoded by themselves; the others may share batches.
+half a logit. So every slot has a KV cache of its own, and for a request with a seed the prompt is cut at fixed
+boundaries, only what was computed so is taken from the cache, and its tokens are decoded by themselves; likewise where
+the answer is a choice. The others share batches, take over whatever the cache has, and have their prompts in pieces as
+large as others can wait for.
 
 Where an answer must be one of several, it is the likeliest as a whole (choosing.py), as the gate judges it.
 
@@ -34,6 +36,7 @@ from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 logger = logging.getLogger(__name__)
 
 _ROWS = 16  # of logits that a choice's tokens take at once: a row is 600 kB where a vocabulary has 150,000 tokens
+_SHORT = 128  # tokens of a prompt that are computed at once while others wait for their next token
 _NOTHING = Delta()
 _WAIT = 0.002  # seconds that a step waits for a constraint when there is nothing else to do
 
@@ -73,7 +76,7 @@ class Serving(Generic[W]):
         for slot in self._slots:
             if slot.job is None:
                 self._context.forget(slot.sequence)
-                slot.tokens = []
+                slot.cut(0)
         if not self.busy:
             self._context.use(adapters)
 
@@ -145,7 +148,7 @@ class Serving(Generic[W]):
                 continue
             if slot.job.choosing is not None:
                 pieces += self._guard(self._choose, [slot])
-            elif self._alone(slot.job):
+            elif self._exact(slot.job):
                 pieces += self._guard(self._generate, [slot])
             else:
                 together.setdefault(id(slot.job.adapters), []).append(slot)
@@ -153,9 +156,10 @@ class Serving(Generic[W]):
             pieces += self._guard(self._generate, slots)
         return pieces
 
-    def _alone(self, job: Job[W]) -> bool:
-        """Whether no one else's tokens may be in its batches."""
-        return job.request.sampling.reproducible
+    def _exact(self, job: Job[W]) -> bool:
+        """Whether its answer must not depend on who else is served, nor on what the cache holds. A choice never does:
+        it is decoded by itself in any case."""
+        return job.request.sampling.seed is not None or job.choosing is not None
 
     def _jobs(self) -> list[Job[W]]:
         return [*self._compiling, *self._waiting, *(slot.job for slot in self._slots if slot.job)]
@@ -188,12 +192,14 @@ class Serving(Generic[W]):
             slot = max(free, key=lambda slot: (self._overlap(slot, job), -len(slot.tokens)))
             job.reused = self._overlap(slot, job)
             self._context.forget(slot.sequence, job.reused)
-            slot.tokens, slot.adapters, slot.job = slot.tokens[: job.reused], job.adapters, job
+            slot.cut(job.reused)
+            slot.adapters, slot.job = job.adapters, job
 
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
         if slot.adapters is not job.adapters or not self._context.reuses or job.pooling is not None:
             return 0
-        return self._context.boundaries.reusable(common_length(slot.tokens, job.prompt[:-1]))
+        common = common_length(slot.tokens, job.prompt[:-1])
+        return self._context.boundaries.reusable(min(common, slot.exact)) if self._exact(job) else common
 
     def _guard(self, compute: Callable[[list[Slot[W]]], list[Piece]], slots: list[Slot[W]]) -> list[Piece]:
         """A request that cannot be computed ends with an error; the others go on. What was given up for something
@@ -219,7 +225,8 @@ class Serving(Generic[W]):
         if job.pooling is not None:
             return self._pool(slot, job, job.pooling)
         start = len(slot.tokens)
-        stop = min(self._context.boundaries.after(start), len(job.prompt))
+        boundary = self._context.boundaries.after(start)
+        stop = min(boundary if self._exact(job) else start + self._piece_length(), len(job.prompt))
         chunk = job.prompt[start:stop]
         complete = stop == len(job.prompt)
         self._context.use(job.adapters)
@@ -227,6 +234,8 @@ class Serving(Generic[W]):
             chunk, range(start, stop), [(slot.sequence,)] * len(chunk), [len(chunk) - 1] if complete else []
         )
         slot.tokens = slot.tokens + chunk
+        if start == slot.exact and stop == boundary:
+            slot.exact = stop
         if not complete:
             return []
         job.prompted = True
@@ -234,6 +243,12 @@ class Serving(Generic[W]):
             job.choosing.observe((), self._context.logits(len(chunk) - 1))
             return []
         return [self._sample(slot, len(chunk) - 1)]
+
+    def _piece_length(self) -> int:
+        """Tokens of a prompt that are computed at once: the fewer, the sooner the others have their next token."""
+        longest = self._context.boundaries.longest
+        decoding = any(slot.job and slot.job.prompted for slot in self._slots)
+        return min(_SHORT, longest) if decoding else longest
 
     def _generate(self, slots: list[Slot[W]]) -> list[Piece]:
         jobs = [slot.job for slot in slots if slot.job]
@@ -328,7 +343,7 @@ class Serving(Generic[W]):
             return []
         vector = pooling.vector()
         self._context.forget(slot.sequence)  # no conversation begins with it: its slot is the next one to be taken
-        slot.tokens = []
+        slot.cut(0)
         self._release(slot)
         n, revision = len(job.prompt), job.revision
         return [Piece(job.request.key, finish="stop", embedding=vector, prompt_tokens=n, revision=revision)]
@@ -365,10 +380,10 @@ class Serving(Generic[W]):
         tokens = slot.tokens[:n]
         if self._context.reuses:
             self._context.forget(slot.sequence, n)
-            slot.tokens = tokens
+            slot.cut(n)
             return
         self._context.forget(slot.sequence)
-        slot.tokens = []
+        slot.cut(0)
         while len(slot.tokens) < n:
             start = len(slot.tokens)
             chunk = tokens[start : self._context.boundaries.after(start)]
@@ -387,7 +402,8 @@ class Serving(Generic[W]):
         slot.job = None
         if slot.adapters is not self._registry[self.weights]:  # its cache is of no use to anybody
             self._context.forget(slot.sequence)
-            slot.tokens, slot.adapters = [], None
+            slot.cut(0)
+            slot.adapters = None
         self._registry.collect()
 
 

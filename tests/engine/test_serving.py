@@ -54,6 +54,60 @@ def test_an_answer_does_not_depend_on_who_else_is_served(engine: Engine) -> None
     assert neighbour.last.finish == "length"
 
 
+def test_without_a_seed_all_share_a_batch_with_one_by_itself(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    context = engine._context  # type: ignore[attr-defined]
+    decode = context.decode
+
+    def counted(tokens: list[int], positions: object, sequences: list[tuple[int]], rows: object) -> None:
+        sizes.append(len({sequence for (sequence,) in sequences}))
+        decode(tokens, positions, sequences, rows)
+
+    monkeypatch.setattr(context, "decode", counted)
+    free = Sampling(temperature=0)
+    ask(engine, *(chat(f"free {i}", QUESTIONS[i], free, max_tokens=6) for i in range(SLOTS)))
+    assert max(sizes) == SLOTS
+    assert sum(sizes) / len(sizes) > 1.5
+    sizes.clear()
+    ask(engine, *(chat(f"exact {i}", QUESTIONS[i], max_tokens=6) for i in range(SLOTS)))
+    assert max(sizes) == 1
+
+
+def test_all_of_a_conversation_is_taken_over_but_for_a_seed_what_was_computed_alike(engine: Engine) -> None:
+    free = Sampling(temperature=0)
+    question = "Is that all? " * 12
+    first = ask(engine, chat("turn", question, free))[0]
+    assert first.last.finish
+    again = ask(engine, chat("turn again", question, free))[0]
+    assert again.last.cached_tokens == first.last.prompt_tokens - 1
+    exact = ask(engine, chat("turn exact", question))[0]
+    assert exact.last.cached_tokens < again.last.cached_tokens
+    repeated = ask(engine, chat("turn exact again", question))[0]
+    assert repeated.text == exact.text
+    assert repeated.last.cached_tokens > 0
+
+
+def test_a_long_prompt_leaves_the_others_their_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = Sampling(temperature=0)
+    engine.submit(chat("talker", QUESTIONS[2], free, max_tokens=24))
+    while not engine.step():
+        pass
+    pieces: list[int] = []
+    context = engine._context  # type: ignore[attr-defined]
+    decode = context.decode
+
+    def counted(tokens: list[int], *rest: object) -> None:
+        pieces.append(len(tokens))
+        decode(tokens, *rest)
+
+    monkeypatch.setattr(context, "decode", counted)
+    answer = ask(engine, chat("long", "one two three four " * 40, free, max_tokens=2))[0]
+    assert answer.last.prompt_tokens > 130
+    first = pieces[: next(i for i, n in enumerate(pieces) if i and n > 1) + 1]
+    assert max(first) <= 128
+    assert 1 in first  # a token of the talker between two pieces
+
+
 def test_more_requests_than_slots_wait_and_are_all_answered(engine: Engine) -> None:
     requests = [chat(f"many {i}", QUESTIONS[i % 2], max_tokens=4) for i in range(2 * SLOTS + 1)]
     for request in requests:

@@ -36,7 +36,7 @@ from .samples import (
 )
 
 REVISION = "1"
-_GREEDY, _SEEDED = Sampling(temperature=0), Sampling(temperature=1.0, seed=11)
+_GREEDY, _SEEDED = Sampling(temperature=0, seed=0), Sampling(temperature=1.0, seed=11)
 _PROMPTS: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Is that all?"}]},
     "turns": {

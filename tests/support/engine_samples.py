@@ -24,7 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "500")
 
 CONTEXT = 512
 SLOTS = 4
-GREEDY = Sampling(temperature=0)
+GREEDY = Sampling(temperature=0, seed=0)  # the seed makes answers the same in any company
 CHOICES = ["positive", "negative"]
 REVIEWS = [
     ("A warm and funny film that earns every smile.", "positive"),

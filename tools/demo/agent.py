@@ -62,6 +62,7 @@ class Agent:
             model="default",
             messages=[{"role": "user", "content": question}],
             temperature=0,
+            seed=0,  # the same answer in any company: answers of before and after are compared
             max_tokens=max_tokens,
             stream=True,
             metadata={"task": task} if task else openai.omit,

@@ -54,7 +54,7 @@ class SharedServing(Serving[Adapters]):
             self._unified.share(self._holder, slot.sequence)
         slot.tokens, slot.adapters = list(self._prefix), self._adapters
 
-    def _alone(self, job: Job[Adapters]) -> bool:
+    def _exact(self, job: Job[Adapters]) -> bool:
         return False
 
     def _overlap(self, slot: Slot[Adapters], job: Job[Adapters]) -> int:
