@@ -162,6 +162,7 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
 
     holds = Holds(hold_settings, activity, sensors, tell, model.verify)
     services = Services(config, store, supervisor, activity, adaptation, model, holds)
+    await services.recall.load()
     api, admin = listening(config, stack, notifier)
     servers = [
         Server(application(services, with_admin=False), api),

@@ -19,6 +19,8 @@ from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.prepare import Preparation
 from agentd.adapt.planning.setting import PassSetting
+from agentd.adapt.recall.judge import RecallJudge
+from agentd.adapt.recall.switch import RecallSwitch
 from agentd.adapt.rollback import Rollback
 from agentd.adapt.trial.trial import STOPPED, RolledBack, Trials
 from agentd.adapt.triggers import Ages, Triggers
@@ -57,6 +59,11 @@ class Adaptation:
         self._stop_reason: str | None = None
         self._prepare = Preparation(kind, store, engine, activity, self._folders)
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself, ages=self._ages)
+        self.recall = RecallSwitch(lambda: self._config, store)
+        self._judge = RecallJudge(
+            lambda: self._config, store, engine, activity, self.recall, kind, self._folders / "recall", self._is_free
+        )
+        self._starting = False
         self.paused = False
         self.daemon_pid = os.getpid()
         self._group: cgroup.Group | None = None  # of the trainer
@@ -72,9 +79,11 @@ class Adaptation:
             self._task = asyncio.create_task(resumed)
         if self._config.adapt.enabled:
             self.triggers.run()
+        self._judge.run()
 
     async def shut_down(self) -> None:
         self.triggers.stop()
+        await self._judge.shut_down()
         if self._task and not self._task.done():
             self._stop_reason = STOPPED
             self._task.cancel()
@@ -84,7 +93,8 @@ class Adaptation:
             self._group.remove()
 
     async def stop(self, reason: str) -> None:
-        """Ends the running pass or trial, if there is one, and waits until it has ended."""
+        """Ends the running pass or trial and what is judged besides, if there is any, and waits until it has ended."""
+        await self._judge.stop()
         if self._task and not self._task.done():
             self._stop_reason = reason
             self._task.cancel()
@@ -120,11 +130,16 @@ class Adaptation:
             await asyncio.wait({self._task})  # it only tidies up
         self.require_engine()
         seed = self._config.adapt.seed
-        row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
-        await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
-        self._stop_reason = None
-        self._progress = Progress(row.id)
-        self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
+        self._starting = True
+        try:
+            await self._judge.stop()  # there is one session of background work
+            row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
+            await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
+            self._stop_reason = None
+            self._progress = Progress(row.id)
+            self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
+        finally:
+            self._starting = False
         return row.id
 
     async def import_revision(self, imported: archive.Archive) -> int:
@@ -286,6 +301,10 @@ class Adaptation:
             logger.error("pass %d could not be ended: %s", number, error)
             return "failed"
         return outcome
+
+    def _is_free(self) -> bool:
+        """Whether nothing of a pass or a trial runs, or is about to."""
+        return not (self._starting or self.paused or (self._task and not self._task.done()) or self._store.problem)
 
     async def _facts(self) -> tuple[int, float]:
         if self.paused or self._activity.held or (self._task and not self._task.done()) or not self._engine.ready:

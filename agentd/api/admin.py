@@ -14,7 +14,7 @@ from agentd import __version__
 from agentd.adapt.planning.dataset import readiness
 from agentd.api.lenient import Body
 from agentd.api.requests import identifier, number, parse
-from agentd.api.schemas import AdaptBody, RollbackBody, TaskBody
+from agentd.api.schemas import AdaptBody, RecallBody, RollbackBody, TaskBody
 from agentd.api.services import Services, services
 from agentd.engine.protocol import ModelInfo
 from agentd.errors import RevisionCorrupt
@@ -207,7 +207,16 @@ async def list_tasks(request: Request) -> Response:
     s = services(request)
     rows, counts = await s.store.call(tasks.all), await s.store.call(examples.count)
     none = {"train": {"new": 0, "used": 0}, "holdout": 0}
-    return JSONResponse({"tasks": [{**row.as_json(), "examples": counts.get(row.name, none)} for row in rows]})
+    about = [
+        {**row.as_json(), "examples": counts.get(row.name, none), "recall": s.recall.as_json(row.name)} for row in rows
+    ]
+    return JSONResponse({"tasks": about})
+
+
+async def set_recall(request: Request) -> Response:
+    s, name = services(request), request.path_params["task"]
+    body = await parse(request, RecallBody, s.config.serve.max_body)
+    return JSONResponse({"task": name, "recall": await s.recall.set(name, body.recall)})
 
 
 async def edit_task(request: Request) -> Response:

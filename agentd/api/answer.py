@@ -4,11 +4,14 @@ import codecs
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
 
+import anyio
+
+from agentd.adapt.recall.turns import Recollection, recollect
 from agentd.api.lenient import MAX_INTEGER
 from agentd.api.schemas import Completion
 from agentd.api.services import Services
@@ -23,6 +26,7 @@ from agentd.store.inferences import Inference
 logger = logging.getLogger(__name__)
 
 _PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
+_PATIENCE = 0.25  # seconds that a request waits for past corrections; a look-up takes some milliseconds
 _NOTHING: Mapping[str, Any] = {}
 _INPUT = ("messages", "prompt", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
 
@@ -62,6 +66,7 @@ class Answer:
         self._offset, self._decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
         self._recorded: bool | None = None
         self._begun = False  # whether the beginning of a stream is recorded
+        self._recollection: Recollection | None = None  # None: nothing was looked up
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The engine's pieces; the last one is given on only when the inference is recorded."""
@@ -194,6 +199,7 @@ class Answer:
             grammar=grammar,
             json_schema=schema,
         )
+        await self._recall(choices, {"response_format": form and form.model_dump(by_alias=True, exclude_none=True)})
         return Generate(
             key=self.id,
             input=self._input,
@@ -202,7 +208,29 @@ class Answer:
             stop=body.stops,
             logprobs=self._logprobs,
             choices=choices,
+            recalled=self._recollection.for_prompt(self._services.config.adapt.recall_tokens)
+            if self._recollection
+            else None,
         )
+
+    async def _recall(self, choices: Sequence[str], form: dict[str, Any]) -> None:
+        """Looks up past corrections for the prompt, where that is on. An answer does not wait for a store that is
+        busy, nor fail with it."""
+        k = self._services.recall.k(self._task, self.body.recall)
+        if not k or self._task is None or "messages" not in self._input:
+            return
+        self._recollection = Recollection()
+        tokens = self._services.config.adapt.recall_tokens
+        task, input, grammar = self._task, self._input, self.body.grammar
+        with contextlib.suppress(AgentdError), anyio.move_on_after(_PATIENCE):
+            self._recollection = await self._services.store.call(
+                lambda db: recollect(db, task, input, choices, k=k, tokens=tokens, form={**form, "grammar": grammar})
+            )
+
+    @property
+    def recalled(self) -> list[str]:
+        """Ids of the examples that stand in the prompt, the nearest first."""
+        return list(self._recollection.ids[: self.last.recalled]) if self._recollection else []
 
     def _inference(self, finish: str) -> Inference:
         params = self.body.model_dump(
@@ -229,6 +257,7 @@ class Answer:
             latency_ms=1e3 * (time.perf_counter() - self._start),
             author=self._author,
             episode=self._episode,
+            recalled=self.recalled,
         )
 
     def _counts(self) -> dict[str, int]:
@@ -253,6 +282,8 @@ class Answer:
 
     def agentd(self) -> dict[str, Any]:
         about: dict[str, Any] = {"revision": self.last.revision}
+        if self._recollection is not None:
+            about["recalled"] = self.recalled
         return about if self._recorded is not False else {**about, "recorded": False}
 
     def _usage(self) -> dict[str, Any]:

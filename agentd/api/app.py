@@ -128,6 +128,7 @@ ADMIN: list[BaseRoute] = [
     ),
     DeclaredRoute("GET", "/admin/tasks", admin.list_tasks),
     DeclaredRoute("POST", "/admin/tasks/{task}", admin.edit_task, schemas.TaskBody, statuses=(404, 409)),
+    DeclaredRoute("POST", "/admin/tasks/{task}/recall", admin.set_recall, schemas.RecallBody, statuses=(404, 409)),
     DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, query={**PAGE, "episode": TEXT}),
     DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, statuses=(404,)),
     DeclaredRoute("GET", "/admin/backup", backup.download),

@@ -16,6 +16,7 @@ async def forget(request: Request) -> Response:
     body = await parse(request, ForgetBody, s.config.serve.max_body)
     weights = s.config.feedback.weights
     forgotten = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run, weights=weights)
+    await s.recall.load()  # a task may be gone
     return JSONResponse(forgotten)
 
 
@@ -25,7 +26,9 @@ async def rebuild(request: Request) -> Response:
     options = body.model_dump(exclude_none=True, exclude={"without"})
     selection = None if body.without is None else _selection(body.without)
     weights = s.config.feedback.weights
-    return JSONResponse(await rebuilding.rebuild(s.store, s.adaptation, selection, options, weights), 202)
+    answer = await rebuilding.rebuild(s.store, s.adaptation, selection, options, weights)
+    await s.recall.load()
+    return JSONResponse(answer, 202)
 
 
 async def release(request: Request) -> Response:

@@ -65,7 +65,7 @@ class ResponseStreamOptions(Lenient):
 
 
 class ResponsesBody(Lenient):
-    """POST /v1/responses. seed, top_k, min_p, stop, the penalties, logit_bias, grammar, choices and
+    """POST /v1/responses. seed, top_k, min_p, stop, the penalties, logit_bias, grammar, choices, recall and
     chat_template_kwargs are as in chat completions."""
 
     unsupported: ClassVar[Any] = {
@@ -108,6 +108,7 @@ class ResponsesBody(Lenient):
     grammar: Text | None = None
     choices: list[Name] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    recall: bool | None = None
 
     def ignored(self) -> list[str]:
         others = [name for name in self.include or () if name != _LOGPROBS]
@@ -182,7 +183,7 @@ _STORED: TypeAdapter[MessageItem | FunctionCall | FunctionCallOutput | Reasoning
 )
 _SAME = (
     *("model", "stream", "store", "temperature", "top_p", "metadata", "user", "seed", "top_k", "min_p", "stop"),
-    *("frequency_penalty", "presence_penalty", "repeat_penalty", "logit_bias", "grammar", "choices"),
+    *("frequency_penalty", "presence_penalty", "repeat_penalty", "logit_bias", "grammar", "choices", "recall"),
     *("chat_template_kwargs", "parallel_tool_calls"),
 )
 

@@ -55,8 +55,8 @@ class StreamOptions(Lenient):
 
 
 class Completion(Lenient):
-    """What chat completions and completions have in common. top_k, min_p, repeat_penalty, grammar and choices are
-    agentd's own; in `metadata`, the key `task` names the task that feedback on the answer belongs to."""
+    """What chat completions and completions have in common. top_k, min_p, repeat_penalty, grammar, choices and recall
+    are agentd's own; in `metadata`, the key `task` names the task that feedback on the answer belongs to."""
 
     model: str | None = None
     stream: bool = False
@@ -84,6 +84,7 @@ class Completion(Lenient):
     ) = None
     user: str | None = None
     store: bool | None = None
+    recall: bool | None = None
 
     @model_validator(mode="after")
     def _one_constraint(self) -> "Completion":
@@ -271,6 +272,12 @@ class AdaptBody(Body):
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
     dry_run: bool = False
+
+
+class RecallBody(Body):
+    """POST /admin/tasks/{name}/recall."""
+
+    recall: Literal["off", "on", "auto"]
 
 
 class RollbackBody(Body):

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
+from agentd.adapt.recall.switch import RecallSwitch
 from agentd.api.peers import RateLimiter
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
@@ -32,6 +33,10 @@ class Services:
 
     def __post_init__(self) -> None:
         self.model_created = int(self.model.path.stat().st_mtime)
+
+    @property
+    def recall(self) -> RecallSwitch:
+        return self.adaptation.recall
 
     @property
     def model_name(self) -> str:

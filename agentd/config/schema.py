@@ -15,7 +15,19 @@ from pydantic_core import ErrorDetails
 
 from agentd import methods
 from agentd.config import paths
-from agentd.config.values import Boolean, Duration, File, Integer, Loopback, Names, Number, QuietHours, Size, Text
+from agentd.config.values import (
+    Boolean,
+    Duration,
+    File,
+    Integer,
+    Loopback,
+    Names,
+    Number,
+    QuietHours,
+    Size,
+    Switch,
+    Text,
+)
 from agentd.errors import InvalidConfig
 from agentd.host import cpu
 
@@ -128,6 +140,10 @@ class AdaptSettings(Section):
     max_examples: Integer = key(1024, "training examples of one pass, replayed ones included", ge=1, le=_MAX_COUNT)
     zo_steps: Annotated[Integer, Field(ge=0, le=10**6)] | Literal["auto"] = key("auto", "zeroth-order steps of a pass")
     seed: Integer = key(0, "seed of everything random in a pass", ge=0, le=2**63 - 1)
+    recall: Switch = key(
+        "auto", "put past corrections of a task into its prompts: off, on, or auto, where that was shown to help"
+    )
+    recall_tokens: Integer = key(512, "tokens that these may make a prompt longer", ge=16, le=1 << 20)
     trigger: TriggerSettings = TriggerSettings()
     gate: GateSettings = GateSettings()
     trial: TrialSettings = TrialSettings()
@@ -159,11 +175,12 @@ class RetentionSettings(Section):
 
 class TaskSettings(Section):
     """A task. `choices` empty: answers are free text or calls. `metric` auto: accuracy with choices, call as soon as
-    there are examples with calls, else loss."""
+    there are examples with calls, else loss. `recall` null: as adapt.recall says."""
 
     choices: Annotated[tuple[Text, ...], BeforeValidator(lambda value: () if value is None else value)] = ()
     metric: Metric = Field(default_factory=lambda values: "accuracy" if values.get("choices") else "auto")
     prompt: Text | None = None
+    recall: Switch | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskSettings":
@@ -191,7 +208,7 @@ class Config(Section):
     feedback: FeedbackSettings = FeedbackSettings()
     retention: RetentionSettings = RetentionSettings()
     tasks: Annotated[dict[Text, TaskSettings], BeforeValidator(lambda value: {} if value is None else value)] = key(
-        {}, "name: {choices, metric, prompt}"
+        {}, "name: {choices, metric, prompt, recall}"
     )
 
     @property

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict
 
@@ -64,6 +64,13 @@ def _boolean(value: Any) -> Any:
     return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
+def _switch(value: Any) -> Any:
+    """YAML 1.1 reads a bare on or off as true or false."""
+    if isinstance(value, bool) or value in ("true", "false"):
+        return "on" if value in (True, "true") else "off"
+    return value
+
+
 def _quiet_hours(value: Any) -> str:
     if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", str(value)):
         raise ValueError(f"{value!r} is not a span such as 22:00-07:00")
@@ -85,6 +92,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 Size = Annotated[int, BeforeValidator(lambda value: int(_bytes(value)))]  # bytes
 Duration = Annotated[float, BeforeValidator(_quantity(_TIME, "30s, 5m, 12h or 90d"))]  # seconds
 Boolean = Annotated[bool, Strict(), BeforeValidator(_boolean)]
+Switch = Annotated[Literal["off", "on", "auto"], BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 File = Annotated[Path, BeforeValidator(_path)]  # ~ and $VARIABLES are expanded

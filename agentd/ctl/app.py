@@ -45,6 +45,7 @@ app = typer.Typer(
 tasks = typer.Typer()
 tasks.callback(invoke_without_command=True)(examples.tasks)
 tasks.command()(examples.edit)
+tasks.command()(examples.recall)
 app.command()(status.status)
 app.command()(revisions.history)
 app.command()(revisions.revisions)

@@ -30,6 +30,10 @@ _TASKS = [
     Column("new", "examples.train.new", right=True),
     Column("used", "examples.train.used", right=True),
     Column("holdout", "examples.holdout", right=True),
+    Column("recall", "recall.setting"),
+    Column("on", "recall.on"),
+    Column("corrections", "recall.k", right=True),
+    Column("why", "recall.reason", wide=True),
 ]
 
 
@@ -84,6 +88,22 @@ def edit(
         output.document(answer)
     else:
         output.facts(answer)
+
+
+def recall(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")],
+    setting: Annotated[str, typer.Argument(metavar="on|off|auto", help="auto: where it was shown to help.")],
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Say whether past corrections are put into the task's prompts."""
+    if setting not in ("on", "off", "auto"):
+        raise UsageError(f"recall is on, off or auto, not {setting!r}")
+    answer = Daemon(socket).post(f"/admin/tasks/{quote(task, safe='')}/recall", {"recall": setting})
+    if as_json:
+        output.document(answer)
+    else:
+        output.facts({"task": task, **answer["recall"]})
 
 
 def _choices(row: JSON) -> JSON:

@@ -6,12 +6,14 @@ Serving's own code answers, in a context of the session (serving.py), so that wh
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agentd.engine.process.wire import describe
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import Generate, Piece, Sampling, Target
+from agentd.engine.recalling import input_with_recalled
 from agentd.engine.response_format import FormatConstraint
 from agentd.engine.serving import Serving
 from agentd.engine.weight_registry import W
@@ -22,8 +24,9 @@ _MORE, _REASONING = 16, 256  # tokens beyond twice those of the right answer, an
 
 def requests(source: Path, lines: Sequence[int], vocabulary: Prompts) -> Iterator[Generate]:
     """What lines of a JSONL file ask for, in this order: {"input", "target"} as they are encoded; the input may have
-    the request's `response_format` or `grammar` too. An answer may have twice the tokens of the right one and a few
-    more, or `max_tokens` where the line says so: one that is longer is wrong anyway."""
+    the request's `response_format` or `grammar` too, the line `choices` and what is `recalled` ({"turns", "tokens"}).
+    An answer may have twice the tokens of the right one and a few more, or `max_tokens` where the line says so: one
+    that is longer is wrong anyway."""
     numbers = set(lines)
     with source.open(encoding="utf-8", newline="\n") as file:
         trees = {number: json.loads(line) for number, line in enumerate(file) if number in numbers}
@@ -33,7 +36,9 @@ def requests(source: Path, lines: Sequence[int], vocabulary: Prompts) -> Iterato
         form = FormatConstraint.of(input.pop("response_format", None), input.pop("grammar", None))
         sampling = Sampling(temperature=0.0, grammar=form.grammar, json_schema=form.json_schema)
         limit = tree.get("max_tokens") or _limit(tree["target"], vocabulary)
-        yield Generate(str(number), input, sampling, limit + _thoughts(input, vocabulary))
+        limit += _thoughts(input, vocabulary)
+        request = Generate(str(number), input, sampling, limit, choices=tuple(tree.get("choices", ())))
+        yield replace(request, input=input_with_recalled(vocabulary, input, tree.get("recalled")))
 
 
 def answered(

@@ -4,6 +4,7 @@ The places are fixed: rounding depends on how many tokens of a sequence are comp
 depend on what was in the cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -27,3 +28,11 @@ class ChunkBoundaries:
         if n >= self.longest:
             return n // self.longest * self.longest
         return max((end for end in self.at if end <= n), default=0)
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

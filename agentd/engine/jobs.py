@@ -16,7 +16,7 @@ from agentd.engine.weight_registry import W
 
 @dataclass
 class Job(Generic[W]):
-    """A request on its way; `number` counts requests."""
+    """A request on its way; `number` counts requests, `n_recalled` the corrections in its prompt."""
 
     number: int
     request: Generate
@@ -24,6 +24,7 @@ class Job(Generic[W]):
     weights: Weights
     adapters: W
     text: Detokenizer
+    n_recalled: int = 0
     sampler: Sampler | None = None  # None while its constraint is compiled, and where it chooses
     compilation: Compilation | None = None
     choosing: Choosing | None = None

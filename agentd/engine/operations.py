@@ -150,8 +150,8 @@ class SessionOperation(Operation[R, P]):
 @dataclass(frozen=True)
 class Encode(SessionOperation[int, int]):
     """Tokenises the examples of the JSONL file `source` ({"input", "choices", "target"} a line, the target a text or an
-    assistant's message) into `target`. Reports and returns how many. One that cannot be used is written as
-    {"error": reason} and is never asked for."""
+    assistant's message; what is "recalled" for the input besides) into `target`. Reports and returns how many. One that
+    cannot be used is written as {"error": reason} and is never asked for."""
 
     waits_for_release = True
     source: Path

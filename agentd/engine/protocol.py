@@ -75,10 +75,19 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Recalled:
+    """Past corrections for a prompt: of each the messages up to the right answer and that one, the nearest first.
+    `tokens` is how much longer they may make the prompt."""
+
+    turns: list[Any]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Generate:
     """A request to serve. `input` is as `prompts.Prompts` takes it; where it declares tools, the answer may call them.
     Of `choices` the likeliest is the answer, or at a
-    temperature one drawn by their likelihoods."""
+    temperature one drawn by their likelihoods. What is `recalled` becomes earlier turns, as far as there is room."""
 
     key: str
     input: dict[str, Any]
@@ -87,6 +96,7 @@ class Generate:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     choices: tuple[str, ...] = ()
+    recalled: Recalled | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,8 @@ class CallDelta:
 @dataclass(frozen=True)
 class Piece:
     """Something that happened to a request: reasoning, text or calls came out, in this order, or it ended (`finish` or
-    `error` is set). An answer that ends with calls finishes with `tool_calls`."""
+    `error` is set). An answer that ends with calls finishes with `tool_calls`. `recalled` is how many corrections, the
+    nearest ones, stand in its prompt."""
 
     key: str
     text: str = ""
@@ -114,6 +125,7 @@ class Piece:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    recalled: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     embedding: list[float] | None = None  # (n_embd,), of a text that was to be embedded

@@ -14,13 +14,14 @@ How tokens are computed and sampled is the engine's matter.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic
 
 from agentd.engine.calls.piece_reader import PieceReader
 from agentd.engine.calls.reader import Delta
 from agentd.engine.choosing import Choosing
+from agentd.engine.chunks import common_length
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.decoder import Decoder, Sampler
 from agentd.engine.jobs import Job, Slot
@@ -29,6 +30,7 @@ from agentd.engine.pooling import ROWS, MeanPooling
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Generate, Interrupted, Piece, Weights
+from agentd.engine.recalling import with_recalled
 from agentd.engine.text import Detokenizer
 from agentd.engine.weight_registry import W, WeightsSource
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
@@ -102,6 +104,7 @@ class Serving(Generic[W]):
 
     def submit(self, request: Generate) -> None:
         job = self._job(request)
+        request = job.request
         if request.choices:
             job.choosing = Choosing.of(request, job.prompt, self._vocabulary, self._limit)
         else:
@@ -116,14 +119,14 @@ class Serving(Generic[W]):
         self._waiting.append(job)
 
     def _job(self, request: Generate) -> Job[W]:
-        prompt = self._vocabulary.prompt(request.input)
+        request, prompt, n_recalled = with_recalled(self._vocabulary, request, self._limit)
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if len(prompt) >= self._limit:
             raise ContextLengthExceeded(len(prompt), self._limit)
         self._submitted += 1
         adapters, text = self._registry[self.weights], Detokenizer(request.stop)
-        return Job(self._submitted, request, prompt, self.weights, adapters, text)
+        return Job(self._submitted, request, prompt, self.weights, adapters, text, n_recalled)
 
     def cancel(self, key: str) -> None:
         self._compiling = [job for job in self._compiling if job.request.key != key]
@@ -329,6 +332,7 @@ class Serving(Generic[W]):
             prompt_tokens=len(job.prompt),
             cached_tokens=job.reused,
             completion_tokens=len(job.generated),
+            recalled=job.n_recalled,
             logprobs=sent,
         )
 
@@ -405,11 +409,3 @@ class Serving(Generic[W]):
             slot.cut(0)
             slot.adapters = None
         self._registry.collect()
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return n

@@ -31,6 +31,7 @@ from agentd.engine.operations import (
     WriteMoved,
 )
 from agentd.engine.protocol import Background, Generate, InPlaceBackground, Scores, TapIndex
+from agentd.engine.recalling import input_with_recalled
 from agentd.engine.reply import Reply
 from agentd.errors import AgentdError, InvalidRequest, NotSupported
 from agentd.learn.encoded import Encoded
@@ -99,6 +100,8 @@ class Session(OperationSession):
             for number, line in enumerate(lines):
                 example = json.loads(line)
                 try:
+                    recalled = example.get("recalled")
+                    example["input"] = input_with_recalled(self._background.vocabulary, example["input"], recalled)
                     encoded = self._background.encode(**{name: example[name] for name in _ENCODED if name in example})
                     out.write(json.dumps(asdict(encoded)) + "\n")
                 except AgentdError as error:

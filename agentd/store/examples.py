@@ -9,7 +9,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd import faults, ids
-from agentd.store import events, tasks
+from agentd.store import events, recall_index, tasks
 from agentd.store.normalise import input_text, normal_text
 from agentd.store.row import Row, insert, select, to_json, where
 
@@ -68,8 +68,12 @@ def identify(task: str, input: dict[str, Any]) -> str:
 
 def text_key(new: NewExample) -> str:
     """32 hexadecimal digits of the SHA-256 of the task and the normalised text that the example is about."""
-    text = new.text if new.text is not None else input_text(new.input)
-    return hashlib.sha256(to_json([new.task, normal_text(text)]).encode()).hexdigest()[:32]
+    return hashlib.sha256(to_json([new.task, normal_text(text_of(new))]).encode()).hexdigest()[:32]
+
+
+def text_of(new: NewExample) -> str:
+    """What the example is about."""
+    return new.text if new.text is not None else input_text(new.input)
 
 
 def split_of(key: str) -> str:
@@ -120,6 +124,8 @@ def put(db: Database, new: NewExample) -> tuple[Example, str]:
         weight=new.weight,
     )
     insert(db, example)
+    if example.split == "train":
+        recall_index.add(db, id, new.task, text_of(new))
     return example, "added"
 
 

@@ -10,7 +10,7 @@ from sqlite_utils import Database
 
 from agentd import faults
 from agentd.errors import NotFound
-from agentd.store import events, examples, inferences, passes, revisions, tasks
+from agentd.store import events, examples, inferences, passes, recall_index, revisions, tasks
 from agentd.store.examples import Example
 from agentd.store.feedback import Feedback, weight_of
 from agentd.store.feedback_targets import FeedbackTarget, target_on
@@ -118,11 +118,14 @@ def forget(db: Database, selection: Selection, weights: Mapping[str, float] | No
             passes.forget_answers(db, number, set(forgotten.examples))
         gone = to_json(forgotten.feedback)
         db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
+        inferences.forget_recalled(db, forgotten.examples)
         for example in select(
             db, Example, "WHERE id IN (SELECT value FROM json_each(?))", [to_json(forgotten.examples)]
         ):
             if example.id in selection.examples or not _answered(db, example, weights):
                 db.execute("DELETE FROM examples WHERE id = ?", [example.id])
+        if forgotten.examples:
+            recall_index.compact(db)
         inference_ids = to_json(forgotten.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [inference_ids])
         for name in named:

@@ -11,9 +11,9 @@ from sqlite_utils import Database
 
 from agentd import ids
 from agentd.errors import AgentdError, InvalidLine, InvalidRequest
-from agentd.store import tasks
+from agentd.store import recall_index, tasks
 from agentd.store.database import Store
-from agentd.store.examples import USABLE, NewExample, identify, split_of, text_key
+from agentd.store.examples import USABLE, NewExample, identify, split_of, text_key, text_of
 from agentd.store.feedback_targets import FeedbackTarget, says_less
 from agentd.store.row import to_json
 from agentd.store.tasks import SCORE, THUMB
@@ -21,7 +21,7 @@ from agentd.store.tasks import SCORE, THUMB
 CHUNK = 2000  # rows; some 20 ms of the store's time
 _INDEXES = 600  # bytes of a row in all indexes
 
-_Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float, str]
+_Row = tuple[str, int, str, str, str, str, str, str | None, str | None, float, str, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
             new.author,
             new.weight,
             key,
+            recall_index.scope_of(new.task),
+            recall_index.entry(text_of(new)) if split_of(key) == "train" else None,
         )
     return Prepared(list(rows.values()), counts)
 
@@ -108,12 +110,12 @@ def add_many(db: Database, many: Sequence[NewExample]) -> dict[str, int]:
 def _create(db: Database, table: str) -> None:
     db.execute(
         f"CREATE TEMP TABLE {table} (id TEXT PRIMARY KEY, line INTEGER, task TEXT, kind TEXT, input TEXT, target TEXT,"
-        " split TEXT, source TEXT, author TEXT, weight REAL, text_key TEXT)"
+        " split TEXT, source TEXT, author TEXT, weight REAL, text_key TEXT, scope TEXT, terms TEXT)"
     )
 
 
 def _fill(db: Database, table: str, rows: Sequence[_Row]) -> None:
-    db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _drop(db: Database, table: str) -> None:
@@ -155,6 +157,11 @@ def _merge(db: Database, table: str, counts: dict[str, int]) -> dict[str, int]:
             " source_inference_id = coalesce(excluded.source_inference_id, source_inference_id)"
             " WHERE excluded.kind != kind OR excluded.target != target",
             {"now": ids.now()},
+        )
+        db.execute(
+            f"INSERT INTO recall_texts (example_id, scope, terms) SELECT id, scope, terms FROM {table}"
+            " WHERE terms IS NOT NULL AND id NOT IN (SELECT example_id FROM recall_texts WHERE example_id IN"
+            f" (SELECT id FROM {table})) ORDER BY line"
         )
     added = {"added": total - known, "replaced": known - unchanged, "unchanged": unchanged + outdone}
     return {name: counts[name] + n for name, n in added.items()}

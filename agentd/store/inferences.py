@@ -1,6 +1,7 @@
 """Inferences: what was asked, what the model answered, and what it cost."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlite_utils import Database
@@ -8,7 +9,7 @@ from sqlite_utils import Database
 from agentd import ids
 from agentd.errors import Conflict, NotFound
 from agentd.store.room import Priority, priority
-from agentd.store.row import Row, columns, insert, select, where
+from agentd.store.row import Row, columns, insert, select, to_json, where
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Inference(Row):
     output      the text of the answer; what it thought and called besides is in `reasoning` and `tool_calls`
     author      who asked (`uid:1000`, from the socket)
     episode     the client's name for what this is a step of
+    recalled    ids of the examples that stood in the prompt besides, the nearest first; no part of `input`
     """
 
     table = "inferences"
@@ -40,6 +42,7 @@ class Inference(Row):
     episode: str | None = None
     reasoning: str = ""
     tool_calls: list[Any] = field(default_factory=list)
+    recalled: list[str] = field(default_factory=list)
 
     @property
     def example_input(self) -> dict[str, Any]:
@@ -55,12 +58,20 @@ STREAMING = "streaming"
 @priority(Priority.EXPENDABLE)
 def record(db: Database, inference: Inference) -> None:
     """Stores the inference; one that is stored already, as far as it had come, is completed."""
+    if inference.recalled:  # one may have been forgotten meanwhile
+        known = db.execute(
+            "SELECT id FROM examples WHERE id IN (SELECT value FROM json_each(?))", [to_json(inference.recalled)]
+        )
+        there = {id for (id,) in known}
+        inference = replace(inference, recalled=[id for id in inference.recalled if id in there])
     if db.execute("SELECT 1 FROM inferences WHERE id = ?", [inference.id]).fetchone() is None:
         insert(db, inference)
-        return
-    values = columns(Inference, inference.as_json())
-    assignments = ", ".join(f"{name} = :{name}" for name in values)
-    db.execute(f"UPDATE inferences SET {assignments} WHERE id = :id", values)
+    else:
+        values = columns(Inference, inference.as_json())
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        db.execute(f"UPDATE inferences SET {assignments} WHERE id = :id", values)
+    for example in inference.recalled:
+        db.execute("INSERT OR IGNORE INTO recalled_examples VALUES (?, ?)", [example, inference.id])
 
 
 def end_streams(db: Database) -> int:
@@ -103,6 +114,17 @@ def forget_response(db: Database, id: str) -> None:
     if db.execute("SELECT 1 FROM feedback WHERE inference_id = ?", [id]).fetchone():
         raise Conflict(f"response {id} has feedback; `agentctl forget` deletes both")
     db.execute("DELETE FROM inferences WHERE id = ?", [id])
+
+
+def forget_recalled(db: Database, examples: Sequence[str]) -> None:
+    """Takes the ids of examples that are to be forgotten out of what was answered with them."""
+    gone = "(SELECT value FROM json_each(?1))"
+    db.execute(
+        "UPDATE inferences SET recalled = (SELECT json_group_array(value) FROM json_each(recalled)"
+        f" WHERE value NOT IN {gone}) WHERE id IN"
+        f" (SELECT inference_id FROM recalled_examples WHERE example_id IN {gone})",
+        [to_json(list(examples))],
+    )
 
 
 @priority(Priority.DELETING)

@@ -10,6 +10,7 @@ from contextlib import closing
 from sqlite_utils import Database, Migrations
 
 from agentd import faults, ids
+from agentd.store import recall_index
 
 migrations = Migrations("agentd")
 
@@ -34,6 +35,14 @@ def m001_release_0_1_0(db: Database) -> None:
         db.execute(statement)
     db.execute("INSERT INTO revisions (id, created_at, state, summary) VALUES (0, ?, 'base', '{}')", [ids.now()])
     faults.change("migration m001_release_0_1_0")
+
+
+@migrations()
+def m004_recall(db: Database) -> None:
+    for statement in _RECALL:
+        db.execute(statement)
+    recall_index.add_all(db)
+    faults.change("migration m004_recall")
 
 
 _COUNTED = """
@@ -266,4 +275,47 @@ _SCHEMA = (
         },
     ),
     *_counter("feedback", {"kind": "{row}.kind", "task": "coalesce({row}.task, '')", "state": "{row}.state"}),
+)
+
+_RECALL = (
+    "ALTER TABLE inferences ADD COLUMN recalled TEXT NOT NULL DEFAULT '[]'",  # JSON list: ids of examples
+    """
+    CREATE TABLE recalled_examples (
+        example_id TEXT NOT NULL REFERENCES examples ON DELETE CASCADE,
+        inference_id TEXT NOT NULL REFERENCES inferences ON DELETE CASCADE,
+        PRIMARY KEY (example_id, inference_id)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX recalled_examples_inference ON recalled_examples (inference_id)",
+    # Of training examples; their terms as `store.terms` makes them, one blank between two.
+    """
+    CREATE TABLE recall_texts (
+        id INTEGER PRIMARY KEY,
+        example_id TEXT NOT NULL UNIQUE REFERENCES examples ON DELETE CASCADE,
+        scope TEXT NOT NULL, -- a term that stands for the task
+        terms TEXT NOT NULL
+    ) STRICT""",
+    # Tokenizer ascii: what is no ASCII is left as it is, and terms have nothing to cut at besides.
+    "CREATE VIRTUAL TABLE recall_index USING fts5 (scope, terms, content = 'recall_texts', content_rowid = 'id',"
+    " tokenize = 'ascii')",
+    """
+    CREATE TRIGGER recall_texts_indexed AFTER INSERT ON recall_texts BEGIN
+        INSERT INTO recall_index (rowid, scope, terms) VALUES (NEW.id, NEW.scope, NEW.terms);
+    END""",
+    """
+    CREATE TRIGGER recall_texts_removed AFTER DELETE ON recall_texts BEGIN
+        INSERT INTO recall_index (recall_index, rowid, scope, terms)
+        VALUES ('delete', OLD.id, OLD.scope, OLD.terms);
+    END""",
+    """
+    CREATE TABLE recall (
+        task TEXT PRIMARY KEY REFERENCES tasks ON DELETE CASCADE,
+        setting TEXT CHECK (setting IN ('off', 'on', 'auto')), -- by the owner's command; null: the configuration's
+        active INTEGER NOT NULL DEFAULT 0, -- what was judged, where the setting is auto
+        k INTEGER, -- corrections that were judged to help most; null: never judged
+        reason TEXT,
+        figures TEXT NOT NULL DEFAULT '{}', -- JSON
+        revision INTEGER, -- with which it was judged
+        corrections INTEGER NOT NULL DEFAULT 0, -- that there were
+        decided_at TEXT
+    ) STRICT""",
 )

@@ -36,7 +36,13 @@ KINDS = ["ENOSPC", "EIO", "EROFS", "kill", "power cut", "power cut, names kept"]
 FULL = os.environ.get("AGENTD_CRASH_MATRIX") == "full"
 # Every state change there is. One that no scenario passes any more would go untested.
 POINTS = {
-    *("migration m001_release_0_1_0", "feedback stored", "feedback forgotten", "examples used"),
+    *(
+        "migration m001_release_0_1_0",
+        "migration m004_recall",
+        "feedback stored",
+        "feedback forgotten",
+        "examples used",
+    ),
     *(f"pass {state}" for state in ["triggered", "refused", "planned", "tapped", "trained", "gated", "staged"]),
     *(f"pass {state}" for state in ["rejected", "failed", "trial", "committed", "rolled_back"]),
     *(f"revision {state}" for state in ["staged", "trial", "committed", "rolled_back", "discarded", "activated"]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from agentd.engine.chunks import common_length
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.decoder import Sampler
 from agentd.engine.jobs import Job, Slot
@@ -9,7 +10,7 @@ from agentd.engine.llamacpp.adapters import Adapters
 from agentd.engine.llamacpp.context import Context
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import Generate, Interrupted
-from agentd.engine.serving import Serving, common_length
+from agentd.engine.serving import Serving
 from agentd.engine.weight_registry import Single
 
 

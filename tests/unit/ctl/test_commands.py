@@ -298,7 +298,8 @@ def test_socket_option_goes_before_or_after_the_command(daemon: ScriptedDaemon) 
     elsewhere = "/nonexistent/admin.sock"
     for arguments in (["--socket", str(daemon.socket), "tasks"], ["tasks", "--socket", str(daemon.socket)]):
         result = daemon.run(*arguments, AGENTD_ADMIN_SOCKET=elsewhere)
-        assert result.stdout == 'sentiment\t["positive", "negative"]\tfalse\taccuracy\tconfig\t12\t500\t120\n'
+        line = 'sentiment\t["positive", "negative"]\tfalse\taccuracy\tconfig\t12\t500\t120\tauto\ttrue\t4\tit helps\n'
+        assert result.stdout == line
 
 
 def test_default_socket_is_the_first_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_database_of_a_newer_agentd_is_refused_untouched(path: Path, tmp_pat
 def test_the_database_of_an_unreleased_agentd_is_refused_untouched(path: Path) -> None:
     Store(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE _sqlite_migrations SET name = 'm001_initial'")
+        connection.execute("UPDATE _sqlite_migrations SET name = 'm001_initial' WHERE name LIKE 'm001%'")
         connection.commit()
     before = path.read_bytes()
     with pytest.raises(StateTooOld, match=r"m001_initial.*start afresh"):

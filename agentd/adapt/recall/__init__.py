@@ -1,0 +1,1 @@
+"""Past corrections in the prompt, until the weights know better."""
