@@ -121,17 +121,18 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
     path = await asyncio.to_thread(models.resolve, config.model.path, engine=config.engine, memory=memory)
     model = await asyncio.to_thread(models.check, path, config.engine, reading, memory)
     digests = await store.call(revisions.digests)
+    kind = kinds.choose(config, model)
+    config = await asyncio.to_thread(kind.fitted, config)
     files = RevisionFiles(config.state.dir / "revisions", model.sha256, digests)
     for note in await store.call(recover):
         logger.warning("%s", note)
     for name, task in tasks_of(config, model.classifier).items():
         await store.call(tasks.declare, declared(name, task))
-    await store.call(examples.readmit, config.model.context)
+    await store.call(examples.readmit, config.context)
     files.reconcile(await store.call(known_directories))
     for left_over in (*config.state.dir.glob(".backup-*"), config.state.dir / ".restored"):
         await asyncio.to_thread(shutil.rmtree, left_over, ignore_errors=True)
     activity = Activity()
-    kind = kinds.choose(config, model)
 
     async def fall_back(error: RevisionCorrupt, revision: int) -> int:
         return await adaptation.fall_back(error, revision)

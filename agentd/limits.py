@@ -1,6 +1,7 @@
 """The pieces in which engines and trainer work: what they allocate follows from these, and so does what is planned."""
 
-BACKGROUND_CONTEXT = 2048  # tokens of the longest example that passes use, unless model.context is less
+PROMPT_PIECE = 256  # tokens of a prompt that are computed at once, at most
+BACKGROUND_CONTEXT = 2048  # tokens of the longest example that passes use, unless a request may use fewer
 
 # Engine llama.cpp
 MICRO_BATCH = 128  # tokens of a decode

@@ -46,7 +46,7 @@ async def budget(request: Request) -> Response:
             "reserve_bytes": memory.reserve,
             "limit_bytes": memory.limit,
             "budget_bytes": free,
-            "model": {**_shapes(architecture), "name": s.model_name, "context": s.config.model.context},
+            "model": {**_shapes(architecture), "name": s.model_name, "context": s.config.context},
             "workload": {**workload.as_json(), "note": note},
             "calibration": [factor.as_json() for factor in known["calibration"].values()],
             "passes": len(known["history"]),
@@ -77,7 +77,7 @@ async def _workload(s: Services) -> tuple[Workload, str | None]:
         )
     except PassRefused as refused:
         note = f"{refused}; until then {len(_NOMINAL)} examples of {len(_NOMINAL[0])} characters are assumed"
-        return Workload.estimated(_NOMINAL, rank=adapt.rank, context=s.config.model.context), note
+        return Workload.estimated(_NOMINAL, rank=adapt.rank, context=s.config.context), note
     return estimate(s.config, data), None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from agentd import methods
@@ -58,7 +58,9 @@ class ModelSettings(Section):
         "a GGUF file, `default` (SmolLM2-135M-Instruct), hf:OWNER/REPO/FILE.gguf; transformers: a "
         "directory, too; int8: a file",
     )
-    context: Integer = key(4096, "tokens in the serving KV cache, shared by all slots", ge=256, le=1 << 20)
+    context: Annotated[Integer, Field(ge=256, le=1 << 20)] | Literal["auto"] = key(
+        "auto", "tokens that one request may use, prompt and answer; auto: what the model was trained for, if it fits"
+    )
     threads: Annotated[Integer, Field(ge=1, le=1024)] | Literal["auto"] = key("auto", "threads of the engine")
     gpu_layers: Annotated[Integer, Field(ge=0, le=10000)] | Literal["auto"] = key(
         "auto", "blocks offloaded to a GPU, where llama.cpp has one"
@@ -218,6 +220,19 @@ class Config(Section):
     @property
     def admin_socket(self) -> Path:
         return self.serve.admin_socket or self.api_socket.with_name("admin.sock")
+
+    _fitted_context: int = PrivateAttr(4096)  # until the model is known
+
+    @property
+    def context(self) -> int:
+        """Tokens that one request may use."""
+        return self._fitted_context if self.model.context == "auto" else self.model.context
+
+    def fitted(self, context: int) -> "Config":
+        """The same, with the tokens of one request where they are left to the machine."""
+        config = self.model_copy()
+        config._fitted_context = context
+        return config
 
     @property
     def model_threads(self) -> int:

@@ -7,12 +7,14 @@ depend on what was in the cache.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agentd.limits import PROMPT_PIECE
+
 
 @dataclass(frozen=True)
 class ChunkBoundaries:
     """Prompts are cut at the positions `at`, and beyond the last of these at its multiples."""
 
-    at: tuple[int, ...] = (32, 64, 96, 128, 192, 256)
+    at: tuple[int, ...] = (32, 64, 96, 128, 192, PROMPT_PIECE)
 
     @property
     def longest(self) -> int:

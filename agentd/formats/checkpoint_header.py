@@ -36,6 +36,11 @@ class CheckpointHeader:
         return None
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens that it was trained for."""
+        return self.number("max_position_embeddings", "n_positions", "max_seq_len")
+
+    @property
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 

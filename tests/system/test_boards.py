@@ -10,6 +10,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +25,20 @@ from tools.daemon import DaemonProcess, eventually
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     with DaemonProcess(tiny_model.write(tmp_path / "model.gguf")) as daemon:
         yield daemon
+
+
+def test_a_request_may_use_what_the_model_was_trained_for(daemon: DaemonProcess, tmp_path: Path) -> None:
+    daemon.configure(tmp_path / "model.gguf", {"model": {"context": "auto"}})
+    daemon.start()
+    assert daemon.status()["model"]["n_ctx"] == tiny_model.CONTEXT
+    os.kill(daemon.pid, signal.SIGHUP)  # and it stays so
+
+    def reloaded() -> list[dict[str, Any]]:
+        shown = daemon.get("/admin/events", admin=True).json["events"]
+        return [event for event in shown if event["kind"] == "reloaded"]
+
+    assert eventually(reloaded)[0]["data"] == {"changed": [], "fixed": []}
+    assert daemon.get("/admin/budget", admin=True).json["model"]["context"] == tiny_model.CONTEXT
 
 
 def test_a_pause_outlasts_restarts(daemon: DaemonProcess) -> None:

@@ -12,13 +12,15 @@ from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import NONE, Conditions, Machine, PassSetting, Setting, estimate
 from agentd.budget import planner
-from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.context import fitted
+from agentd.budget.model_shapes import F16, ModelShapes
 from agentd.budget.planner import Choice, Considered
 from agentd.budget.workload import Workload
 from agentd.config.schema import Config
 from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import Conflict, NotALanguageModel
 from agentd.host import memory as probe
+from agentd.int8.header import ClassifierHeader
 from agentd.models import ModelFile
 from agentd.revision import archive
 
@@ -46,12 +48,16 @@ class EngineKind(ABC, Generic[S]):
     def __init__(self, model: ModelFile) -> None:
         self.model = model
 
+    def fitted(self, config: Config) -> Config:
+        """The same configuration, with what depends on the model and on the memory that is free now."""
+        return config
+
     def settings(self, config: Config) -> dict[str, Any]:
         """What the engine's process is started with, see engine/process/runner.py."""
         return {
             "engine": self.name,
             "path": str(self.model.path),
-            "context": config.model.context,
+            "context": config.context,
             "slots": config.serve.slots,
             "threads": config.model_threads,
             "gpu_layers": config.model.gpu_layers,
@@ -123,6 +129,15 @@ class EngineKind(ABC, Generic[S]):
 
 class LanguageKind(EngineKind[Setting]):
     """A kind whose settings are plans of the planner."""
+
+    cached_bytes: ClassVar[int] = F16
+    """Of a value in a cache."""
+
+    def fitted(self, config: Config) -> Config:
+        assert not isinstance(self.model.header, ClassifierHeader)
+        shapes, trained = self.shapes(config), self.model.header.context_length
+        free = probe.read().available - config.memory.reserve - shapes.weight_bytes
+        return config.fitted(fitted(shapes, trained, config.serve.slots, free, self.cached_bytes))
 
     def setting(
         self,

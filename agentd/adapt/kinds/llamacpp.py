@@ -44,7 +44,7 @@ class LlamaCpp(LanguageKind):
         if self._probed is None:
             self._probed = await trainer.probe(self.model.path)
         if engine_is_free and not self._measured:
-            shapes, context = self.shapes(config), config.model.context
+            shapes, context = self.shapes(config), config.context
             reading = await asyncio.to_thread(memory.read)
             if reading.available - config.memory.reserve >= needed(shapes, context):
                 self._probed["engine_runtime_bytes"] = await engine_runtime(engine, shapes, context, folder)

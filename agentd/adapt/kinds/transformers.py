@@ -13,7 +13,7 @@ from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import Setting
 from agentd.budget.expectation import in_place_steps
 from agentd.budget.in_place import served_shapes
-from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.model_shapes import F32, ModelShapes
 from agentd.budget.planner import Choice
 from agentd.config.schema import Config
 from agentd.engine.process.supervisor import Supervisor
@@ -26,6 +26,7 @@ class Transformers(LanguageKind):
     name = "transformers"
     in_place = True
     mapped = ("engine",)
+    cached_bytes = F32
 
     def settings(self, config: Config) -> dict[str, Any]:
         state = config.state.dir

@@ -137,10 +137,10 @@ class Attempt(ABC):
         """What cannot be encoded leaves the examples that passes look at, and is named this once."""
         await self._store.call(examples.exclude, list(unusable), read)
         for id, why in list(unusable.items())[:_MOST_NAMED]:
-            await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.model.context)
+            await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.context)
         if (others := len(unusable) - _MOST_NAMED) > 0:
             more = f"{others} more examples, see `agentctl examples --state excluded`"
-            await self._event(examples.UNUSABLE, more, context=self._config.model.context)
+            await self._event(examples.UNUSABLE, more, context=self._config.context)
 
     async def _gate(self, data: Dataset) -> gate.Verdict:
         """Scores and answers holdout with what serves and with the candidate, in this engine."""

@@ -52,9 +52,7 @@ class AdaptationPass(Attempt):
 
     async def _learn(self, data: Dataset) -> None:
         config = self._config
-        workload = await asyncio.to_thread(
-            workload_of, list(self._encoded.values()), config.model.context, config.adapt.rank
-        )
+        workload = await asyncio.to_thread(workload_of, list(self._encoded.values()), config.context, config.adapt.rank)
         with contextlib.suppress(PassRefused):  # then there is less memory than there was, which the control sees to
             await self._record(await self._control.plan(with_answers(workload, config, data)), anew=True)
         if self._setting.blocks:

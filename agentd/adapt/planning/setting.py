@@ -158,7 +158,7 @@ def estimate(config: Config, data: Dataset) -> Workload:
         [json.dumps(input, ensure_ascii=False) for input in ordered],
         [member.answers for member in data.members],
         rank=config.adapt.rank,
-        context=config.model.context,
+        context=config.context,
     )
     return with_answers(workload, config, data)
 

@@ -140,7 +140,7 @@ class RecallJudge:
         config = self._config()
         texts = [str(question.line(0, 0)) for question in asked.questions]
         texts += ["word " * (asked.tokens + len(max(texts, key=len)) // 4)]
-        workload = Workload.estimated(texts, rank=1, context=config.model.context)
+        workload = Workload.estimated(texts, rank=1, context=config.context)
         shapes = self._kind.shapes(config)
         needed = footprint.total(footprint.engine_terms(shapes, workload, zeroth_order=False))
         free = budget_of(memory.read().available, config.memory.reserve, config.memory.limit)
