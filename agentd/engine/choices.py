@@ -13,9 +13,10 @@ import numpy as np
 from agentd.engine.probabilities import Floats
 
 _NEGLIGIBLE = 30.0  # nats below the best one at temperature 1, where an answer would never be drawn
+_AT_ONCE = 5  # tokens of an answer to look at before others have their turn
 
 
-@dataclass
+@dataclass(eq=False)
 class _Answer:
     """`score` is the log-likelihood in nats of the first `n` tokens."""
 
@@ -36,6 +37,7 @@ class ChoiceSearch:
         self._answers = [_Answer(list(tokens)) for tokens in answers]
         self._temperature = temperature
         self._known: dict[tuple[int, ...], dict[int, float]] = {}
+        self._current: _Answer | None = None  # the one that is being looked at
 
     def following(self, prefix: Sequence[int]) -> set[int]:
         """The tokens with which answers go on after `prefix`."""
@@ -51,11 +53,16 @@ class ChoiceSearch:
                 answer.n += 1
 
     def open(self) -> list[int] | None:
-        """The tokens of the answer to look at next; None when the answer is certain."""
+        """The beginning of the answer to look at next, whose last token is predicted: of a long one no more at once
+        than others can wait for. None when the answer is certain."""
         best = max((a.score for a in self._answers if a.complete), default=-math.inf)
         bound = best - _NEGLIGIBLE * self._temperature
         unknown = [a for a in self._answers if not a.complete and a.score > bound]
-        return max(unknown, key=lambda a: a.score).tokens if unknown else None
+        if not unknown:
+            return None
+        if self._current not in unknown:  # one to its end: the cache holds the tokens of one
+            self._current = max(unknown, key=lambda a: a.score)
+        return self._current.tokens[: self._current.n + _AT_ONCE]
 
     def choose(self, random: np.random.Generator) -> int:
         """The number of the chosen answer. Raises ValueError where likelihoods are not finite."""
