@@ -135,6 +135,7 @@ def hostile(
         after = sizes(pids)
     except psutil.NoSuchProcess as error:
         return report, [*problems, f"a process is gone: {error}"]
+    report.sizes = {name: (before[name], size) for name, size in after.items()}
     for name, size in after.items():
         if size > before[name] + (GROWTH if name.endswith("bytes") else 8):
             problems.append(f"{name} grew from {before[name]} to {size}")
@@ -237,16 +238,20 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that nobody needs")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="after which no more of --hostile are sent")
+    parser.add_argument(
+        "--model", help="what the daemon that is started serves: a file or `default`; else a tiny model"
+    )
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if options.socket is None:
-            daemon = stack.enter_context(DaemonProcess())
+            daemon = stack.enter_context(DaemonProcess(options.model))
             daemon.start()
             path, pids = daemon.admin, daemon.pids()
         else:
             path, pids = options.socket, {}
         if options.hostile:
-            attacked, problems = hostile(path, pids, options.hostile, options.seed)
+            attacked, problems = hostile(path, pids, options.hostile, options.seed, options.seconds)
             print("\n".join([attacked.summary(), f"{len(problems)} problems", *problems]))
             return 1 if problems else 0
         report = fuzz(path, pids, options.cases, options.seed)

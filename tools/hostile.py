@@ -37,29 +37,40 @@ class Attack:
     slowest: float = 0.0
     idle: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
+    slowest_beside: dict[str, float] = field(default_factory=dict)  # by the kind of what was sent meanwhile
     problems: list[str] = field(default_factory=list)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the daemon's processes, before and after
 
     def summary(self) -> str:
         kinds = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.cases.items()))
         statuses = ", ".join(f"{status}: {n}" for status, n in sorted(self.statuses.items()))
         others = ", ".join(
             f"{name} {1e3 * _quantile(self.idle, q):.0f} -> {1e3 * _quantile(self.beside, q):.0f} ms"
+            f" ({_quantile(self.beside, q) / max(1e-9, _quantile(self.idle, q)):.2f} x)"
             for name, q in (("median", 0.5), ("95 %", 0.95), ("slowest", 1.0))
         )
         lines = [f"{self.cases.total()} hostile constraints ({kinds}): {statuses}; slowest {self.slowest:.2f} s"]
-        return "\n".join([*lines, f"another client, alone -> meanwhile: {others} ({len(self.beside)} requests)"])
+        late = sum(seconds > _SLOWER * _quantile(self.idle, 0.5) for seconds in self.beside)
+        others += f"; {late} of {len(self.beside)} took more than {_SLOWER:g} x the median alone"
+        lines.append(f"another client, alone -> meanwhile: {others}")
+        slowest = sorted(self.slowest_beside.items(), key=lambda item: -item[1])
+        lines.append("its slowest beside " + ", ".join(f"{kind}: {1e3 * seconds:.0f} ms" for kind, seconds in slowest))
+        return "\n".join([*lines, *(f"{name}: {before} -> {after}" for name, (before, after) in self.sizes.items())])
 
 
 def attack(connect: Callable[[], Sender], cases: int, seed: int, limit: float = 3600.0) -> Attack:
     """Sends `cases` constraints, for at most `limit` seconds, while another client asks."""
-    report, stop = Attack(), threading.Event()
+    report, stop, sent = Attack(), threading.Event(), ""
     other = connect()
     report.idle = [_ask(other) for _ in range(_IDLE)]
 
     def beside() -> None:
         try:
             while not stop.is_set():
+                before = sent
                 report.beside.append(_ask(other))
+                for kind in {before, sent} - {""}:
+                    report.slowest_beside[kind] = max(report.slowest_beside.get(kind, 0.0), report.beside[-1])
         except (OSError, RuntimeError) as error:
             report.problems.append(f"another client got no answer: {error}")
 
@@ -70,7 +81,7 @@ def attack(connect: Callable[[], Sender], cases: int, seed: int, limit: float = 
         for kind, body in constraints(seed, cases):
             if time.monotonic() - began > limit:
                 break
-            start = time.monotonic()
+            sent, start = kind, time.monotonic()
             data = json.dumps({"prompt": "x", "max_tokens": _TOKENS, "temperature": 1.5, "seed": 1, **body}).encode()
             status, answer = client.send("POST", "/v1/completions", data, {"content-type": "application/json"})
             report.slowest = max(report.slowest, time.monotonic() - start)
