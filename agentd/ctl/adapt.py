@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from agentd.ctl import output
+from agentd.ctl.budget import TERMS
 from agentd.ctl.client import JSON, Daemon
 from agentd.ctl.errors import UsageError
 from agentd.ctl.options import Json, Socket
@@ -48,8 +49,18 @@ def adapt(
         watch(daemon, answer["pass"], as_json)
     elif as_json:
         output.document(answer)
+    elif dry_run:
+        _plan(answer["plan"])
     else:
-        output.facts(answer["plan"] if dry_run else answer)
+        output.facts(answer)
+
+
+def _plan(plan: JSON) -> None:
+    """The facts of a plan, and for a person its terms; `agentctl budget` has the other plans."""
+    output.facts({name: value for name, value in plan.items() if name not in ("terms", "considered")})
+    if output.on_terminal() and plan.get("terms"):
+        print()
+        output.listing(plan["terms"], TERMS)
 
 
 def _count(name: str, value: str) -> int | str:

@@ -27,7 +27,7 @@ _PLANS = [
     Column("score", "score", right=True),
     Column("checkpoint", "checkpoint"),
 ]
-_TERMS = [
+TERMS = [
     Column("process", "process"),
     Column("term", "name"),
     Column("size", "bytes", right=True),
@@ -140,7 +140,7 @@ def _terms(answer: JSON) -> None:
     """Of the plan that would be taken; where none fits, of the smallest."""
     smallest = min(answer["plans"], key=lambda plan: int(plan["needed_bytes"]))
     plan = _chosen(answer) or smallest
-    output.listing(plan["terms"], _TERMS)
+    output.listing(plan["terms"], TERMS)
     if output.on_terminal():
         fits = "fits" if plan["fits"] else f"{output.size(plan['shortfall_bytes'])} short"
         print(f"\n{plan['method']}, {plan['blocks']} blocks: {output.size(plan['needed_bytes'])}, {fits}")

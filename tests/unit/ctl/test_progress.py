@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -72,10 +73,13 @@ def test_json_prints_the_whole_pass_at_its_end_and_nothing_else(daemon: Scripted
 
 
 def test_dry_run_prints_the_plan(daemon: ScriptedDaemon) -> None:
-    daemon.on("POST /admin/adapt", Answer({"plan": {"method": "elasticzo", "predicted": {"weights": 1024}}}))
+    term = {"process": "engine", "name": "weights", "bytes": 1024, "formula": "all of them", "reduce": ""}
+    plan = {"method": "elasticzo", "predicted": {"weights": 1024}, "terms": [term], "considered": [{"blocks": 1}]}
+    daemon.on("POST /admin/adapt", Answer({"plan": plan}))
     result = daemon.run("adapt", "--dry-run")
     assert result.stdout == "method\telasticzo\npredicted.weights\t1024\n"
     assert daemon.asked_for("POST /admin/adapt")[0].json == {"dry_run": True}
+    assert json.loads(daemon.run("adapt", "--dry-run", "--json").stdout)["plan"] == plan
     assert not daemon.asked_for("GET /admin/progress")
 
 
