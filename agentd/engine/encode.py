@@ -21,9 +21,11 @@ def encode_example(
     rejected: Target | None = None,
     objective: str = LIKELIHOOD,
     weight: float = 1.0,
+    whole: bool = True,
 ) -> Encoded:
     """Lays out an example as it was given; `limit` is the most tokens that it may have, all answers together, and
-    `rejected` the answer to which `target` is preferred; `objective` and `weight` as `Encoded` has them.
+    `rejected` the answer to which `target` is preferred; `objective` and `weight` as `Encoded` has them. A text that is
+    not `whole` is the beginning of an answer: its words are scored, no end behind them.
 
     Raises InvalidRequest for an example that cannot be learned from.
     """
@@ -40,6 +42,9 @@ def encode_example(
 
     if rejected is not None:
         encoded = encode_pair(prompt, answer(target), answer(rejected), vocabulary.end)
+    elif not whole:
+        *before, last = answer(target) or [vocabulary.end]
+        encoded = encode(prompt, [], before, last)
     else:
         encoded = encode(prompt, [answer(choice) for choice in choices], answer(target), vocabulary.end)
         encoded = replace(encoded, objective=objective)

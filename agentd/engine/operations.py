@@ -151,11 +151,13 @@ class SessionOperation(Operation[R, P]):
 class Encode(SessionOperation[int, int]):
     """Tokenises the examples of the JSONL file `source` ({"input", "choices", "target"} a line, the target a text or an
     assistant's message; what is "recalled" for the input besides) into `target`. Reports and returns how many. One that
-    cannot be used is written as {"error": reason} and is never asked for."""
+    cannot be used is written as {"error": reason} and is never asked for. `more`: behind those that were encoded
+    before."""
 
     waits_for_release = True
     source: Path
     target: Path
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,13 @@ class ScoreExamples(SessionOperation[list[Scores], int]):
 
 @dataclass(frozen=True)
 class Answered:
-    """What was answered: its text, and its calls as the OpenAI API has them. `error`: why there is no answer."""
+    """What was answered: its text, and its calls as the OpenAI API has them. `error`: why there is no answer. `whole`:
+    it came to its own end."""
 
     text: str
     calls: list[dict[str, Any]]
     error: str | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True)

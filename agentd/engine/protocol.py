@@ -227,9 +227,11 @@ class Background(Protocol):
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it."""
 
-    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
-        """Answers requests with the weights as they are now. Yields their pieces; where it may be interrupted, perhaps
-        none. Closing it gives up the rest."""
+    def answer(
+        self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
+    ) -> Generator[list[Piece], None, None]:
+        """Answers requests with the weights as they are now, each until a piece of it is `enough`. Yields their pieces;
+        where it may be interrupted, perhaps none. Closing it gives up the rest."""
 
     def update(self, seed: int, coefficient: float) -> None:
         """Control vector += coefficient · z(seed)."""

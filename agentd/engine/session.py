@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from agentd.engine.answering import requests
+from agentd.engine.answering import Heard, requests
 from agentd.engine.operations import (
     Answer,
     Answered,
@@ -32,7 +32,6 @@ from agentd.engine.operations import (
 )
 from agentd.engine.protocol import Background, Generate, InPlaceBackground, Scores, TapIndex
 from agentd.engine.recalling import input_with_recalled
-from agentd.engine.reply import Reply
 from agentd.errors import AgentdError, InvalidRequest, NotSupported
 from agentd.learn.encoded import Encoded
 
@@ -41,7 +40,15 @@ Steps = Generator[P | None, None, R]
 
 T = TypeVar("T")
 
-_ENCODED = ("input", "choices", "target", "rejected", "objective", "weight")  # of an example, what its tokens depend on
+_ENCODED = (
+    "input",
+    "choices",
+    "target",
+    "rejected",
+    "objective",
+    "weight",
+    "whole",
+)  # of an example, what its tokens depend on
 
 
 class OperationSession:
@@ -94,9 +101,11 @@ class Session(OperationSession):
         self.on(Digest, lambda op: _at_once(background.digest))
 
     def _encode(self, op: Encode) -> Steps[int, int]:
-        self._examples = []
+        if not op.more:
+            self._examples = []
         # Lines end with \n alone: a text may hold any of the other line separators that splitlines() knows.
-        with op.source.open(encoding="utf-8", newline="\n") as lines, op.target.open("w", encoding="utf-8") as out:
+        mode = "a" if op.more else "w"
+        with op.source.open(encoding="utf-8", newline="\n") as lines, op.target.open(mode, encoding="utf-8") as out:
             for number, line in enumerate(lines):
                 example = json.loads(line)
                 try:
@@ -122,12 +131,13 @@ class Session(OperationSession):
 
     def _answer(self, op: Answer) -> Steps[int, list[Answered | None]]:
         batch: list[Generate] = []
-        for request in requests(op.source, op.lines, self._background.vocabulary):
+        heard: dict[str, Heard] = {}
+        for request, enough in requests(op.source, op.lines, self._background.vocabulary):
             batch.append(request)
+            heard[request.key] = Heard(enough)
             yield None
-        replies = {request.key: Reply() for request in batch}
         ended: dict[str, Answered] = {}
-        work = self._background.answer(batch)
+        work = self._background.answer(batch, lambda piece: heard[piece.key].add(piece))
         spent = 0.0
         while spent < op.seconds:
             began, before = time.monotonic(), len(ended)
@@ -135,11 +145,10 @@ class Session(OperationSession):
             if pieces is None:
                 break
             for piece in pieces:
-                reply = replies[piece.key]
-                reply.add(piece)
                 if piece.finish or piece.error:
+                    reply, whole = heard[piece.key].reply, piece.finish in ("stop", "tool_calls")
                     error = None if piece.error is None else str(piece.error["message"])
-                    ended[piece.key] = Answered(reply.text, reply.calls, error)
+                    ended[piece.key] = Answered(reply.text, reply.calls, error, whole)
             spent += time.monotonic() - began
             yield len(ended) if len(ended) > before else None
         work.close()

@@ -85,8 +85,11 @@ def session(engine: Engine, interruption: Interruption) -> Iterator[Session]:
 
 @pytest.fixture
 def answers(session: Session, tmp_path: Path) -> Callable[..., list[Answered | None]]:
-    def run(inputs: list[dict[str, Any]], seconds: float = 600.0, max_tokens: int = 64) -> list[Answered | None]:
-        lines = [json.dumps({"input": each, "target": "", "max_tokens": max_tokens}) for each in inputs]
+    def run(
+        inputs: list[dict[str, Any]], seconds: float = 600.0, max_tokens: int = 64, **enough: Any
+    ) -> list[Answered | None]:
+        how = {"target": "", "max_tokens": max_tokens, "enough": enough}
+        lines = [json.dumps({"input": each, **how}) for each in inputs]
         source = tmp_path / "asked.jsonl"
         source.write_text("\n".join(lines) + "\n")
         steps = session.begin(Answer(source, list(range(len(inputs))), seconds))
@@ -144,6 +147,32 @@ def test_answers_are_those_that_are_served(engine: Engine, answers: Callable[...
     assert all(calls and not text for text, calls in replies[:4])
     assert any(text and not calls for text, calls in replies[4:5])
     assert re.match(r"\s*{\s*\"n", replies[5][0])
+
+
+def test_an_answer_that_says_enough_is_cut(engine: Engine, answers: Callable[..., list[Answered | None]]) -> None:
+    """Calls and texts are cut where they are told to be, each beside whole ones."""
+    whole = answers(INPUTS)
+    cut = answers(INPUTS, text=5)
+    called = answers(INPUTS, call=True)
+    for one, other in zip(whole, cut, strict=True):
+        assert one is not None
+        assert other is not None
+        assert plain(one)[0].startswith(plain(other)[0])
+        assert without_ids(plain(one))[1] == without_ids(plain(other))[1]
+    assert [each.whole for each in cut[:4] if each] == [each.whole for each in whole[:4] if each]
+    assert any(
+        one and other and one.text > other.text and not other.whole for one, other in zip(whole, cut, strict=True)
+    )
+    for one, other in zip(whole, called, strict=True):
+        assert one is not None
+        assert other is not None
+        assert bool(one.calls) == bool(other.calls)
+        if one.calls:
+            assert other.calls[0]["function"]["name"] == one.calls[0]["function"]["name"]
+            assert one.calls[0]["function"]["arguments"].startswith(other.calls[0]["function"]["arguments"])
+            assert not other.whole
+        else:
+            assert plain(one) == plain(other)
 
 
 def test_interruptions_change_nothing(

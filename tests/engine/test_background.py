@@ -118,6 +118,13 @@ def interrupted(interruption: Interruption, run: Callable[[], Any]) -> tuple[Any
     return plain, again
 
 
+def test_a_text_that_is_not_whole_teaches_no_end(background: Background) -> None:
+    whole = background.encode(review("Say more."), [], "It is good")
+    cut = background.encode(review("Say more."), [], "It is good", whole=False)
+    assert cut.target == whole.target[:-1]
+    assert cut.sequences[0] == whole.sequences[0][:-1]
+
+
 def test_scores_are_the_log_probabilities_that_serving_reports(
     engine: Engine, background: Background, examples: list[Encoded]
 ) -> None:

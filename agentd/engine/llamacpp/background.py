@@ -111,7 +111,9 @@ class LlamaCppBackground:
         for batch in self._forward.run(examples):
             yield [] if batch is None else self._forward.scores(batch)
 
-    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
+    def answer(
+        self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
+    ) -> Generator[list[Piece], None, None]:
         """See the protocol. What all prompts begin with is computed once; several are answered at a time, as far as the
         context has room for them."""
         prompts: dict[str, list[int]] = {}
@@ -143,6 +145,7 @@ class LlamaCppBackground:
             serving,
             requests,
             serving.step,
+            enough,
             at_once=_AT_ONCE,
             room=self._context.n_ctx - len(prefix),
             needs=lambda request: len(prompts.get(request.key, prefix)) - len(prefix) + request.max_tokens,

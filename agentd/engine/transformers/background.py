@@ -98,7 +98,9 @@ class TransformersBackground:
             for batch in self._run(lambda pack=pack: scores(pack, self._forward.run(pack))):  # type: ignore[misc]
                 yield [] if batch is None else batch
 
-    def answer(self, requests: Sequence[Generate]) -> Generator[list[Piece], None, None]:
+    def answer(
+        self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
+    ) -> Generator[list[Piece], None, None]:
         """See the protocol. One after the other: here two at a time take as long as one and another one."""
         context = Context(self._model, 1)
         serving = Serving(
@@ -123,7 +125,7 @@ class TransformersBackground:
             with self._model.giving_way(give_way), self._beside():
                 return serving.step()
 
-        yield from answered(serving, requests, step)
+        yield from answered(serving, requests, step, enough)
 
     def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """At the weights moved by scale · z(seed)."""
