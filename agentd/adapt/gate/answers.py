@@ -1,8 +1,10 @@
 """Holdout answered as it is served: by what serves and by the candidate, within the time that the gate has for it.
 
 Tasks with a generated metric have their holdout answered. Where tools are declared and none has to be called, messages
-that want no call are answered besides: those of the holdout, or where it has few the project's own small talk, with
-the task's tools.
+that want no call are answered besides: those of the holdout, and small talk with the task's tools.
+
+An answer ends where no more of it counts. Who has begun to talk calls no tool any more, or does so soon: of a text only
+the first tokens are awaited, and of a call where none is wanted only that it is one.
 """
 
 import json
@@ -10,36 +12,53 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from agentd.adapt.gate import metrics
 from agentd.adapt.gate.gate import NoCall, Outcome
+from agentd.adapt.planning import small_talk
 from agentd.adapt.planning.dataset import Dataset, Member
+from agentd.adapt.planning.small_talk import calls, is_free, last_said
 from agentd.engine.operations import Answer, Answered
 from agentd.engine.process.supervisor import Supervisor
-from agentd.store.normalise import content_text
 
-_FEW = 10  # messages of a task's own that want no call, below which small talk is asked instead
-_TALK_TOKENS = 48  # of an answer to it: enough to see whether a call is made
+_FEW = 10  # messages of a task's own that want no call, below which small talk is asked though no one calls
+_TALK_TOKENS = 8  # of text in an answer to it: enough to see that no call is made
+_TEXT_TOKENS = 16  # of text in front of a call; more where the task's own examples say more
+_CALL_TOKENS = 40  # until it is known that a call is one: its opening, and the function's name
+_CHARACTERS = 2  # of a token at least, in most texts
+_ROUNDS = 2  # of messages about words of the task
 _SHOWN, _MOST = 10, 2000  # answers of a task that are recorded, and characters of a text there
 
 
 @dataclass(frozen=True)
 class _Line:
+    """`preamble`: tokens that the task's examples have in front of calls."""
+
     task: str
     input: dict[str, Any]
     target: str | dict[str, Any]
+    metric: str
+    preamble: int = 0
     member: Member | None = None  # None: small talk
 
     @property
     def wants_no_call(self) -> bool:
-        return _auto_tools(self.input) and not _calls(self.target)
+        return is_free(self.input) and not calls(self.target)
+
+    def tokens(self, characters: float) -> int:
+        """About those of an answer that is as long as the right one, of so many characters each."""
+        return _TALK_TOKENS if self.member is None else int(len(self.member.example.target) / characters) + 1
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = {"input": self.input, "target": self.target}
-        return tree if self.member is not None else {**tree, "max_tokens": _TALK_TOKENS}
+        said = max(_TALK_TOKENS if self.member is None else _TEXT_TOKENS, self.preamble)
+        if calls(self.target):
+            tree["enough"] = {"text": said}
+        elif self.metric not in ("exact", "json"):  # whether a call is made is all that counts
+            tree |= {"max_tokens": said + _CALL_TOKENS, "enough": {"text": said, "call": True}}
+        return tree
 
 
 @dataclass
@@ -57,17 +76,23 @@ class GateAnswers:
         """`seed` says which are asked first, as time may be short."""
         holdout, metric = data.of("holdout"), data.metrics
         lines: list[_Line] = []
+        talk = small_talk.texts(small_talk.JUDGED)
         for name in dict.fromkeys(member.task.name for member in holdout):
+            members = [member for member in data.members if member.task.name == name]
+            called = [each for member in members if isinstance(each := member.target, dict) and calls(each)]
+            preamble = max((len(each.get("content") or "") // _CHARACTERS for each in called), default=0)
             mine = [
-                _Line(name, member.example.input, member.target, member)
-                for member in holdout
-                if member.task.name == name and member.answered and not member.choices
+                _Line(name, member.example.input, member.target, metric[name], preamble, member)
+                for member in members
+                if member.role == "holdout" and member.answered and not member.choices
             ]
             random.Random(seed).shuffle(mine)
             quiet = [line for line in mine if line.wants_no_call]
             lines += mine if metric[name] in metrics.GENERATED else quiet
-            if len(quiet) < _FEW and (model := next((line for line in mine if _auto_tools(line.input)), None)):
-                lines += [_Line(name, _talk(model.input, text), "") for text in small_talk()]
+            if mine and (called or len(quiet) < _FEW):
+                asked = small_talk.inputs(talk, members, part=0, rounds=_ROUNDS)
+                random.Random(seed).shuffle(asked)
+                lines += [_Line(name, input, "", "call", preamble) for input in asked]
         return cls(file, lines, metric)
 
     async def ask(self, engine: Supervisor, *, candidate: bool, seconds: float, report: Callable[[int], None]) -> float:
@@ -122,15 +147,17 @@ class GateAnswers:
 
     def no_calls(self) -> dict[str, NoCall]:
         """By task, whether calls were made where none is wanted."""
+        ours = {*small_talk.texts(small_talk.JUDGED)}
         by_task: dict[str, NoCall] = {}
-        for own in (True, False):  # where a task has few of its own, small talk has the last word
-            for task in dict.fromkeys(line.task for line in self.lines):
-                lines = enumerate(self.lines)
-                mine = [n for n, line in lines if line.task == task and (line.member is not None) == own]
-                numbers = [n for n in mine if self.lines[n].wants_no_call and self._both(n)]
-                if numbers:
-                    calls = [[bool(said[n].calls) for n in numbers] for said in (self.before, self.after)]
-                    by_task[task] = NoCall("holdout" if own else "small talk", *calls)
+        for task in dict.fromkeys(line.task for line in self.lines):
+            numbers = [n for n, line in enumerate(self.lines) if line.task == task and line.wants_no_call]
+            numbers = [n for n in numbers if self._both(n)]
+            if numbers:
+                sources = {"holdout" if self.lines[n].member else "small talk" for n in numbers}
+                before, after = ([bool(said[n].calls) for n in numbers] for said in (self.before, self.after))
+                called = [last_said(self.lines[n].input) for n in numbers if self.after[n].calls]
+                named = [text for text in called if text in ours][:_SHOWN]
+                by_task[task] = NoCall(" and ".join(sorted(sources)), before, after, named)
         return by_task
 
     def samples(self) -> dict[str, list[dict[str, Any]]]:
@@ -153,11 +180,6 @@ class GateAnswers:
         return number in self.before and number in self.after
 
 
-def small_talk() -> list[str]:
-    """Messages that want no call, with any tools."""
-    return (resources.files("agentd.adapt.gate") / "small_talk.txt").read_text("utf-8").strip().split("\n")
-
-
 def _entry(line: _Line, member: Member, metric: str, before: Answered, after: Answered) -> dict[str, Any]:
     def right(said: Answered) -> bool:
         return metrics.share_right(metric, said.text, said.calls, line.target) == 1.0
@@ -165,41 +187,26 @@ def _entry(line: _Line, member: Member, metric: str, before: Answered, after: An
     target: dict[str, Any] = line.target if isinstance(line.target, dict) else {"content": line.target}
     return {
         "example": member.example.id,
-        "input": _last_said(line.input)[:_MOST],
+        "input": last_said(line.input)[:_MOST],
         "right": _written(str(target.get("content") or ""), target.get("tool_calls") or ()),
-        "before": _written(before.text, before.calls, before.error),
-        "after": _written(after.text, after.calls, after.error),
+        "before": _answered(before),
+        "after": _answered(after),
         "before_right": right(before),
         "after_right": right(after),
     }
 
 
-def _written(text: str, calls: Iterable[Mapping[str, Any]], error: str | None = None) -> str:
+def _answered(said: Answered) -> str:
+    if said.error:
+        return f"({said.error})"[:_MOST]
+    return _written(said.text, said.calls) + ("" if said.whole else " …")
+
+
+def _written(text: str, calls: Iterable[Mapping[str, Any]]) -> str:
     parts = [text] if text else []
     parts += [f"{call['function']['name']}({call['function']['arguments']})" for call in calls]
-    return (f"({error})" if error else "\n".join(parts))[:_MOST]
-
-
-def _last_said(input: Mapping[str, Any]) -> str:
-    said = [message for message in input.get("messages") or () if message.get("role") == "user"]
-    return content_text(said[-1].get("content")) if said else str(input.get("prompt", ""))
+    return "\n".join(parts)[:_MOST]
 
 
 def _in_turn(lists: Sequence[list[Any]]) -> list[Any]:
     return [each[i] for i in range(max(map(len, lists), default=0)) for each in lists if i < len(each)]
-
-
-def _auto_tools(input: Mapping[str, Any]) -> bool:
-    """Whether it is the model's choice to call."""
-    return bool(input.get("tools")) and input.get("tool_choice", "auto") == "auto"
-
-
-def _calls(target: str | Mapping[str, Any]) -> bool:
-    return not isinstance(target, str) and bool(target.get("tool_calls"))
-
-
-def _talk(input: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Small talk as the first message behind the system's, with the same tools."""
-    begun = [message for message in input["messages"][:1] if message["role"] == "system"]
-    fields = {name: value for name, value in input.items() if name != "response_format"}
-    return {**fields, "messages": [*begun, {"role": "user", "content": text}]}

@@ -21,6 +21,10 @@ _SUSPICIOUS = 0.25
 # may be helped out, but a loss that falls while the answers stay as wrong as they were is no gain.
 _HINT = 0.1
 
+# Calls where none is wanted: a rise of more than `gate.max_regression` counts where it is unlikely to be chance, and
+# one of more than a twentieth where chance is no likelier explanation. A single message is none.
+_RISE, _UNLIKELY, _LARGE_RISE, _LESS_LIKELY = 1, 0.1, 0.05, 0.25
+
 _NONE: Mapping[str, Any] = {}
 
 
@@ -75,20 +79,34 @@ class Outcome:
 @dataclass(frozen=True)
 class NoCall:
     """Whether what serves and the candidate called a tool for messages that want none; `source` says whose these are:
-    of the holdout, or small talk."""
+    of the holdout, or small talk. `named` are some of this project's own for which the candidate did."""
 
     source: str
     before: list[bool]
     after: list[bool]
+    named: list[str] = field(default_factory=list)
 
     @property
     def rise(self) -> int:
         return sum(self.after) - sum(self.before)
 
     @property
+    def p(self) -> float:
+        """Of "calls are made no more often than before": McNemar's test, by what was answered in words."""
+        return mcnemar(*([not call for call in calls] for calls in (self.after, self.before)))
+
+    def rose(self, allowed: float) -> bool:
+        """Whether calls are made more often, by more than the share `allowed` of messages."""
+        n, p = len(self.before), self.p
+        if self.rise <= _RISE:
+            return False
+        return (self.rise > allowed * n and p <= _UNLIKELY) or (self.rise > _LARGE_RISE * n and p <= _LESS_LIKELY)
+
+    @property
     def figures(self) -> dict[str, Any]:
         n = len(self.before)
-        return {"source": self.source, "n": n, "before": sum(self.before) / n, "after": sum(self.after) / n}
+        shares = {"before": sum(self.before) / n, "after": sum(self.after) / n}
+        return {"source": self.source, "n": n, **shares, "p_rise": self.p, "called": self.named}
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,7 @@ def judge(
         figures[name] = facts
         if name in no_calls:
             facts["no_call"] = no_calls[name].figures
-            if no_calls[name].rise > max(gate.max_regression * len(no_calls[name].before), 1.0):
+            if no_calls[name].rose(gate.max_regression):
                 callers.append(name)
         if not finite:
             continue

@@ -9,7 +9,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +18,10 @@ from agentd.adapt.gate.answers import GateAnswers
 from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.passes.progress import Progress
 from agentd.adapt.planning import dataset as datasets
+from agentd.adapt.planning import replay
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.config.schema import Config
-from agentd.engine.operations import Abandon, Drift, Encode, Open, ScoreExamples, Unstage, Use
+from agentd.engine.operations import Abandon, Answer, Drift, Encode, Open, ScoreExamples, Unstage, Use
 from agentd.engine.process.supervisor import Supervisor
 from agentd.engine.protocol import BASE
 from agentd.errors import AgentdError, PassFailed, PassRefused
@@ -72,8 +73,9 @@ class Attempt(ABC):
     async def run(self, data: Dataset) -> int:
         await self._engine.call(Open())
         try:
+            written = len(data.members)
             data = await self._encode(data)
-            await self._learn(data)
+            await self._learn(await self._with_replay(data, written))
             await self._advance("trained")
             verdict = await self._gate(data)
         finally:
@@ -132,6 +134,27 @@ class Attempt(ABC):
             raise PassRefused(f"none of the training examples can be used; {next(iter(data.unusable.values()))}")
         await self._engine.call(Use(str(self._parent)))
         return data
+
+    async def _with_replay(self, data: Dataset, written: int) -> Dataset:
+        """With the model's own answers where no call is wanted, for tasks whose examples nearly all call. `written`:
+        examples that the engine was given."""
+        asked = await asyncio.to_thread(replay.questions, data, self._seed)
+        if not asked:
+            return data
+        self._progress.begin("tap", len(asked), "its own answers, where no call is wanted")
+        source, target = self._folder / "replay.jsonl", self._folder / ENCODED
+        await asyncio.to_thread(replay.write, asked, source)
+        seconds = min(replay.SECONDS, self._config.adapt.gate.max_time)
+        answers = await self._engine.call(Answer(source, list(range(len(asked))), seconds), self._count)
+        own = Dataset(replay.members(asked, answers, written), {})
+        own.write(source)
+        await self._engine.call(Encode(source, target, more=True))
+        own, encoded = await asyncio.to_thread(datasets.usable, own, target, written)
+        self._encoded |= encoded
+        await self._engine.call(Use(str(self._parent)))
+        why = f"{len(own.members)} of the model's own answers in words are learned again beside calls"
+        await self._event("replay", f"{why}; {len(asked)} messages that want no call were asked")
+        return replace(data, members=[*data.members, *own.members])
 
     async def _exclude(self, unusable: dict[str, str], read: str | None) -> None:
         """What cannot be encoded leaves the examples that passes look at, and is named this once."""

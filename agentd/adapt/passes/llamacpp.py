@@ -65,12 +65,12 @@ class AdaptationPass(Attempt):
 
     async def _train_blocks(self, data: Dataset) -> None:
         """Backpropagation in the last blocks: in as many as memory allows at any time, see memory_control.py."""
-        members = data.of("train", "dev")
+        members = data.of("train", "replay", "dev")
         adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
         at, steps = 0, 1  # how far training is
         while self._setting.blocks:
             options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT)
-            n_train = sum(member.role == "train" or not self._setting.chooses for member in members)
+            n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
             total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
             options["first_step"] = place(at, steps, total)
             learning = Backpropagation(
@@ -209,7 +209,7 @@ class AdaptationPass(Attempt):
         try:
             trajectory = await zeroth_order.run(
                 self._engine,
-                train=[member.number for member in data.of("train")],
+                train=[member.number for member in data.of("train", "replay")],
                 dev=[member.number for member in data.of("dev")],
                 steps=steps,
                 nll_weight=NLL_WEIGHT,

@@ -110,7 +110,7 @@ class InPlacePass(Attempt):
     async def _run(self, data: Dataset) -> Trajectory:
         setting = self._setting
         arguments: dict[str, Any] = {
-            "train": [member.number for member in data.of("train")],
+            "train": [member.number for member in data.of("train", "replay")],
             "dev": [member.number for member in data.of("dev")],
             "steps": setting.steps,
             "nll_weight": NLL_WEIGHT,

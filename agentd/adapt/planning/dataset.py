@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ _GOOD = 0.5  # of a score from 0 to 1
 
 @dataclass(frozen=True)
 class Member:
-    """An example in its role: `train`, `dev` or `holdout`. `number` is its place in the engine's session;
-    `established` that it judged an earlier revision that was committed. `advantage` says of a scored answer how much
-    better it is than the task's others, from -1 to 1."""
+    """An example in its role: `train`, `dev`, `holdout`, or `replay`, which is the model's own (replay.py). `number` is
+    its place in the engine's session; `established` that it judged an earlier revision that was committed. `advantage`
+    says of a scored answer how much better it is than the task's others, from -1 to 1; `whole` that a text comes to its
+    end."""
 
     number: int
     example: Example
@@ -37,6 +39,7 @@ class Member:
     task: Task
     established: bool = False
     advantage: float = 1.0
+    whole: bool = True
 
     @property
     def choices(self) -> list[str]:
@@ -57,8 +60,11 @@ class Member:
 
     def as_line(self) -> dict[str, Any]:
         """As the engine encodes it: {"input", "choices", "target"}, of a preference "rejected", of what was judged
-        "objective" and "weight". Target and rejected are texts or assistant messages."""
-        example, line = self.example, {"input": self.example.input, "choices": self.choices}
+        "objective" and "weight", "whole". Target and rejected are texts or assistant messages."""
+        example = self.example
+        line: dict[str, Any] = {"input": example.input, "choices": self.choices}
+        if not self.whole:
+            line["whole"] = False
         if example.kind == PREFERENCE:
             pair = json.loads(example.target)
             return {**line, "target": pair["chosen"], "rejected": pair["rejected"]}
@@ -200,13 +206,14 @@ def is_dev(text_key: str) -> bool:
     return int(text_key[8:16], 16) % _DEV_EVERY == 0
 
 
-def usable(dataset: Dataset, path: Path) -> tuple[Dataset, dict[int, Encoded]]:
-    """The dataset without what could not be encoded, and what the engine wrote of every other member, by its number."""
+def usable(dataset: Dataset, path: Path, first: int = 0) -> tuple[Dataset, dict[int, Encoded]]:
+    """The dataset without what could not be encoded, and what the engine wrote of every other member, by its number;
+    `first` is the line on which they begin."""
     encoded: dict[int, Encoded] = {}
     members = []
     unusable: dict[str, str] = {}
     with path.open(encoding="utf-8") as lines:
-        for member, line in zip(dataset.members, lines, strict=True):
+        for member, line in zip(dataset.members, islice(lines, first, None), strict=True):
             tree = json.loads(line)
             if "error" in tree:
                 unusable[member.example.id] = tree["error"]

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from agentd.adapt.gate.metrics import GENERATED
+from agentd.adapt.gate.answers import GateAnswers
+from agentd.adapt.planning import replay
 from agentd.adapt.planning.dataset import Dataset
 from agentd.budget import history
 from agentd.budget.plan import Overrun
@@ -152,11 +154,12 @@ def workload_of(encoded: Sequence[Encoded], context: int, rank: int) -> Workload
 
 def estimate(config: Config, data: Dataset) -> Workload:
     """What a pass works on, from its examples' texts: tools first, because that is where templates have them."""
-    inputs = [member.example.input for member in data.members]
+    own = replay.questions(data, 0)
+    inputs = [member.example.input for member in data.members] + [question.input for question in own]
     ordered = [dict(sorted(input.items(), key=lambda item: item[0] != "tools")) for input in inputs]
     workload = Workload.estimated(
         [json.dumps(input, ensure_ascii=False) for input in ordered],
-        [member.answers for member in data.members],
+        [member.answers for member in data.members] + [{"x" * int(replay.TOKENS * _CHARACTERS)}] * len(own),
         rank=config.adapt.rank,
         context=config.context,
     )
@@ -165,8 +168,6 @@ def estimate(config: Config, data: Dataset) -> Workload:
 
 def with_answers(workload: Workload, config: Config, data: Dataset) -> Workload:
     """With what the gate has generated, if answers are as long as the right ones."""
-    metric = data.metrics
-    holdout = data.of("holdout")
-    answered = [member for member in holdout if member.answered and metric[member.task.name] in GENERATED]
-    tokens = sum(int(len(member.example.target) / _CHARACTERS) + 1 for member in answered)
+    lines = GateAnswers.of(data, Path(), 0).lines
+    tokens = sum(line.tokens(_CHARACTERS) for line in lines)
     return replace(workload, answer_tokens=tokens, answer_seconds=config.adapt.gate.max_time)

@@ -1,6 +1,7 @@
 """Calls as passes learn them: the gate has holdout answered as it is served, and says what came out."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,13 +26,15 @@ TOOLS = [
 
 
 def lines(n: int) -> bytes:
-    """Which of two tools is named by what a text is made of, and talk that wants none of them."""
+    """Which of two tools is named by what a text is made of, the same where it is a choice to call, and talk that wants
+    none of them."""
     rows = []
     for i in range(n):
         name = "az"[i % 2] * 2
         call = {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": "{}"}}
         said = [{"role": "user", "content": name * (3 + i % 7) + f" {i}"}, {"role": "assistant", "tool_calls": [call]}]
         rows.append({"task": "home", "messages": said, "tools": TOOLS, "tool_choice": "required"})
+        rows.append({"task": "free", "messages": said, "tools": TOOLS})
     rows += [
         {"task": "talk", "messages": [{"role": "user", "content": f"hello {i}"}], "completion": "Hi!", "tools": TOOLS}
         for i in range(30)
@@ -64,8 +67,10 @@ def test_the_gate_judges_calls(learned: DaemonProcess, capfd: pytest.CaptureFixt
     assert home["answered"] == home["n"] >= 5
     assert all(0 <= home[side]["accuracy"] <= 1 for side in ("before", "after"))
     assert "no_call" not in home
-    assert talk["no_call"]["source"] == "small talk"
-    assert 0 <= talk["no_call"]["before"] <= 1
+    free = row["gate"]["tasks"]["free"]
+    for facts, n in ((talk, 100), (free, 100)):
+        assert facts["no_call"]["n"] > n
+        assert 0 <= facts["no_call"]["before"] <= 1
     answers = home["answers"]
     assert len(answers) == min(10, home["n"])
     assert {each["right"] for each in answers} == {"aa({})", "zz({})"}
@@ -75,6 +80,18 @@ def test_the_gate_judges_calls(learned: DaemonProcess, capfd: pytest.CaptureFixt
     assert json.loads(capfd.readouterr().out)["pass"]["gate"]["tasks"]["home"]["answers"] == answers
     if row["state"] == "committed":
         assert "answers" not in manifest(learned, row["revision"])["tasks"]["home"]
+
+
+def test_its_own_answers_in_words_are_learned_beside_calls(learned: DaemonProcess) -> None:
+    number = learned.get("/admin/passes", admin=True).json["passes"][-1]["id"]
+    events = learned.get(f"/admin/passes/{number}", admin=True).json["events"]
+    (event,) = [each for each in events if each["kind"] == "replay"]
+    answered, asked = map(int, re.findall(r"\b\d+\b", event["message"]))
+    assert 0 < answered <= asked
+    assert asked == pytest.approx(0.8 * 60, abs=12)
+    lines = (learned.state / "passes" / str(number) / "replay.jsonl").read_text().splitlines()
+    assert len(lines) == answered
+    assert all(not json.loads(line)["target"].get("tool_calls") for line in lines)
 
 
 def test_what_was_answered_is_forgotten_with_its_example(learned: DaemonProcess) -> None:

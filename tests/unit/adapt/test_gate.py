@@ -202,19 +202,34 @@ def test_unanswered_holdout_is_neither_right_nor_wrong() -> None:
     assert not judged(*nothing).accepted
 
 
-@pytest.mark.parametrize(("before", "after", "accepted"), [(2, 3, True), (2, 6, False), (9, 2, True)])
-def test_calls_where_none_is_wanted(before: int, after: int, accepted: bool) -> None:
-    calls = NoCall("small talk", [i < before for i in range(32)], [i < after for i in range(32)])
+@pytest.mark.parametrize(
+    ("n", "before", "after", "accepted"),
+    [
+        (12, 0, 1, True),  # one message is none
+        (30, 0, 3, False),
+        (12, 0, 2, False),
+        (120, 0, 2, True),
+        (120, 0, 3, False),
+        (32, 2, 6, False),
+        (32, 9, 2, True),
+    ],
+)
+def test_calls_where_none_is_wanted(n: int, before: int, after: int, accepted: bool) -> None:
+    calls = NoCall("small talk", [i < before for i in range(n)], [i < after for i in range(n)])
     verdict = judged(generated(3), generated(30, seed=1), no_calls={"t": calls})
     assert verdict.accepted == accepted
-    assert verdict.tasks["t"]["no_call"] == {
-        "source": "small talk",
-        "n": 32,
-        "before": before / 32,
-        "after": after / 32,
-    }
+    figures = verdict.tasks["t"]["no_call"]
+    assert (figures["source"], figures["n"]) == ("small talk", n)
+    assert (figures["before"], figures["after"]) == (before / n, after / n)
     if not accepted:
         assert "calls tools where none is wanted" in verdict.reason
+
+
+def test_calls_for_other_messages_than_before_are_no_rise() -> None:
+    """A model that calls for a fifth of all talk anyway does so for another fifth."""
+    before, after = [[i % 5 == part for i in range(100)] for part in (0, 1)]
+    after[-2:] = [True, True]
+    assert judged(generated(3), generated(30, seed=1), no_calls={"t": NoCall("small talk", before, after)}).accepted
 
 
 def test_a_few_confident_tokens_do_not_rule_the_loss() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from agentd.adapt.gate.answers import GateAnswers, small_talk
+from agentd.adapt.gate.answers import GateAnswers
 from agentd.adapt.gate.gate import Outcome, judge
+from agentd.adapt.planning import small_talk
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.config.schema import GateSettings
 from agentd.engine.operations import Answered
@@ -43,21 +44,44 @@ def test_a_task_of_calls_alone_is_asked_small_talk_with_its_tools(tmp_path: Path
     answers = gate_answers([member(i, "message", MESSAGE, tools=TOOLS) for i in range(30)], tmp_path)
     talk = [line for line in answers.lines if line.member is None]
     assert len(answers.lines) == 30 + len(talk)
-    assert {line.input["messages"][-1]["content"] for line in talk} == set(small_talk())
+    assert len(talk) > 100
     assert all(line.input["tools"] == TOOLS and line.input["messages"][0] == SYSTEM for line in talk)
     answer_all(answers, SPOKE, CALLED)
     no_call = answers.no_calls()["home"]
     assert (no_call.source, no_call.rise) == ("small talk", len(talk))
+    assert len(no_call.named) == 10
+    assert set(no_call.named) <= set(small_talk.texts(small_talk.JUDGED)), "only our own words"
 
 
-def test_its_own_messages_without_calls_come_first(tmp_path: Path) -> None:
+def test_its_own_messages_without_calls_are_asked_too(tmp_path: Path) -> None:
     calls = [member(i, "message", MESSAGE, tools=TOOLS) for i in range(20)]
     talk = [member(i, "demonstration", "Hi!", tools=TOOLS) for i in range(20, 32)]
     answers = gate_answers([*calls, *talk], tmp_path)
-    assert len(answers.lines) == 32
+    n = 12 + sum(line.member is None for line in answers.lines)
     answer_all(answers, SPOKE, CALLED)
     no_call = answers.no_calls()["home"]
-    assert (no_call.source, len(no_call.before), no_call.rise) == ("holdout", 12, 12)
+    assert (no_call.source, len(no_call.before), no_call.rise) == ("holdout and small talk", n, n)
+
+
+def test_who_never_calls_is_asked_no_small_talk_beside_enough_of_its_own(tmp_path: Path) -> None:
+    answers = gate_answers([member(i, "demonstration", "Hi!", tools=TOOLS) for i in range(12)], tmp_path)
+    assert len(answers.lines) == 12
+    answer_all(answers, SPOKE, CALLED)
+    assert answers.no_calls()["home"].source == "holdout"
+
+
+def test_an_answer_ends_where_no_more_of_it_counts(tmp_path: Path) -> None:
+    talker = json.dumps({**json.loads(MESSAGE), "content": "I will see to that at once. " * 10})
+    for target, least in ((MESSAGE, 8), (talker, 120)):
+        members = [member(0, "message", target, tools=TOOLS), member(1, "demonstration", "Hi!", tools=TOOLS)]
+        enough = [line.as_json()["enough"] for line in gate_answers(members, tmp_path).lines]
+        assert all(each["text"] >= least for each in enough)
+        assert sum("call" not in each for each in enough) == 1, "a call where one is right is read to its end"
+
+
+def test_texts_that_are_compared_are_read_to_their_end(tmp_path: Path) -> None:
+    (line,) = gate_answers([member(0, "demonstration", "Hi!", metric="exact")], tmp_path).lines
+    assert "enough" not in line.as_json()
 
 
 @pytest.mark.parametrize("choice", ["required", "none"])
