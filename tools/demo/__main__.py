@@ -33,7 +33,7 @@ class Home(Story):
 
     def agent(self) -> HomeAgent:
         self._held_out = home.commands("heldout")[: self.options.held_out]
-        self._talk = home.chat("heldout")[: self.options.held_out]
+        self._talk = home.chat("heldout")
         self._agent = HomeAgent(self.daemon.api)
         return self._agent
 
@@ -54,7 +54,7 @@ class Home(Story):
     async def more(self, when: str) -> list[str]:
         with self.bar() as bar:
             task = bar.add_task("  talking to it", total=len(self._talk))
-            answers = await self._agent.tell_all([row["text"] for row in self._talk], lambda: bar.advance(task))
+            answers = await self._agent.hear_all([row["text"] for row in self._talk], lambda: bar.advance(task))
         called = sum(bool(answer.calls) for answer in answers) / len(answers)
         self.report.note(f"called_{when}", called)
         lines = [f"  greetings and questions answered by a call: {called:.1%}"]

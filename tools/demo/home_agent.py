@@ -11,6 +11,7 @@ from tools.demo.agent import Agent, Answer
 from tools.demo.simulated_home import HomeError, SimulatedHome
 
 _MAX_TOKENS = 48
+_FEW_TOKENS = 24  # enough to see whether a call is made
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class HomeAgent(Agent):
     async def tell_all(self, texts: Sequence[str], tick: Callable[[], None]) -> list[Answer]:
         """The same for many, in their order."""
         return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_MAX_TOKENS, tools=home.TOOLS)
+
+    async def hear_all(self, texts: Sequence[str], tick: Callable[[], None]) -> list[Answer]:
+        """How the answers to many begin, in their order."""
+        return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_FEW_TOKENS, tools=home.TOOLS)
 
     async def act(self, text: str) -> Done:
         answer = await self.tell(text)
