@@ -53,6 +53,7 @@ class Adaptation:
         tell = lambda kind, message, revision: self._event(kind, message, revision=revision)  # noqa: E731
         self._rollback = Rollback(store, engine, files, tell)
         self._task: asyncio.Task[None] | None = None
+        self._sifting: asyncio.Task[bool] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
         self._trials = Trials(store, engine, lambda: self._config, self._event, lambda: self._stop_reason)
@@ -83,6 +84,7 @@ class Adaptation:
 
     async def shut_down(self) -> None:
         self.triggers.stop()
+        await self._end_sifting()
         await self._judge.shut_down()
         if self._task and not self._task.done():
             self._stop_reason = STOPPED
@@ -129,6 +131,7 @@ class Adaptation:
                 raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
             await asyncio.wait({self._task})  # it only tidies up
         self.require_engine()
+        await self._end_sifting()
         seed = self._config.adapt.seed
         self._starting = True
         try:
@@ -213,7 +216,8 @@ class Adaptation:
                     attempt, data = await self._import(progress, imported, seed)
                 else:
                     attempt, data = await self._plan(progress, options, seed, memory)
-                await self._trials.begin(await attempt.run(data), progress)
+                revision = await attempt.run(data)
+                await self._trials.begin(revision, progress, attempt.learned)
                 outcome, reason = "committed", None
             except Rejected as error:
                 outcome, reason = "rejected", str(error)
@@ -304,7 +308,8 @@ class Adaptation:
 
     def _is_free(self) -> bool:
         """Whether nothing of a pass or a trial runs, or is about to."""
-        return not (self._starting or self.paused or (self._task and not self._task.done()) or self._store.problem)
+        busy = any(task and not task.done() for task in (self._task, self._sifting))
+        return not (self._starting or self.paused or busy or self._store.problem)
 
     async def _facts(self) -> tuple[int, float]:
         if self.paused or self._activity.held or (self._task and not self._task.done()) or not self._engine.ready:
@@ -317,12 +322,35 @@ class Adaptation:
     async def _ages(self) -> Ages:
         """How long what a pass would learn has waited, see `Triggers`."""
         ended = await self._store.call(passes.last_end)
-        first, enough = await self._store.call(examples.new_since, self._config.adapt.trigger.min_examples)
+        readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
+        least = self._config.adapt.trigger.min_examples
+        first, enough = await self._store.call(examples.new_since, least, readiness.ready)
         return Ages(ids.seconds_since(ended or first), ids.seconds_since(enough))
 
     async def _start_by_itself(self, trigger: str) -> None:
-        with contextlib.suppress(Conflict, EngineUnavailable):
-            await self.start(trigger, {})
+        last = await self._store.call(passes.latest, 1)
+        seed = self._config.adapt.seed + (last[0].id if last else 0) + 1  # as the pass would have it
+        self._sifting = asyncio.create_task(self._sift(seed))
+        await asyncio.wait({self._sifting})
+        if self._sifting.cancelled():  # somebody has started a pass
+            return
+        try:
+            if not self._sifting.result():  # else what is left is counted at the next look
+                await self.start(trigger, {})
+        except (Conflict, EngineUnavailable):
+            pass
+        except AgentdError as error:
+            logger.warning("no pass starts by itself: %s", error)
+
+    async def _sift(self, seed: int) -> bool:
+        await self._judge.stop()  # there is one session of background work
+        return await self._prepare.sift(self._config, seed)
+
+    async def _end_sifting(self) -> None:
+        """The engine has one session, and whoever asks for a pass does not wait for what would precede another."""
+        if self._sifting and not self._sifting.done():
+            self._sifting.cancel()
+            await asyncio.wait({self._sifting})
 
     async def _event(
         self, kind: str, message: str, number: int | None = None, revision: int | None = None, **data: Any

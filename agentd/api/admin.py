@@ -57,6 +57,7 @@ async def status(request: Request) -> Response:
             "feedback": {"total": await s.store.call(feedback.count), "quarantined": apart},
             "examples": counts,
             "unusable_examples": await s.store.call(examples.excluded),
+            "stale_examples": await s.store.call(examples.excluded, "stale"),
             "memory": {
                 "available_bytes": memory.read().available,
                 "reserve_bytes": s.config.memory.reserve,
@@ -65,6 +66,7 @@ async def status(request: Request) -> Response:
             "next_trigger": {
                 "new_examples": ready.new,
                 "waiting": ready.waiting,
+                "missing": ready.missing(s.config.adapt.trigger.min_examples),
                 "min_examples": s.config.adapt.trigger.min_examples,
                 "enabled": s.config.adapt.enabled,
                 "paused": s.adaptation.paused,

@@ -45,11 +45,13 @@ def summary(answer: JSON) -> JSON:
     summary["feedback"] = feedback["total"]
     if apart := feedback["quarantined"]:
         summary["feedback"] = f"{feedback['total']}, {apart} in quarantine (agentctl feedback list --state quarantined)"
-    for task, counts in answer["examples"].items():
-        train = counts["train"]
-        usable = f"{train['new']} new, {train['used']} used, {counts['holdout']} holdout"
-        left_out = answer.get("unusable_examples", {}).get(task)
-        summary[f"examples of {task}"] = usable + (f", {left_out} cannot be used" if left_out else "")
+    unusable, stale = answer["unusable_examples"], answer["stale_examples"]
+    for task in sorted({*answer["examples"], *unusable, *stale}):
+        counts = answer["examples"].get(task, {"train": {"new": 0, "used": 0}, "holdout": 0})
+        parts = [f"{counts['train']['new']} new", f"{counts['train']['used']} used", f"{counts['holdout']} holdout"]
+        parts += [f"{unusable[task]} cannot be used"] if task in unusable else []
+        parts += [f"{stale[task]} set aside, their label or tool is gone"] if task in stale else []
+        summary[f"examples of {task}"] = ", ".join(parts)
     processes = {name: pss for name, pss in memory["processes"].items() if pss}
     each = ", ".join(f"{name} {output.size(pss)}" for name, pss in processes.items())
     summary["memory"] = f"{output.size(sum(processes.values()))} ({each})"
@@ -69,11 +71,17 @@ def summary(answer: JSON) -> JSON:
 
 def _next_pass(trigger: JSON) -> str:
     """What is missing until a pass starts by itself."""
-    more = trigger["min_examples"] - trigger["new_examples"]
-    waits = [f"{task}: {reason}" for task, reason in trigger.get("waiting", {}).items()]
-    if trigger["new_examples"] or not waits:
-        waits.insert(0, f"{more} more new examples" if more > 0 else "as soon as nothing else is to be done")
-    return "; ".join(waits)
+    if trigger["new_examples"] >= trigger["min_examples"]:
+        return "as soon as nothing else is to be done"
+    missing = [_missing(task, facts) for task, facts in trigger["missing"].items()]
+    return "; ".join(missing) or f"{trigger['min_examples']} more new examples"
+
+
+def _missing(task: str, facts: JSON) -> str:
+    if facts["more"] is None:
+        return f"{task}: {facts['reason']}"
+    reason = f" ({facts['reason']})" if facts["reason"] else ""
+    return f"{task}: about {facts['more']} more until the {facts['until']}{reason}"
 
 
 def _model(model: JSON) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ SPLITS = ("train", "holdout")
 STATES = ("new", "used", "stale", "excluded")
 NEWEST = "ORDER BY updated_at DESC, rowid DESC"
 UNUSABLE = "unusable"  # the kind of event that names examples which are excluded
+_MOST_NAMED = 20  # examples that cannot be used; more say nothing new
 USABLE = "state IN ('new', 'used')"
 
 
@@ -171,12 +172,27 @@ def count_new(db: Database) -> int:
     return int(db.execute(statement).fetchone()[0])
 
 
-def new_since(db: Database, number: int) -> tuple[str | None, str | None]:
-    """When the oldest new training example was set, and since when there are `number` of them."""
-    statement = "SELECT updated_at FROM examples WHERE split = 'train' AND state = 'new' ORDER BY updated_at"
-    first = db.execute(f"{statement} LIMIT 1").fetchone()
-    enough = db.execute(f"{statement} LIMIT 1 OFFSET ?", [number - 1]).fetchone()
-    return first and first[0], enough and enough[0]
+def expected_new(db: Database) -> dict[str, float]:
+    """By task, how many new training examples a pass would draw: the sum of their weights."""
+    counted = "SELECT task, sum(n) FROM example_counts WHERE split = 'train' AND state = 'new' AND n > 0 GROUP BY task"
+    expected = {task: float(n) for task, n in db.execute(counted)}
+    doubted = (
+        "SELECT task, sum(1.0 - weight) FROM examples"
+        " WHERE split = 'train' AND state = 'new' AND weight < 1 GROUP BY task"
+    )
+    for task, doubt in db.execute(doubted):
+        expected[task] -= doubt
+    return expected
+
+
+def new_since(db: Database, number: int, tasks: Iterable[str]) -> tuple[str | None, str | None]:
+    """When the oldest new training example of these tasks was set, and since when there are `number` of them."""
+    oldest = (
+        "SELECT updated_at FROM examples WHERE task = ? AND split = 'train' AND state = 'new'"
+        " ORDER BY updated_at LIMIT ?"
+    )
+    times = sorted(at for task in tasks for (at,) in db.execute(oldest, [task, number]))
+    return (times[0] if times else None), (times[number - 1] if len(times) >= number else None)
 
 
 def mark_used(db: Database, ids: Iterable[str], as_of: str | None = None) -> None:
@@ -187,10 +203,24 @@ def mark_used(db: Database, ids: Iterable[str], as_of: str | None = None) -> Non
     faults.change("examples used")
 
 
-def excluded(db: Database) -> dict[str, int]:
-    """How many examples of each task are left out of everything."""
-    counted = "SELECT task, sum(n) FROM example_counts WHERE state = 'excluded' AND n > 0 GROUP BY task"
-    return dict(db.execute(counted).fetchall())
+def excluded(db: Database, state: str = "excluded") -> dict[str, int]:
+    """How many examples of each task are left out of everything: `excluded` because they cannot be used, or `stale`
+    with their label, or the tool that they call."""
+    counted = "SELECT task, sum(n) FROM example_counts WHERE state = ? AND n > 0 GROUP BY task"
+    return dict(db.execute(counted, [state]).fetchall())
+
+
+def set_aside(
+    db: Database, unusable: Mapping[str, str], as_of: str | None, context: int, pass_id: int | None = None
+) -> None:
+    """Excludes what cannot be used, by its id and with the reason, and names it once, in events. `context` is that of
+    the model, in tokens, which may be why."""
+    exclude(db, unusable, as_of)
+    for id, why in itertools.islice(unusable.items(), _MOST_NAMED):
+        events.add(db, UNUSABLE, f"example {id}: {why}", pass_id=pass_id, data={"context": context})
+    if (others := len(unusable) - _MOST_NAMED) > 0:
+        more = f"{others} more examples, see `agentctl examples --state excluded`"
+        events.add(db, UNUSABLE, more, pass_id=pass_id, data={"context": context})
 
 
 def exclude(db: Database, ids: Iterable[str], as_of: str | None = None) -> None:

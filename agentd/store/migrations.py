@@ -38,6 +38,13 @@ def m001_release_0_1_0(db: Database) -> None:
 
 
 @migrations()
+def m002_doubted_examples(db: Database) -> None:
+    # What is believed by half counts by half; only those of weight below 1 are read for that.
+    db.execute("CREATE INDEX examples_doubted ON examples (split, state, task, weight) WHERE weight < 1")
+    faults.change("migration m002_doubted_examples")
+
+
+@migrations()
 def m004_recall(db: Database) -> None:
     for statement in _RECALL:
         db.execute(statement)

@@ -5,6 +5,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlite_utils import Database
@@ -20,19 +21,31 @@ _Group = tuple[str, str, str, str]
 """Task, split, state and label of examples; the label of a demonstration is empty."""
 
 
-def for_training(db: Database, limit: int, seed: int, tasks: Sequence[str] | None = None) -> list[Example]:
-    """At most `limit` training examples of these tasks, of all by default: new ones, then a replay sample of used ones.
+@dataclass(frozen=True)
+class Draw:
+    """Training examples for a pass; `undrawn` are the ids of new ones whose turn came and whose weight was drawn
+    against them."""
+
+    examples: list[Example]
+    undrawn: list[str]
+
+
+def for_training(db: Database, limit: int, seed: int, tasks: Sequence[str] | None = None) -> Draw:
+    """At most `limit` training examples of these tasks, of all by default: new ones, and a replay sample of used ones
+    in the places that are left. While there are used ones, new ones leave them half of the places: else an import of
+    one task that fills a pass would push out what the others have learned.
 
     Tasks take turns, so none pushes another out, and within a task every label has its share, of which the newest and
     the oldest are taken in turn: what arrived last, sorted or not, is not all that there is. An example of weight w
     takes part with probability w. All of it depends on `seed` and on nothing else but what is stored.
     """
     pivot = f"{random.Random(seed).getrandbits(128):032x}"
-    fresh = _by_task(db, "train", ["new"], tasks, lambda group, n: _both_ends(db, group, n), seed)
-    new = list(itertools.islice(_by_turns(fresh), limit))
     sample = _by_task(db, "train", ["used"], tasks, lambda group, _: _from(db, group, pivot), seed)
-    used = list(itertools.islice(_by_turns(sample), limit - len(new)))
-    return _newest_first(db, new) + _by_id(db, sorted(used))
+    used = list(itertools.islice(_by_turns(sample), limit))
+    undrawn: list[str] = []
+    fresh = _by_task(db, "train", ["new"], tasks, lambda group, n: _both_ends(db, group, n), seed, undrawn)
+    new = list(itertools.islice(_by_turns(fresh), limit - min(len(used), limit // 2)))
+    return Draw(_newest_first(db, new) + _by_id(db, sorted(used[: limit - len(new)])), undrawn)
 
 
 def holdout(db: Database, task: str, limit: int, known: set[str] | None = None) -> list[Example]:
@@ -114,26 +127,32 @@ def _by_task(
     tasks: Sequence[str] | None,
     order: Callable[[_Group, int], Iterator[_Row]],
     seed: int,
+    undrawn: list[str] | None = None,
 ) -> list[Iterator[str]]:
-    """For every task its ids, each label of each state in its share, in `order` (of a group and its number)."""
+    """For every task its ids, each label of each state in its share, in `order` (of a group and its number); see
+    `_shares`."""
     counted = "SELECT task, state, label, n FROM example_counts WHERE split = ? AND state = ? AND n > 0"
     groups: dict[str, list[tuple[Iterator[_Row], int]]] = {}
     for state in states:
         for task, _, label, n in db.execute(counted, [split, state]).fetchall():
             if tasks is None or task in tasks:
                 groups.setdefault(task, []).append((order((task, split, state, label), n), n))
-    return [_shares(groups[task], seed) for task in sorted(groups)]
+    return [_shares(groups[task], seed, undrawn) for task in sorted(groups)]
 
 
-def _shares(groups: Iterable[tuple[Iterable[_Row], int]], seed: int) -> Iterator[str]:
+def _shares(groups: Iterable[tuple[Iterable[_Row], int]], seed: int, undrawn: list[str] | None = None) -> Iterator[str]:
     """Ids of several groups so that of any number of them every group has its share. One of weight w is there with
-    probability w."""
+    probability w; else its id is added to `undrawn`."""
 
     def placed(number: int, rows: Iterable[_Row], n: int) -> Iterator[tuple[float, int, str, float]]:
         return ((place / n, number, id, weight) for place, (id, weight) in enumerate(rows))
 
     merged = heapq.merge(*(placed(number, rows, n) for number, (rows, n) in enumerate(groups)))
-    return (id for _, _, id, weight in merged if _takes_part(id, weight, seed))
+    for _, _, id, weight in merged:
+        if _takes_part(id, weight, seed):
+            yield id
+        elif undrawn is not None:
+            undrawn.append(id)
 
 
 def _by_turns(tasks: Iterable[Iterator[str]]) -> Iterator[str]:

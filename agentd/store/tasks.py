@@ -18,7 +18,7 @@ PREFERENCE, THUMB, SCORE = _PROVISIONAL = ("preference", "thumb", "score")
 @dataclass(frozen=True)
 class Task(Row):
     """A task. Without `choices` its answers are free text or calls; `open` choices grow with every new label. `metric`
-    is how answers are judged, see `adapt.gate.metrics`."""
+    is how answers are judged, see `learn.metrics`."""
 
     table = "tasks"
 

@@ -1,14 +1,33 @@
 """State changes of a pass that concern more rows than its own: each is one transaction."""
 
+from dataclasses import dataclass
+
 from sqlite_utils import Database
 
-from agentd.store import passes, revisions, trials
+from agentd.store import examples, passes, revisions, trials
 
 
-def begin_trial(db: Database, revision: int, number: int, attempts: int) -> None:
+@dataclass(frozen=True)
+class Learned:
+    """Which new examples a pass has spent, as they were at `as_of` (ISO 8601): those that it learned, and those whose
+    weight was drawn against them."""
+
+    examples: tuple[str, ...] = ()
+    as_of: str | None = None
+
+
+def reject(db: Database, number: int, reason: str, learned: Learned) -> None:
+    """The gate said no. What was learned from is no longer new: the same examples would give the same verdict."""
+    passes.advance(db, number, "rejected", reason=reason)
+    examples.mark_used(db, learned.examples, learned.as_of)
+
+
+def begin_trial(db: Database, revision: int, number: int, attempts: int, learned: Learned) -> None:
+    """Only now is what was learned no longer new: a pass that ends before has learned nothing that lasts."""
     revisions.set_state(db, revision, "trial")
     passes.advance(db, number, "trial")
     trials.start(db, revision, number, attempts)
+    examples.mark_used(db, learned.examples, learned.as_of)
 
 
 def commit(db: Database, revision: int, number: int) -> None:

@@ -38,6 +38,7 @@ FULL = os.environ.get("AGENTD_CRASH_MATRIX") == "full"
 POINTS = {
     *(
         "migration m001_release_0_1_0",
+        "migration m002_doubted_examples",
         "migration m004_recall",
         "feedback stored",
         "feedback forgotten",

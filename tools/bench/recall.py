@@ -28,8 +28,8 @@ from rich.table import Table
 from sqlite_utils import Database
 
 from agentd import models
-from agentd.adapt.gate.metrics import same_calls
 from agentd.adapt.recall.turns import recollect
+from agentd.learn.metrics import same_calls
 from agentd.store import imports
 from agentd.store.database import Store
 from agentd.store.examples import NewExample

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.gate import metrics
 from agentd.adapt.gate.gate import NoCall, Outcome
 from agentd.adapt.planning import small_talk
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.adapt.planning.small_talk import calls, is_free, last_said
 from agentd.engine.operations import Answer, Answered
 from agentd.engine.process.supervisor import Supervisor
+from agentd.learn import metrics
 
 _FEW = 10  # messages of a task's own that want no call, below which small talk is asked though no one calls
 _TALK_TOKENS = 8  # of text in an answer to it: enough to see that no call is made

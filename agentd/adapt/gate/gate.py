@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agentd.adapt.gate.metrics import GENERATED
 from agentd.adapt.planning.dataset import Member
 from agentd.config.schema import GateSettings
 from agentd.engine.protocol import Scores
 from agentd.learn.encoded import Encoded
+from agentd.learn.metrics import GENERATED
 from agentd.learn.objectives import example_objective
 from agentd.learn.significance import mcnemar, paired_permutation, signed_rank, welch
 

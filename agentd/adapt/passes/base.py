@@ -28,15 +28,15 @@ from agentd.errors import AgentdError, PassFailed, PassRefused
 from agentd.ids import now
 from agentd.learn.encoded import Encoded
 from agentd.revision.files import RevisionFiles
-from agentd.store import events, examples, passes, revisions
+from agentd.store import events, examples, passes, revisions, transitions
 from agentd.store.database import Store
 from agentd.store.revisions import Revision
+from agentd.store.transitions import Learned
 
 logger = logging.getLogger(__name__)
 
 ENCODED = "encoded.jsonl"  # in a pass's folder: what the engine made of the examples
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
-_MOST_NAMED = 20  # examples that cannot be used; more say nothing new
 
 
 class Rejected(Exception):
@@ -69,6 +69,7 @@ class Attempt(ABC):
         self._origin = self._parent  # what the candidate is made from
         self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
+        self.learned = Learned()  # once the gate has judged it
 
     async def run(self, data: Dataset) -> int:
         await self._engine.call(Open())
@@ -80,11 +81,10 @@ class Attempt(ABC):
             verdict = await self._gate(data)
         finally:
             await self._close()
-        # What was learned from is no longer new, taken or not: the same examples would give the same verdict. What was
-        # corrected since it was read, while the pass was planned or ran, is.
+        # What was corrected since it was read, while the pass was planned or ran, stays new.
         learned = [member.example for member in data.of("train", "dev")]
         read = max((example.updated_at for example in learned), default=None)
-        await self._store.call(examples.mark_used, [example.id for example in learned], read)
+        self.learned = Learned((*(example.id for example in learned), *data.undrawn), read)
         if not verdict.accepted:
             await self._reject(verdict.reason)
         return await self._stage(data, verdict)
@@ -129,7 +129,8 @@ class Attempt(ABC):
         for name, why in data.left_out.items():
             await self._event("left out", f"task {name}: {why}")
         if data.unusable:
-            await self._exclude(data.unusable, read)
+            context = self._config.context
+            await self._store.call(examples.set_aside, data.unusable, read, context, self._progress.id)
         if learns and not data.of("train"):
             raise PassRefused(f"none of the training examples can be used; {next(iter(data.unusable.values()))}")
         await self._engine.call(Use(str(self._parent)))
@@ -155,15 +156,6 @@ class Attempt(ABC):
         why = f"{len(own.members)} of the model's own answers in words are learned again beside calls"
         await self._event("replay", f"{why}; {len(asked)} messages that want no call were asked")
         return replace(data, members=[*data.members, *own.members])
-
-    async def _exclude(self, unusable: dict[str, str], read: str | None) -> None:
-        """What cannot be encoded leaves the examples that passes look at, and is named this once."""
-        await self._store.call(examples.exclude, list(unusable), read)
-        for id, why in list(unusable.items())[:_MOST_NAMED]:
-            await self._event(examples.UNUSABLE, f"example {id}: {why}", context=self._config.context)
-        if (others := len(unusable) - _MOST_NAMED) > 0:
-            more = f"{others} more examples, see `agentctl examples --state excluded`"
-            await self._event(examples.UNUSABLE, more, context=self._config.context)
 
     async def _gate(self, data: Dataset) -> gate.Verdict:
         """Scores and answers holdout with what serves and with the candidate, in this engine."""
@@ -239,7 +231,8 @@ class Attempt(ABC):
             await self._reject(f"it is the same as revision {twin}, which was rolled back")
 
     async def _reject(self, reason: str) -> None:
-        await self._advance("rejected", reason=reason)
+        self._progress.state = "rejected"
+        await self._store.call(transitions.reject, self._progress.id, reason, self.learned)
         raise Rejected(reason)
 
     async def _outcomes(self, holdout: Sequence[Member], weights: str, done: int) -> dict[str, gate.Outcome]:

@@ -1,19 +1,20 @@
 """The examples of a pass: which ones, in which role, and their tokens."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from agentd.adapt.gate.metrics import resolved
 from agentd.config.schema import GateSettings
 from agentd.errors import PassRefused
 from agentd.learn.encoded import LIKELIHOOD, UNLIKELIHOOD, Encoded
+from agentd.learn.metrics import resolved
 from agentd.store import examples, selection, tasks
 from agentd.store.demonstrations import MESSAGE
 from agentd.store.examples import Example
@@ -86,11 +87,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`left_out` has reasons by task, `unusable` those of examples that could not be encoded, by their ids."""
+    """`left_out` has reasons by task, `unusable` those of examples that could not be encoded, by their ids; `undrawn`
+    are ids of new examples that had their turn, and whose weight was drawn against them."""
 
     members: list[Member]
     left_out: dict[str, str]
     unusable: dict[str, str] = field(default_factory=dict)
+    undrawn: Sequence[str] = ()
 
     def of(self, *roles: str) -> list[Member]:
         return [member for member in self.members if member.role in roles]
@@ -112,32 +115,79 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Readiness:
-    """What a pass would find: the new training examples of tasks that it could adapt, and why it could not adapt the
-    other tasks that have training examples."""
+class TaskReadiness:
+    """What a task with training examples has for a pass.
 
-    new: int
-    waiting: dict[str, str]
+    new       new training examples that a pass would draw, which is the sum of their weights
+    held_out  examples that judge it, counted up to `gate.min_holdout`
+    learned   whether a pass has learned from it before
+    waits     why a pass could not adapt it now, None if it could
+    lacking   held-out examples that are missing
+    """
+
+    new: float
+    held_out: int
+    learned: bool
+    waits: str | None = None
+    lacking: int = 0
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a pass would find, by task."""
+
+    tasks: dict[str, TaskReadiness]
+
+    @property
+    def new(self) -> int:
+        """New training examples that a pass could learn from and judge."""
+        return int(math.fsum(task.new for task in self.tasks.values() if not task.waits) + 1e-6)
+
+    @property
+    def ready(self) -> list[str]:
+        """The tasks that a pass could adapt."""
+        return [name for name, task in self.tasks.items() if not task.waits]
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """By task, why a pass could not adapt it."""
+        return {name: task.waits for name, task in self.tasks.items() if task.waits}
+
+    def missing(self, min_examples: int) -> dict[str, dict[str, Any]]:
+        """By task, what is missing until a pass with it starts by itself: {"more": about how many examples, or None
+        where their number is not what is missing, "until": "first pass" or "next pass", "reason"}. A task that misses
+        nothing is not there."""
+        missing: dict[str, dict[str, Any]] = {}
+        for name, task in self.tasks.items():
+            among = self.new + (task.new if task.waits else 0.0)
+            to_learn = max(0, math.ceil((min_examples - among) * _HELD_OUT_EVERY / (_HELD_OUT_EVERY - 1) - 1e-6))
+            more: int | None = max(to_learn, _HELD_OUT_EVERY * task.lacking)
+            if task.waits and not task.lacking:
+                more = None
+            if more != 0:
+                until = "next pass" if task.learned else "first pass"
+                missing[name] = {"more": more, "until": until, "reason": task.waits}
+        return missing
 
 
 def readiness(db: Database, gate: GateSettings) -> Readiness:
     """The one rule for whether a pass starts and what it takes. A task is adapted only if enough holdout can tell
     whether that helped, and if there is something to tell apart."""
     known = {task.name: task for task in tasks.all(db)}
-    new, waiting = 0, {}
+    new = examples.expected_new(db)
+    by_task: dict[str, TaskReadiness] = {}
     for name, counts in sorted(examples.count(db).items()):
         if not sum(counts["train"].values()):
             continue
         n = selection.held_out(db, name, gate.min_holdout)
+        waits = None
         if n < gate.min_holdout:
-            more = _HELD_OUT_EVERY * (gate.min_holdout - n)
-            reason = f"{n} are held out, gate.min_holdout asks for {gate.min_holdout}"
-            waiting[name] = f"about {more} more examples until a pass can be judged ({reason})"
+            waits = f"{n} are held out, gate.min_holdout asks for {gate.min_holdout}"
         elif known[name].choices and not selection.tells_apart(db, name):
-            waiting[name] = "all its training examples have the same label"
-        else:
-            new += counts["train"]["new"]
-    return Readiness(new, waiting)
+            waits = "all its training examples have the same label"
+        learned = counts["train"]["used"] > 0
+        by_task[name] = TaskReadiness(new.get(name, 0.0), n, learned, waits, max(0, gate.min_holdout - n))
+    return Readiness(by_task)
 
 
 def select(db: Database, *, limit: int, seed: int, gate: GateSettings) -> Dataset:
@@ -148,12 +198,12 @@ def select(db: Database, *, limit: int, seed: int, gate: GateSettings) -> Datase
     """
     known = {task.name: task for task in tasks.all(db)}
     left_out = readiness(db, gate).waiting
-    chosen = selection.for_training(db, limit, seed, [name for name in known if name not in left_out])
+    drawn = selection.for_training(db, limit, seed, [name for name in known if name not in left_out])
     old = selection.established(db)
     holdout = {name: selection.holdout(db, name, gate.max_holdout, old.get(name, set())) for name in known}
-    roles = [(example, "dev" if is_dev(example.text_key) else "train") for example in chosen]
+    roles = [(example, "dev" if is_dev(example.text_key) else "train") for example in drawn.examples]
     roles += [(example, "holdout") for name in sorted(holdout) for example in holdout[name]]
-    dataset = Dataset(_members(roles, known, old), left_out)
+    dataset = Dataset(_members(roles, known, old), left_out, undrawn=drawn.undrawn)
     if not dataset.of("train"):
         why = "; ".join(f"task {name}: {reason}" for name, reason in left_out.items())
         raise PassRefused(f"there is nothing to learn from: {why or 'no training examples'}. Send more feedback")
@@ -220,4 +270,4 @@ def usable(dataset: Dataset, path: Path, first: int = 0) -> tuple[Dataset, dict[
             else:
                 encoded[member.number] = Encoded.from_json(tree)
                 members.append(member)
-    return Dataset(members, dataset.left_out, unusable), encoded
+    return replace(dataset, members=members, unusable=unusable), encoded

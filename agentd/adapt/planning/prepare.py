@@ -1,6 +1,7 @@
 """What a pass has before it begins: its examples, and the plan that fits the memory there is."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import Conditions, Machine
 from agentd.config.schema import Config
+from agentd.engine.operations import Abandon, Encode, Open
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import PassRefused
-from agentd.store import passes, schema_drift
+from agentd.store import examples, passes, schema_drift
 from agentd.store.database import Store
 
 _EARLIER = 50  # past passes that a plan looks at
@@ -50,6 +52,37 @@ class Preparation:
                 return await asyncio.to_thread(self._kind.setting, config, data, anything, machine, conditions)
 
         return PassPlan(setting, data, replan)
+
+    async def sift(self, config: Config, seed: int) -> bool:
+        """Before a pass starts by itself with this seed: sets aside what the engine cannot use of its examples, and
+        what calls tools that are gone, so that it starts on nothing that would turn out useless. Returns whether less
+        is new now.
+
+        No one else may have a session in the engine meanwhile. Raises AgentdError.
+        """
+        before = await self._store.call(datasets.readiness, config.adapt.gate)
+        with contextlib.suppress(PassRefused):  # a pass that is refused all the same says why
+            await self._set_aside(config, await self._select(config, seed))
+        after = await self._store.call(datasets.readiness, config.adapt.gate)
+        return after.new < before.new
+
+    async def _set_aside(self, config: Config, data: Dataset) -> None:
+        read = max((member.example.updated_at for member in data.members), default=None)
+        self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source, target = self._folders / "sifted.jsonl", self._folders / "sifted-encoded.jsonl"
+        try:
+            await asyncio.to_thread(data.write, source)
+            await self._engine.call(Open())
+            try:
+                await self._engine.call(Encode(source, target))
+            finally:
+                await self._engine.call(Abandon())
+            data, _ = await asyncio.to_thread(datasets.usable, data, target)
+        finally:
+            source.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        if data.unusable:
+            await self._store.call(examples.set_aside, data.unusable, read, config.context)
 
     async def _select(self, config: Config, seed: int) -> Dataset:
         adapt = config.adapt

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from agentd.adapt.gate import metrics
 from agentd.adapt.planning.dataset import Member
 from agentd.adapt.recall.turns import MOST, Recollection, recollect
 from agentd.adapt.recall.verdict import COUNTS
 from agentd.config.schema import GateSettings
 from agentd.engine.operations import Answered
+from agentd.learn import metrics
 from agentd.store import selection, tasks
 from agentd.store.demonstrations import MESSAGE
 from agentd.store.examples import Example

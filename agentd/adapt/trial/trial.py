@@ -20,6 +20,7 @@ from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import AgentdError
 from agentd.store import revisions, transitions, trials
 from agentd.store.database import Store
+from agentd.store.transitions import Learned
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,11 @@ class Trials:
         left = self._trial.seconds_left if self._trial else None
         return {"revision": running.revision, "attempts_left": running.attempts_left, "seconds_left": left}
 
-    async def begin(self, revision: int, progress: Progress) -> None:
+    async def begin(self, revision: int, progress: Progress, learned: Learned) -> None:
         """Serves the revision on trial and commits it, or takes it back and raises RolledBack."""
         progress.begin("swap")
         attempts = self._config().adapt.trial.attempts
-        await self._store.call(transitions.begin_trial, revision, progress.id, attempts)
+        await self._store.call(transitions.begin_trial, revision, progress.id, attempts, learned)
         progress.state = "trial"
         await self._watch(revision, progress)
 

@@ -39,7 +39,7 @@ def post(daemon: DaemonProcess, path: str, body: Any = None, status: int = 200) 
 STATUS = {
     "backpropagation",
     "last_pass",
-    "unusable_examples",
+    "stale_examples",
     *("version", "pid", "uptime_seconds", "model", "state", "problem", "held", "revision", "trial", "pass", "requests"),
     *("engine_restarts", "feedback", "examples", "unusable_examples", "memory", "next_trigger", "state_dir", "socket"),
 }

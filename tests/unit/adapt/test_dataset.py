@@ -84,7 +84,7 @@ def test_nothing_to_learn_from_is_refused_with_the_reason(store: Store) -> None:
 
 def test_a_pass_mixes_new_examples_with_old_ones(store: Store) -> None:
     add(store, 300, labels=LABELS)
-    old = store.do(lambda db: [e.id for e in selection.for_training(db, 1000, 0)])
+    old = store.do(lambda db: [e.id for e in selection.for_training(db, 1000, 0).examples])
     store.do(examples.mark_used, old)
     add(store, 50, labels=LABELS, first=1000)
     data = store.do(lambda db: select(db, limit=100, seed=1, gate=GateSettings()))
@@ -162,7 +162,10 @@ def test_what_starts_a_pass_is_what_it_could_learn_from_and_judge(store: Store) 
     held = len([e for e in store.do(examples.list_, 1000) if e.split == "holdout"])
     assert held < 20
     assert readiness.new == 0
-    assert f"about {5 * (20 - held)} more examples" in readiness.waiting["likes"]
+    assert readiness.waiting == {"likes": f"{held} are held out, gate.min_holdout asks for 20"}
+    assert readiness.missing(64) == {
+        "likes": {"more": 5 * (20 - held), "until": "first pass", "reason": readiness.waiting["likes"]}
+    }
     add(store, 85, labels=LABELS, first=100)
     readiness = store.do(datasets.readiness, GateSettings())
     assert readiness.waiting == {}
@@ -173,6 +176,55 @@ def test_what_starts_a_pass_is_what_it_could_learn_from_and_judge(store: Store) 
     assert (again.new, list(again.waiting)) == (readiness.new, ["mono"])
     data = store.do(lambda db: select(db, limit=1000, seed=1, gate=GateSettings()))
     assert sum(m.example.state == "new" for m in data.of("train", "dev")) == readiness.new
+    store.close()
+
+
+def test_what_is_missing_until_a_pass_is_told_by_task(store: Store) -> None:
+    gate, n_train = GateSettings(min_holdout=5), 0
+    for n in range(1, 41):
+        add(store, 1, labels=LABELS, first=n)
+        readiness = store.do(datasets.readiness, gate)
+        n_train = store.do(examples.count_new)
+        missing = readiness.missing(10)
+        if readiness.new >= 10:
+            break
+        assert missing["likes"]["more"] > 0
+        assert missing["likes"]["until"] == "first pass"
+    assert not missing
+    assert (readiness.ready, readiness.new) == (["likes"], n_train)
+    store.do(examples.mark_used, [e.id for e in store.do(examples.list_, 100, split="train")])
+    missing = store.do(datasets.readiness, gate).missing(10)
+    assert missing == {"likes": {"more": 13, "until": "next pass", "reason": None}}  # a fifth of them is held out
+    store.do(lambda db: tasks.declare(db, tasks.Task("mono", LABELS, False, "accuracy", None, "config", "2026-01-01")))
+    add(store, 200, task="mono", labels=["no"])
+    mono = store.do(datasets.readiness, gate).missing(10)["mono"]
+    assert mono["more"] is None
+    assert "same label" in mono["reason"]
+    store.close()
+
+
+def test_what_is_hardly_believed_starts_no_pass(store: Store) -> None:
+    new = [
+        NewExample("likes", "label", {"prompt": f"{i}"}, LABELS[i % 2], weight=w)
+        for i, w in enumerate([0.01, 1.0] * 100)
+    ]
+    store.do(imports.add_many, new)
+    readiness = store.do(datasets.readiness, GateSettings())
+    believed = [e for e in store.do(examples.list_, 1000, split="train") if e.weight == 1]
+    assert readiness.new == len(believed) + (store.do(examples.count_new) - len(believed)) // 100
+    data = store.do(lambda db: select(db, limit=1000, seed=1, gate=GateSettings()))
+    assert len(data.undrawn) + len(data.of("train", "dev")) == store.do(examples.count_new)
+    store.close()
+
+
+def test_an_import_does_not_push_out_what_others_have_learned(store: Store) -> None:
+    add(store, 200, labels=LABELS)
+    store.do(examples.mark_used, [e.id for e in store.do(examples.list_, 1000, split="train")])
+    store.do(lambda db: tasks.declare(db, tasks.Task("loud", LABELS, False, "accuracy", None, "config", "2026-01-01")))
+    add(store, 3000, task="loud", labels=LABELS)
+    counts = in_roles(store, 200, "train", "dev")
+    assert sum(n for (task, _), n in counts.items() if task == "likes") == 100
+    assert sum(n for (task, _), n in counts.items() if task == "loud") == 100
     store.close()
 
 

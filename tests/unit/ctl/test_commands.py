@@ -104,7 +104,7 @@ def test_escape_sequences_of_a_model_do_not_reach_the_terminal(daemon: ScriptedD
 def test_status_tells_a_person_what_matters(daemon: ScriptedDaemon) -> None:
     code, screen = daemon.on_terminal("status")
     assert code == 0
-    assert "52 more new examples" in screen
+    assert "sentiment: about 65 more until the next pass" in screen
     assert "370.0 MiB (daemon 70.0 MiB, engine 300.0 MiB)" in screen
     assert "1 h 02 min" in screen
 

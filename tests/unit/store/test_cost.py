@@ -69,10 +69,11 @@ def _scans(store: Store, work: Callable[[Database], Any]) -> Iterator[str]:
 CALLS: dict[str, Callable[[Database], Any]] = {
     "counts": examples.count,
     "excluded": examples.excluded,
+    "expected new": examples.expected_new,
     "readiness": lambda db: dataset.readiness(db, GateSettings()),
     "dataset": lambda db: dataset.select(db, limit=20, seed=1, gate=GateSettings(min_holdout=1)),
     "holdout": lambda db: selection.holdout(db, "t", 3),
-    "new since": lambda db: examples.new_since(db, 10),
+    "new since": lambda db: examples.new_since(db, 10, ["t", "u"]),
     "examples": lambda db: examples.list_(db, 5),
     "examples of a task": lambda db: examples.list_(db, 5, 5, task="t"),
     "examples of a state": lambda db: examples.list_(db, 5, state="excluded"),

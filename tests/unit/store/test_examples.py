@@ -191,18 +191,18 @@ def test_training_takes_the_new_ones_first_and_replays_used_ones(store: Store) -
     old = [store.do(examples.add, example).id for example in of_split("train", 30)[:20]]
     store.do(examples.mark_used, old)
     fresh = [store.do(examples.add, example).id for example in of_split("train", 30)[20:]]
-    ids = [example.id for example in store.do(selection.for_training, 15, 7)]
+    ids = [example.id for example in store.do(selection.for_training, 20, 7).examples]
     assert ids[:10] == fresh[::-1]
     assert set(ids[10:]) < set(old)
-    assert len(set(ids)) == 15
-    assert ids == [example.id for example in store.do(selection.for_training, 15, 7)]
-    samples = {tuple(e.id for e in store.do(selection.for_training, 15, seed)[10:]) for seed in range(5)}
+    assert len(set(ids)) == 20
+    assert ids == [example.id for example in store.do(selection.for_training, 20, 7).examples]
+    samples = {tuple(e.id for e in store.do(selection.for_training, 20, seed).examples[10:]) for seed in range(5)}
     assert len(samples) > 1
-    few = [example.id for example in store.do(selection.for_training, 4, 7)]
+    few = [example.id for example in store.do(selection.for_training, 4, 7).examples]
     assert len(few) == 4
-    assert few == [id for id in fresh[::-1] if id in few]
-    assert {fresh[0], fresh[-1]} <= set(few), "the newest and the oldest"
-    assert len(store.do(selection.for_training, 1000, 7)) == 30
+    assert few[:2] == [fresh[-1], fresh[0]], "the newest and the oldest"
+    assert set(few[2:]) < set(old), "what is new leaves half of the places to what was learned before"
+    assert len(store.do(selection.for_training, 1000, 7).examples) == 30
 
 
 def test_excluded_examples_come_back_with_a_larger_context(store: Store) -> None:
@@ -223,7 +223,7 @@ def test_holdout_is_never_trained_on_and_excluded_ones_take_part_in_nothing(stor
     held = [example.id for example in everything if example.split == "holdout"]
     training = [example.id for example in everything if example.split == "train"]
     store.do(examples.exclude, [held[0], training[0]])
-    assert {example.id for example in store.do(selection.for_training, 1000, 0)} == set(training[1:])
+    assert {example.id for example in store.do(selection.for_training, 1000, 0).examples} == set(training[1:])
     assert [example.id for example in store.do(selection.holdout, "sentiment", 1000)] == held[1:]
     assert [example.id for example in store.do(selection.holdout, "sentiment", 2)] == held[1:3]
     assert store.do(selection.holdout, "other", 10) == []
@@ -297,14 +297,14 @@ def stamped(db: Database, moment: str, id: str) -> None:
 
 
 def test_how_long_new_examples_have_waited(store: Store) -> None:
-    assert store.do(examples.new_since, 2) == (None, None)
+    assert store.do(examples.new_since, 2, ["sentiment"]) == (None, None)
     rows = [store.do(examples.add, new(n)) for n in range(20)]
     train = [example for example in rows if example.split == "train"]
     for day, example in enumerate(train, 1):
         moment = f"2026-01-{day:02}T00:00:00.000Z"
         store.do(stamped, moment, example.id)
-    assert store.do(examples.new_since, 3) == ("2026-01-01T00:00:00.000Z", "2026-01-03T00:00:00.000Z")
-    assert store.do(examples.new_since, 21) == ("2026-01-01T00:00:00.000Z", None)
+    assert store.do(examples.new_since, 3, ["sentiment"]) == ("2026-01-01T00:00:00.000Z", "2026-01-03T00:00:00.000Z")
+    assert store.do(examples.new_since, 21, ["sentiment"]) == ("2026-01-01T00:00:00.000Z", None)
 
 
 def test_an_example_from_the_future_is_learned_once(store: Store) -> None:

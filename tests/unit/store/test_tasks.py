@@ -42,7 +42,7 @@ def test_examples_rest_while_their_label_is_no_choice(store: Store) -> None:
         store.do(examples.add, NewExample("sentiment", "label", {"prompt": str(n)}, SENTIMENT.choices[n % 2]))
     before = store.do(examples.count)
     store.do(tasks.declare, replace(SENTIMENT, choices=["good", "awful"]))
-    assert {example.target for example in store.do(selection.for_training, 100, 0)} == {"good"}
+    assert {example.target for example in store.do(selection.for_training, 100, 0).examples} == {"good"}
     assert {example.target for example in store.do(selection.holdout, "sentiment", 100)} == {"good"}
     assert len(store.do(examples.list_, 100, state="stale")) == 20
     store.do(tasks.declare, SENTIMENT)

@@ -111,10 +111,15 @@ def fill(store: Store, n: int, weight: float = 1.0) -> None:
 
 def test_examples_take_part_in_proportion_to_their_weight(store: Store) -> None:
     fill(store, 1000, weight=0.25)
-    drawn = [{e.id for e in store.do(selection.for_training, 1000, seed)} for seed in (1, 2)]
+    drawn = [{e.id for e in store.do(selection.for_training, 1000, seed).examples} for seed in (1, 2)]
     assert all(150 < len(each) < 250 for each in drawn)  # 800 are for training: expected 200, deviation 12
     assert drawn[0] != drawn[1]
-    assert {e.id for e in store.do(selection.for_training, 1000, 1)} == drawn[0]
+    again = store.do(selection.for_training, 1000, 1)
+    assert {e.id for e in again.examples} == drawn[0]
+    assert len(again.undrawn) + len(drawn[0]) == store.do(examples.count_new)
+    assert not drawn[0] & set(again.undrawn)
+    assert store.do(examples.expected_new)["t"] == pytest.approx(store.do(examples.count_new) / 4)
+    assert len(store.do(selection.for_training, 10, 1).undrawn) < 100, "only those whose turn came"
     judged = store.do(selection.holdout, "t", 1000)
     assert 25 < len(judged) < 75
     assert store.do(selection.holdout, "t", 1000) == judged

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from agentd.adapt.gate.metrics import resolved, share_right
+from agentd.learn.metrics import resolved, share_right
 
 
 def call(name: str, arguments: Any, id: str = "x") -> dict[str, Any]:
