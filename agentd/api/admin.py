@@ -19,9 +19,10 @@ from agentd.api.services import Services, services
 from agentd.engine.protocol import ModelInfo
 from agentd.errors import RevisionCorrupt
 from agentd.host import memory
-from agentd.store import events, examples, feedback, inferences, passes, revisions, tasks
+from agentd.store import events, examples, feedback, inferences, passes, revisions, scores, tasks
 from agentd.store.passes import Pass
 
+_DAYS = 100  # of a task's scores, each of one revision
 FEEDBACK_FILTERS = ("kind", "task", "state", "author")
 
 
@@ -114,8 +115,15 @@ def _load(s: Services) -> dict[str, int]:
 
 
 async def history(request: Request) -> Response:
-    rows = await services(request).store.call(revisions.history, number(request, "limit", 50))
-    return JSONResponse({"activations": [row.as_json() for row in rows]})
+    s = services(request)
+    rows = await s.store.call(revisions.history, number(request, "limit", 50))
+    return JSONResponse({"activations": [row.as_json() for row in rows], "scores": await _scores(s)})
+
+
+async def _scores(s: Services) -> dict[str, list[dict[str, Any]]]:
+    """By task, how many answers were right, by day and revision."""
+    by_task = await s.store.call(scores.series, _DAYS)
+    return {name: [day.as_json() for day in days] for name, days in by_task.items()}
 
 
 async def list_revisions(request: Request) -> Response:
@@ -208,9 +216,15 @@ async def list_examples(request: Request) -> Response:
 async def list_tasks(request: Request) -> Response:
     s = services(request)
     rows, counts = await s.store.call(tasks.all), await s.store.call(examples.count)
-    none = {"train": {"new": 0, "used": 0}, "holdout": 0}
+    none, scored = {"train": {"new": 0, "used": 0}, "holdout": 0}, await _scores(s)
     about = [
-        {**row.as_json(), "examples": counts.get(row.name, none), "recall": s.recall.as_json(row.name)} for row in rows
+        {
+            **row.as_json(),
+            "examples": counts.get(row.name, none),
+            "scores": scored.get(row.name, []),
+            "recall": s.recall.as_json(row.name),
+        }
+        for row in rows
     ]
     return JSONResponse({"tasks": about})
 

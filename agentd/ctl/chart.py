@@ -6,8 +6,11 @@ from itertools import pairwise
 _BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # [column][row from the top], Unicode block 2800
 
 
-def line(values: Sequence[float], width: int = 60, height: int = 8) -> list[str]:
-    """`values` from left to right as `height` lines of `width` cells, with the largest and smallest as axis labels.
+def line(
+    values: Sequence[float], width: int = 60, height: int = 8, *, low: float | None = None, high: float | None = None
+) -> list[str]:
+    """`values` from left to right as `height` lines of `width` cells, with the largest and smallest as axis labels, or
+    with `low` and `high` where they are known.
 
     Values that are not finite are left out.
     """
@@ -15,7 +18,7 @@ def line(values: Sequence[float], width: int = 60, height: int = 8) -> list[str]
     if not values:
         return []
     means = _resample(values, 2 * width)
-    low, high = min(means), max(means)
+    low, high = min(means) if low is None else low, max(means) if high is None else high
     rows = 4 * height - 1
     scale = rows / (high - low) if high > low else 0.0
     cells = [[0] * width for _ in range(height)]

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import typer
 
-from agentd.ctl import output
+from agentd.ctl import accuracy, output
 from agentd.ctl.client import JSON, Daemon
 from agentd.ctl.errors import UsageError
 from agentd.ctl.options import Json, Limit, Offset, Socket, TaskFilter
@@ -30,6 +30,9 @@ _TASKS = [
     Column("new", "examples.train.new", right=True),
     Column("used", "examples.train.used", right=True),
     Column("holdout", "examples.holdout", right=True),
+    Column("answers", "answers", right=True),
+    Column("accuracy", "accuracy", right=True),
+    Column("latest", "latest", right=True),
     Column("recall", "recall.setting"),
     Column("on", "recall.on"),
     Column("corrections", "recall.k", right=True),
@@ -54,14 +57,17 @@ def examples(
 
 
 def tasks(context: typer.Context, as_json: Json = False, socket: Socket = None) -> None:
-    """What there is to learn: each task's choices, and how many examples it has."""
+    """What there is to learn: each task's choices and examples, and how often its answers were right as served."""
     if context.invoked_subcommand is not None:
         return
     answer = Daemon(socket).get("/admin/tasks")
     if as_json:
         output.document(answer)
     else:
-        output.listing([_choices(row) for row in answer["tasks"]], _TASKS, empty="no tasks yet")
+        rows = [_choices(row) | accuracy.overall(row["scores"]) for row in answer["tasks"]]
+        output.listing(rows, _TASKS, empty="no tasks yet")
+        if output.on_terminal():
+            accuracy.draw({row["name"]: row["scores"] for row in answer["tasks"]})
 
 
 def edit(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from agentd.ctl import output
+from agentd.ctl import accuracy, output
 from agentd.ctl.client import JSON, Daemon, segment
 from agentd.ctl.errors import CtlError, ExitCode, UsageError
 from agentd.ctl.options import Json, Limit, Socket, Yes
@@ -35,12 +35,14 @@ Revision = Annotated[int, typer.Argument(metavar="R", help="Number of a revision
 
 
 def history(limit: Limit = 20, as_json: Json = False, socket: Socket = None) -> None:
-    """Which revision served when, and why it changed."""
+    """Which revision served when, why it changed, and how often each task's answers were right."""
     answer = Daemon(socket).get("/admin/history", limit=limit)
     if as_json:
         output.document(answer)
     else:
         output.listing(answer["activations"], _ACTIVATIONS, empty="revision 0, the base model, has always served")
+        if output.on_terminal():
+            accuracy.draw(answer["scores"])
 
 
 def revisions(as_json: Json = False, socket: Socket = None) -> None:

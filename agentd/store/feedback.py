@@ -10,7 +10,7 @@ from sqlite_utils import Database
 
 from agentd import faults, ids
 from agentd.errors import Conflict, InvalidRequest, NotFound
-from agentd.store import examples, inferences, tasks
+from agentd.store import examples, inferences, scores, tasks
 from agentd.store.demonstrations import as_answer, checked_message
 from agentd.store.feedback_targets import Answer, FeedbackTarget, answer_of, says_less, target_on
 from agentd.store.inferences import Inference
@@ -155,6 +155,8 @@ def _add(db: Database, new: NewFeedback, digest: str, weight: float, part_of: st
         if state == "accepted":
             row = replace(row, example_id=_learn(db, task, target, inference, new.author, weight))
     insert(db, row)
+    if part_of is None and new.kind != "comment":
+        scores.restate(db, inference.id)
     return row
 
 
@@ -205,6 +207,7 @@ def release(db: Database, feedback_ids: list[str], weights: Mapping[str, float] 
                 "UPDATE feedback SET state = ?, reason = ?, example_id = ? WHERE id = ?",
                 ["accepted" if reason is None else "outweighed", reason, example_id, id],
             )
+            scores.restate(db, inference.id)
             released.append(get(db, id))
     return released
 

@@ -111,10 +111,10 @@ def _right_answer(known: FeedbackTarget) -> Answer:
 
 def _among_choices(kind: str, value: Any, answer: Answer | None, task: Task) -> FeedbackTarget | None:
     if kind == "boolean":
-        said = _choice(answer, task)
+        said = choice_of(answer, task)
         return _label(said if value or said is None else _other(said, task))
     if kind == "preference":
-        return _label(_choice(value["chosen"], task))
+        return _label(choice_of(value["chosen"], task))
     return None
 
 
@@ -128,7 +128,7 @@ def _other(said: str, task: Task) -> str | None:
     return others[0] if len(others) == 1 and not task.open else None
 
 
-def _choice(answer: Answer | None, task: Task) -> str | None:
+def choice_of(answer: Answer | None, task: Task) -> str | None:
     """The choice that a text names: as it stands, or else the only one that it is but for case and punctuation."""
     if not isinstance(answer, str):
         return None

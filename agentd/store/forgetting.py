@@ -10,7 +10,7 @@ from sqlite_utils import Database
 
 from agentd import faults
 from agentd.errors import NotFound
-from agentd.store import events, examples, inferences, passes, recall_index, revisions, tasks
+from agentd.store import events, examples, inferences, passes, recall_index, revisions, scores, tasks
 from agentd.store.examples import Example
 from agentd.store.feedback import Feedback, weight_of
 from agentd.store.feedback_targets import FeedbackTarget, target_on
@@ -117,6 +117,7 @@ def forget(db: Database, selection: Selection, weights: Mapping[str, float] | No
         for number in forgotten.passes:
             passes.forget_answers(db, number, set(forgotten.examples))
         gone = to_json(forgotten.feedback)
+        rescored = scores.scored_by(db, gone)
         db.execute("DELETE FROM feedback WHERE id IN (SELECT value FROM json_each(?))", [gone])
         inferences.forget_recalled(db, forgotten.examples)
         for example in select(
@@ -128,6 +129,8 @@ def forget(db: Database, selection: Selection, weights: Mapping[str, float] | No
             recall_index.compact(db)
         inference_ids = to_json(forgotten.inferences)
         db.execute("DELETE FROM inferences WHERE id IN (SELECT value FROM json_each(?))", [inference_ids])
+        for inference_id in rescored:  # others may have judged the answer before
+            scores.restate(db, inference_id)
         for name in named:
             _forget_labels(db, name)
         faults.change("feedback forgotten")

@@ -45,6 +45,13 @@ def m002_doubted_examples(db: Database) -> None:
 
 
 @migrations()
+def m003_scores(db: Database) -> None:
+    for statement in _SCORES:
+        db.execute(statement)
+    faults.change("migration m003_scores")
+
+
+@migrations()
 def m004_recall(db: Database) -> None:
     for statement in _RECALL:
         db.execute(statement)
@@ -325,4 +332,46 @@ _RECALL = (
         corrections INTEGER NOT NULL DEFAULT 0, -- that there were
         decided_at TEXT
     ) STRICT""",
+)
+
+_SCORE = """
+    CREATE TRIGGER scores_{event} AFTER {on} ON scores BEGIN
+        {statements}
+    END"""
+_SCORED = (
+    "INSERT INTO score_counts VALUES (NEW.task, NEW.day, NEW.revision, 1, NEW.correct)"
+    " ON CONFLICT (task, day, revision) DO UPDATE SET n = n + 1, correct = correct + NEW.correct;"
+)
+# What no answer is left of is gone, with the task's name.
+_UNSCORED = " ".join(
+    f"{what} WHERE task = OLD.task AND day = OLD.day AND revision = OLD.revision{more};"
+    for what, more in (
+        ("UPDATE score_counts SET n = n - 1, correct = correct - OLD.correct", ""),
+        ("DELETE FROM score_counts", " AND n = 0"),
+    )
+)
+_SCORES = (
+    """
+    CREATE TABLE scores (
+        inference_id TEXT PRIMARY KEY REFERENCES inferences ON DELETE CASCADE,
+        feedback_id TEXT NOT NULL REFERENCES feedback ON DELETE CASCADE, -- that says so
+        task TEXT NOT NULL,
+        revision INTEGER NOT NULL, -- that answered
+        day TEXT NOT NULL, -- of the answer: 2026-01-31
+        correct INTEGER NOT NULL CHECK (correct IN (0, 1))
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX scores_feedback ON scores (feedback_id)",
+    "CREATE INDEX examples_calls ON examples (task) WHERE kind = 'message'",
+    """
+    CREATE TABLE score_counts (
+        task TEXT NOT NULL,
+        day TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        correct INTEGER NOT NULL,
+        PRIMARY KEY (task, day, revision)
+    ) STRICT, WITHOUT ROWID""",
+    _SCORE.format(event="counted", on="INSERT", statements=_SCORED),
+    _SCORE.format(event="uncounted", on="DELETE", statements=_UNSCORED),
+    _SCORE.format(event="recounted", on="UPDATE OF task, correct", statements=_UNSCORED + _SCORED),
 )

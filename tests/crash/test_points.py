@@ -39,6 +39,7 @@ POINTS = {
     *(
         "migration m001_release_0_1_0",
         "migration m002_doubted_examples",
+        "migration m003_scores",
         "migration m004_recall",
         "feedback stored",
         "feedback forgotten",

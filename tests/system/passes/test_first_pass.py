@@ -82,3 +82,20 @@ def test_what_cannot_be_used_is_named_and_starts_no_pass(daemon: DaemonProcess) 
     eventually(lambda: passes(daemon), 30)
     row = finished(daemon, 1)
     assert row["state"] in ("committed", "rejected"), row["reason"]
+
+
+def test_answers_are_scored_as_they_were_served(daemon: DaemonProcess) -> None:
+    """What tasks and history say of answers that were judged, before a crash and after it."""
+    for n in range(12):
+        text = f"{WORDS['yes']} {n}"
+        said = daemon.ask(text, max_tokens=1).json
+        right = n % 3 > 0
+        answer = {"inference_id": said["id"], "kind": "boolean", "value": right, "task": "reviews"}
+        assert daemon.post("/v1/feedback", answer).status == 201
+    (task,) = daemon.get("/admin/tasks", admin=True).json["tasks"]
+    (day,) = task["scores"]
+    assert (day["revision"], day["n"], day["right"]) == (0, 12, 8)
+    assert daemon.get("/admin/history", admin=True).json["scores"] == {"reviews": [day]}
+    daemon.kill()
+    daemon.start()
+    assert daemon.get("/admin/history", admin=True).json["scores"] == {"reviews": [day]}

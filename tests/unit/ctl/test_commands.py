@@ -115,6 +115,16 @@ def test_show_draws_before_and_after_of_each_task(daemon: ScriptedDaemon) -> Non
     assert "2 ← 1 ← 0" in screen
 
 
+def test_tasks_and_history_draw_accuracy_over_time(daemon: ScriptedDaemon) -> None:
+    for name in ("tasks", "history"):
+        _, screen = daemon.on_terminal(name)
+        assert "sentiment: right answers of 60 that were judged, 2026-01-30 to 2026-01-31" in screen
+        assert re.search(r"r0 +r1 +r2", screen)
+    assert "0.7667" in daemon.on_terminal("tasks")[1]
+    (row,) = daemon.run("tasks").stdout.splitlines()
+    assert row.split("\t")[8:11] == ["60", "0.7666666666666667", "1.0"]
+
+
 def test_diff_lists_only_what_differs(daemon: ScriptedDaemon) -> None:
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in daemon.run("diff", "1", "2").stdout.splitlines()}
     assert rows["summary.sentiment.after"] == ["0.85", "0.9"]
@@ -298,8 +308,10 @@ def test_socket_option_goes_before_or_after_the_command(daemon: ScriptedDaemon) 
     elsewhere = "/nonexistent/admin.sock"
     for arguments in (["--socket", str(daemon.socket), "tasks"], ["tasks", "--socket", str(daemon.socket)]):
         result = daemon.run(*arguments, AGENTD_ADMIN_SOCKET=elsewhere)
-        line = 'sentiment\t["positive", "negative"]\tfalse\taccuracy\tconfig\t12\t500\t120\tauto\ttrue\t4\tit helps\n'
-        assert result.stdout == line
+        assert result.stdout.startswith(
+            'sentiment\t["positive", "negative"]\tfalse\taccuracy\tconfig\t12\t500\t120\t60\t'
+        )
+        assert result.stdout.endswith("\tauto\ttrue\t4\tit helps\n")
 
 
 def test_default_socket_is_the_first_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

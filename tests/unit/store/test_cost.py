@@ -10,7 +10,7 @@ from sqlite_utils import Database
 
 from agentd.adapt.planning import dataset
 from agentd.config.schema import GateSettings
-from agentd.store import examples, feedback, forgetting, imports, inferences, passes, selection, tasks
+from agentd.store import examples, feedback, forgetting, imports, inferences, passes, scores, selection, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
@@ -18,7 +18,7 @@ from agentd.store.forgetting import Selection
 from agentd.store.tasks import Task
 from tests.support.store_samples import inference
 
-LARGE = ("examples", "inferences", "feedback", "pass_examples")
+LARGE = ("examples", "inferences", "feedback", "pass_examples", "scores")
 _SCAN = re.compile(rf"SCAN ({'|'.join(LARGE)})\b")
 
 
@@ -80,6 +80,7 @@ CALLS: dict[str, Callable[[Database], Any]] = {
     "examples of a task's split": lambda db: examples.list_(db, 5, task="t", split="train"),
     "inferences": lambda db: inferences.latest(db, 5),
     "feedback": lambda db: feedback.list_(db, 5),
+    "scores": lambda db: scores.series(db, 5),
     "feedback of a task": lambda db: feedback.list_(db, 5, only={"task": "t", "kind": "label"}),
     "feedback counts": lambda db: [feedback.count(db, {name: "t"}) for name in ("kind", "task", "state", "author")],
     "feedback given": lambda db: feedback.add(db, NewFeedback("i1", "label", "2", task="t", author="uid:1")),
