@@ -10,6 +10,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd import ids
+from agentd.adapt.gate.skills import Baseline
 from agentd.adapt.kinds.kind import EngineKind
 from agentd.adapt.passes import memory_control
 from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
@@ -53,6 +54,7 @@ class Adaptation:
         tell = lambda kind, message, revision: self._event(kind, message, revision=revision)  # noqa: E731
         self._rollback = Rollback(store, engine, files, tell)
         self._task: asyncio.Task[None] | None = None
+        self._baseline = Baseline()
         self._sifting: asyncio.Task[bool] | None = None
         self._progress: Progress | None = None
         self._training: Training | None = None
@@ -276,7 +278,7 @@ class Adaptation:
     async def _means(self, progress: Progress, seed: int) -> Means:
         folder = self.folder(progress.id)
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        return Means(self._config, self._store, self._engine, self.files, progress, folder, seed)
+        return Means(self._config, self._store, self._engine, self.files, progress, folder, seed, self._baseline)
 
     async def _planned(self, progress: Progress, setting: PassSetting) -> None:
         progress.method, progress.blocks = setting.method, setting.blocks

@@ -198,8 +198,10 @@ def seconds_for(
 
 
 def _answering(workload: Workload, speed: Speed) -> float:
-    """Seconds in which what serves and the candidate answer holdout, within what the gate has for it."""
-    return min(workload.answer_seconds, 2 * workload.answer_tokens / speed.answer)
+    """Seconds in which what serves and the candidate answer holdout, within what the gate has for it, and in which
+    the candidate shows its skills; the base's are known."""
+    answers = min(workload.answer_seconds, 2 * workload.answer_tokens / speed.answer)
+    return answers + workload.probe_tokens / speed.forward
 
 
 def expect(

@@ -28,6 +28,7 @@ class Workload:
     checkpoint      the trainer keeps one block in memory at a time
     bf16            the trainer multiplies matrices in bfloat16
     answer_tokens   those of the answers that the gate has generated, by one model, and the `answer_seconds` that it has
+    probe_tokens    of the probes of skills, which the gate scores
     texts           most answers are texts or calls of tools, not choices
     """
 
@@ -46,6 +47,7 @@ class Workload:
     bf16: bool = False
     answer_tokens: int = 0
     answer_seconds: float = 0.0
+    probe_tokens: int = 0
     texts: bool = False
 
     @property

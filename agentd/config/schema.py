@@ -109,6 +109,9 @@ class GateSettings(Section):
     max_regression: Number = key(0.02, "accuracy another task may lose", ge=0, le=1)
     max_time: Duration = key(600.0, "seconds that a pass may take to have its holdout answered")
     max_drift: Number = key(0.5, "nats per token of KL divergence from the base on neutral text", ge=0, le=100)
+    max_skill_loss: Number = key(
+        0.05, "share of the base's score in a group of skills that may be lost; 1 = not looked at", ge=0, le=1
+    )
 
 
 class TrialSettings(Section):

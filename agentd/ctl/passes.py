@@ -37,6 +37,7 @@ _STEPS = [
     Column("epsilon", "epsilon", right=True),
 ]
 _EVENTS = [Column("at", "at"), Column("kind", "kind"), Column("message", "message", wide=True)]
+_SKILLS = [Column("skill", "skill"), *(Column(name, name, right=True) for name in ("before", "after", "n", "p"))]
 _PHASES = {"bp": "backpropagation", "zo": "zeroth-order"}
 
 
@@ -68,8 +69,11 @@ def pass_(
         output.listing(answer["steps"], _STEPS, empty="no training step was taken")
     else:
         row, answers = _without_answers(answer["pass"])
-        output.facts(row)
-        if output.on_terminal():
+        terminal = output.on_terminal()
+        skills = row["gate"].get("skills") or {}
+        output.facts({**row, "gate": {**row["gate"], "skills": {}}} if terminal else row)
+        if terminal:
+            list_skills(skills)
             _curves(answer["steps"])
             _answers(answers)
             if answer["events"]:
@@ -98,6 +102,13 @@ def watch(daemon: Daemon, pass_id: int, as_json: bool) -> None:
     else:
         print(output.clean(f"pass {pass_id} {ended.outcome}: {ended.reason} (`agentctl pass {pass_id}`)", lines=False))
     raise typer.Exit(ended.exit_code)
+
+
+def list_skills(skills: dict[str, JSON]) -> None:
+    """What base and candidate scored in each group of probes, on a terminal."""
+    if skills:
+        print()
+        output.listing([{"skill": group, **figures} for group, figures in skills.items()], _SKILLS)
 
 
 def _without_answers(row: JSON) -> tuple[JSON, dict[str, list[JSON]]]:

@@ -10,6 +10,7 @@ from agentd.ctl.client import JSON, Daemon, segment
 from agentd.ctl.errors import CtlError, ExitCode, UsageError
 from agentd.ctl.options import Json, Limit, Socket, Yes
 from agentd.ctl.output import Column
+from agentd.ctl.passes import list_skills
 
 _ACTIVATIONS = [
     Column("at", "at"),
@@ -61,11 +62,16 @@ def show(revision: Revision, as_json: Json = False, socket: Socket = None) -> No
         output.document(answer)
     elif output.on_terminal():
         lineage = " ← ".join(str(ancestor) for ancestor in answer["lineage"])
-        output.facts({name: value for name, value in answer.items() if name != "summary"} | {"lineage": lineage})
+        manifest = answer["manifest"] or {}
+        skills = manifest.get("skills") or {}
+        rest = {name: value for name, value in manifest.items() if name != "skills"}
+        facts = {name: value for name, value in answer.items() if name != "summary"}
+        output.facts(facts | {"manifest": rest, "lineage": lineage})
         rows = [{"task": task} | figures for task, figures in (answer["summary"] or {}).items()]
         if rows:
             print()
             output.listing(rows, _SUMMARY)
+        list_skills(skills)
     else:
         output.facts(answer)
 

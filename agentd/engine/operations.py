@@ -238,6 +238,18 @@ class Drift(SessionOperation[float, None]):
 
 
 @dataclass(frozen=True)
+class ScoreTexts(SessionOperation[list[list[float]], int]):
+    """Log-likelihoods of texts that are none of the session's examples, with the weights in use: of each prompt's
+    `answers`, the prompt being a user's message where `chat` says so and the model has a template. Reports how many
+    prompts are done."""
+
+    waits_for_release = True
+    prompts: list[str]
+    answers: list[list[str]]
+    chat: list[bool]
+
+
+@dataclass(frozen=True)
 class WriteControl(SessionOperation[None, None]):
     """Writes the control vector as a GGUF file."""
 

@@ -23,6 +23,7 @@ from agentd.engine.operations import (
     Pair,
     R,
     ScoreExamples,
+    ScoreTexts,
     SetRule,
     Tap,
     Update,
@@ -86,6 +87,7 @@ class Session(OperationSession):
         self.on(Loss, lambda op: _last(background.loss(self._chosen(op.examples), op.nll_weight, op.seed, op.scale)))
         self.on(Update, lambda op: _at_once(lambda: background.update(op.seed, op.coefficient)))
         self.on(Drift, lambda op: _last(background.drift(op.texts, op.reference, op.candidate)))
+        self.on(ScoreTexts, self._score_texts)
         self.on(WriteControl, lambda op: _at_once(lambda: background.write_control(op.path)))
         if isinstance(background, InPlaceBackground):
             self._learns_in_place(background)
@@ -128,6 +130,28 @@ class Session(OperationSession):
             scores += some
             yield len(scores)
         return [scores[i] for i in back]
+
+    def _score_texts(self, op: ScoreTexts) -> Steps[int, list[list[float]]]:
+        """Messages and plain texts apart: what a template begins with is computed once."""
+        templated = self._background.vocabulary.has_chat_template
+        results: dict[int, list[float]] = {}
+        for chat in (False, True):
+            numbers = [n for n in range(len(op.prompts)) if (op.chat[n] and templated) == chat]
+            if not numbers:
+                continue
+            encoded: list[Encoded] = []
+            for n in numbers:
+                message = {"messages": [{"role": "user", "content": op.prompts[n]}]}
+                input = message if chat else {"prompt": op.prompts[n]}
+                encoded.append(self._background.encode(input, op.answers[n], op.answers[n][0]))
+                yield None
+            by_length, back = _sorted(encoded)
+            scores: list[Scores] = []
+            for some in self._background.score(by_length):
+                scores += some
+                yield len(results) + len(scores)
+            results |= {n: scores[place].choices for n, place in zip(numbers, back, strict=True)}
+        return [results[n] for n in range(len(op.prompts))]
 
     def _answer(self, op: Answer) -> Steps[int, list[Answered | None]]:
         batch: list[Generate] = []

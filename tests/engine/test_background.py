@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentd.engine.llamacpp.adapters import read_control_vector
-from agentd.engine.operations import Encode, Loss, ScoreExamples
+from agentd.engine.operations import Encode, Loss, ScoreExamples, ScoreTexts
 from agentd.engine.protocol import Background, Engine, Generate, Sampling, Scores, TapIndex
 from agentd.engine.session import Session
 from agentd.errors import InvalidRequest
@@ -445,3 +445,32 @@ def last(steps: Iterator[Any]) -> Any:
             next(steps)
         except StopIteration as stop:
             return stop.value
+
+
+def test_texts_are_scored_beside_the_examples(background: Background, interruption: Interruption) -> None:
+    """Of texts that the session has not encoded: the same figures as of examples, with interruptions or without."""
+    prompts, answers = ["The sun rises in the", "Is ice cold?"], [["east", "north"], ["Yes", "No", "Maybe so"]]
+    texts = ScoreTexts(prompts, answers, [False, True])
+    inputs: list[dict[str, Any]] = [
+        {"prompt": prompts[0]},
+        {"messages": [{"role": "user", "content": prompts[1]}]},
+    ]
+    encoded = [background.encode(input, choices, choices[0]) for input, choices in zip(inputs, answers, strict=True)]
+
+    def run() -> list[list[float]]:
+        *_, result = _results(Session(background).begin(texts))
+        assert isinstance(result, list)
+        return result
+
+    first = run()
+    assert [len(each) for each in first] == [2, 3]
+    for mine, theirs in zip(first, score(background, encoded), strict=True):
+        assert mine == pytest.approx(theirs.choices, abs=1e-4)
+    interruption.at = {1, 2}
+    assert run() == first
+
+
+def _results(steps: Any) -> Iterator[Any]:
+    """What a generator yields, and what it returns."""
+    returned = yield from steps
+    yield returned

@@ -14,7 +14,7 @@ from tools.daemon import DaemonProcess, eventually
 _ADAPT: dict[str, Any] = {
     "enabled": False,
     "trial": {"duration": "300ms", "max_latency": 100},
-    "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100},
+    "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100, "max_skill_loss": 1},
 }
 SETTINGS: dict[str, Any] = {
     "engine": "transformers",

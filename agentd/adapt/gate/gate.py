@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agentd.adapt.gate.skills import Skill, lost
 from agentd.adapt.planning.dataset import Member
 from agentd.config.schema import GateSettings
 from agentd.engine.protocol import Scores
@@ -111,12 +112,14 @@ class NoCall:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to take the candidate, why, and the figures it rests on: per task, and the drift in nats per token."""
+    """Whether to take the candidate, why, and the figures it rests on: per task, the drift in nats per token, and
+    those of skills by group."""
 
     accepted: bool
     reason: str
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     drift: float | None = None
+    skills: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -126,7 +129,13 @@ class Verdict:
         }
 
     def as_json(self) -> dict[str, Any]:
-        return {"accepted": self.accepted, "reason": self.reason, "tasks": self.tasks, "drift": self.drift}
+        return {
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "tasks": self.tasks,
+            "drift": self.drift,
+            "skills": self.skills,
+        }
 
 
 def outcomes(
@@ -162,9 +171,10 @@ def judge(
     gate: GateSettings,
     seed: int,
     no_calls: Mapping[str, NoCall] = _NONE,
+    skills: Mapping[str, Skill] = _NONE,
 ) -> Verdict:
-    """The candidate must be finite, stay under the drift cap, lose on no task, call no tools where none is wanted more
-    often than before, and be better on one task that it learned.
+    """The candidate must be finite, stay under the drift cap, lose none of the base's skills and on no task, call no
+    tools where none is wanted more often than before, and be better on one task that it learned.
 
     What was established before counts for itself: new feedback that contradicts it, as flipped labels do, brings new
     holdout along that agrees with it, and could outvote the old. A pass is not to lose answers there, nor confidence in
@@ -176,6 +186,7 @@ def judge(
     """
     level = gate.alpha / (2 * max(1, len(adapted)))
     figures: dict[str, dict[str, Any]] = {}
+    shown = {group: skill.figures for group, skill in skills.items()}
     finite = (drift is None or math.isfinite(drift)) and all(math.isfinite(x) for o in after.values() for x in o.losses)
     losers, winners, contradicted, callers = [], [], [], list[str]()
     for name, old in before.items():
@@ -219,22 +230,24 @@ def judge(
         if name in adapted and all(lost <= 0 for lost, _ in losses) and _better(facts, level):
             winners.append(name)
     if not finite:
-        return Verdict(False, "the candidate's outputs are not finite", figures, None)
+        return Verdict(False, "the candidate's outputs are not finite", figures, None, shown)
     if drift is not None and drift > gate.max_drift:
         reason = (
             f"it drifted {drift:.3f} nats per token from the base on neutral text; gate.max_drift is {gate.max_drift}"
         )
-        return Verdict(False, reason, figures, drift)
+        return Verdict(False, reason, figures, drift, shown)
+    if worse := skill_problem(skills, gate):
+        return Verdict(False, worse, figures, drift, shown)
     if losers:
-        return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift)
+        return Verdict(False, f"it lost on {_described(losers, figures)}", figures, drift, shown)
     if callers:
         rates = [(name, figures[name]["no_call"]) for name in callers]
         rises = [f"{name}: {f['before']:.1%} → {f['after']:.1%} of {f['n']} messages" for name, f in rates]
-        return Verdict(False, f"it calls tools where none is wanted: {'; '.join(rises)}", figures, drift)
+        return Verdict(False, f"it calls tools where none is wanted: {'; '.join(rises)}", figures, drift, shown)
     if contradicted:
         there = {name: figures[name]["established"] for name in contradicted}
         reason = f"it lost on the holdout that earlier revisions were judged by: {_described(contradicted, there)}"
-        return Verdict(False, reason, figures, drift)
+        return Verdict(False, reason, figures, drift, shown)
     if not winners:
         smallest = min(
             (min(f.get("p_accuracy", 1.0), f["p_loss"]) for n, f in figures.items() if n in adapted), default=1
@@ -242,8 +255,17 @@ def judge(
         reason = f"no task improved significantly (smallest p {smallest:.3g}, needed {level:.3g})"
         if unsaid := [name for name in figures if name in adapted and figures[name]["p_loss"] <= level]:
             reason += f"; the loss fell, the answers did not get better: {_described(unsaid, figures)}"
-        return Verdict(False, reason, figures, drift)
-    return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift)
+        return Verdict(False, reason, figures, drift, shown)
+    return Verdict(True, f"it improved {_described(winners, figures)}", figures, drift, shown)
+
+
+def skill_problem(skills: Mapping[str, Skill], gate: GateSettings) -> str | None:
+    """Which skills the candidate lost, if it did."""
+    groups = lost(skills, gate.max_skill_loss, gate.alpha)
+    if not groups:
+        return None
+    falls = [f"{group} {skills[group].before:.3f} → {skills[group].after:.3f}" for group in groups]
+    return f"it lost skills that the base has: {', '.join(falls)}; gate.max_skill_loss is {gate.max_skill_loss:g}"
 
 
 def _better(facts: Mapping[str, Any], level: float) -> bool:

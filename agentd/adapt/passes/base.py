@@ -13,15 +13,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentd.adapt.gate import gate
+from agentd.adapt.gate import gate, skills
 from agentd.adapt.gate.answers import GateAnswers
 from agentd.adapt.gate.drift_corpus import drift_corpus
+from agentd.adapt.gate.skills import Baseline, Skill
 from agentd.adapt.passes.progress import Progress
 from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning import replay
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.config.schema import Config
-from agentd.engine.operations import Abandon, Answer, Drift, Encode, Open, ScoreExamples, Unstage, Use
+from agentd.engine.operations import (
+    Abandon,
+    Answer,
+    Drift,
+    Encode,
+    Open,
+    ScoreExamples,
+    ScoreTexts,
+    Unstage,
+    Use,
+)
 from agentd.engine.process.supervisor import Supervisor
 from agentd.engine.protocol import BASE
 from agentd.errors import AgentdError, PassFailed, PassRefused
@@ -54,6 +65,7 @@ class Means:
     progress: Progress
     folder: Path
     seed: int
+    baseline: Baseline
 
 
 class Attempt(ABC):
@@ -65,6 +77,7 @@ class Attempt(ABC):
     def __init__(self, means: Means) -> None:
         self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
         self._progress, self._folder, self._seed = means.progress, means.folder, means.seed
+        self._baseline = means.baseline
         self._parent = means.engine.revision
         self._origin = self._parent  # what the candidate is made from
         self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
@@ -107,6 +120,20 @@ class Attempt(ABC):
         """KL(base ‖ candidate) in nats per token on text that has nothing to do with any task; None: the model reads
         no text."""
         return await self._engine.call(Drift(drift_corpus(), BASE, CANDIDATE))
+
+    async def _skills(self) -> dict[str, Skill]:
+        """What base and candidate can do besides their tasks; nothing where the model reads no text, or where no loss
+        would matter."""
+        if self._config.adapt.gate.max_skill_loss >= 1:
+            return {}
+        listed = skills.probes()
+        texts = ScoreTexts([p.prompt for p in listed], [p.answers for p in listed], [p.chat for p in listed])
+        if self._baseline.log_likelihoods is None:
+            await self._engine.call(Use(BASE))
+            self._baseline.log_likelihoods = await self._engine.call(texts)
+        await self._engine.call(Use(CANDIDATE))
+        after = await self._engine.call(texts)
+        return skills.compare(self._baseline.log_likelihoods, after, self._seed)
 
     def _adapted(self, data: Dataset) -> set[str]:
         """The tasks on which the candidate has to be better."""
@@ -174,12 +201,21 @@ class Attempt(ABC):
         await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(total + len(holdout)))
         self._progress.message = "drift from the base"
         drift = await self._drift()
+        self._progress.message = "skills that no task asks for"
+        shown = await self._skills()
         before = answers.judged(scored, holdout, candidate=False)
         after = answers.judged(rescored, holdout, candidate=True)
         adapted, no_calls = self._adapted(data), answers.no_calls()
         verdict = await asyncio.to_thread(
             lambda: gate.judge(
-                before, after, adapted=adapted, drift=drift, gate=settings, seed=self._seed, no_calls=no_calls
+                before,
+                after,
+                adapted=adapted,
+                drift=drift,
+                gate=settings,
+                seed=self._seed,
+                no_calls=no_calls,
+                skills=shown,
             )
         )
         for name, samples in answers.samples().items():
@@ -203,6 +239,7 @@ class Attempt(ABC):
             "created_at": created,
             **facts,
             "tasks": verdict.figures,
+            **({"skills": verdict.skills} if verdict.skills else {}),
             "n_train": len(data.of("train", "dev")),
         }
         digest = await asyncio.to_thread(self._files.write, number, files, manifest)

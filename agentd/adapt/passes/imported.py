@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from agentd.adapt.gate import gate
 from agentd.adapt.gate.gate import Verdict
 from agentd.adapt.passes.base import CANDIDATE, Attempt, Means
 from agentd.adapt.passes.trainer_job import NLL_WEIGHT
@@ -35,14 +36,19 @@ class _Import(Attempt):
         self._progress.begin("gate", 0, "no holdout here: the trial alone judges")
         await self._stage_candidate()
         drift = await self._drift()
+        shown = await self._skills()
+        figures = {group: skill.figures for group, skill in shown.items()}
         limit = self._config.adapt.gate.max_drift
+        worse = gate.skill_problem(shown, self._config.adapt.gate)
         if drift is not None and drift > limit:
             verdict = Verdict(
-                False, f"drift of {drift:.3f} nats per token from the base; the limit is {limit}", {}, drift
+                False, f"drift of {drift:.3f} nats per token from the base; the limit is {limit}", {}, drift, figures
             )
+        elif worse:
+            verdict = Verdict(False, worse, {}, drift, figures)
         else:
             why = f"imported (revision {self._imported.origin} of another device); there is no holdout to judge it by"
-            verdict = Verdict(True, why, {}, drift)
+            verdict = Verdict(True, why, {}, drift, figures)
         await self._advance("gated", gate=verdict.as_json())
         return verdict
 

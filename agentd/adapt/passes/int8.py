@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentd.adapt.gate.skills import Skill
 from agentd.adapt.passes.base import CANDIDATE, Attempt, Means
 from agentd.adapt.planning.dataset import Dataset
 from agentd.engine.operations import Learn, SignStepReport
@@ -103,6 +104,9 @@ class ClassifierPass(Attempt):
 
     async def _drift(self) -> None:
         return None
+
+    async def _skills(self) -> dict[str, Skill]:
+        return {}
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files = {NETWORK: self._network}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agentd.adapt.gate.answers import GateAnswers
+from agentd.adapt.gate.skills import probes
 from agentd.adapt.planning import replay
 from agentd.adapt.planning.dataset import Dataset
 from agentd.budget import history
@@ -167,7 +168,10 @@ def estimate(config: Config, data: Dataset) -> Workload:
 
 
 def with_answers(workload: Workload, config: Config, data: Dataset) -> Workload:
-    """With what the gate has generated, if answers are as long as the right ones."""
+    """With what the gate has generated, if answers are as long as the right ones, and with the probes of skills."""
     lines = GateAnswers.of(data, Path(), 0).lines
     tokens = sum(line.tokens(_CHARACTERS) for line in lines)
-    return replace(workload, answer_tokens=tokens, answer_seconds=config.adapt.gate.max_time)
+    probe_tokens = 0
+    if config.adapt.gate.max_skill_loss < 1:
+        probe_tokens = sum(int(len(probe.prompt + "".join(probe.answers)) / _CHARACTERS) + 1 for probe in probes())
+    return replace(workload, answer_tokens=tokens, answer_seconds=config.adapt.gate.max_time, probe_tokens=probe_tokens)

@@ -57,6 +57,7 @@ def test_the_first_pass_comes_when_it_can_be_judged(daemon: DaemonProcess, kind:
     assert (row["trigger"], row["state"] in ("committed", "rejected")) == ("examples", True), row["reason"]
     assert row["n_holdout"] >= 20
     assert row["n_train"] >= 64
+    assert len(row["gate"]["skills"]) == 9
     assert trigger(daemon)["missing"]["mine"]["until"] == "next pass"
     assert len(passes(daemon)) == 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentd.adapt.gate.gate import Verdict
+from agentd.adapt.gate.skills import Baseline
 from agentd.adapt.passes.base import Attempt, Means, Rejected
 from agentd.adapt.passes.progress import Progress
 from agentd.adapt.planning.dataset import Dataset, Member
@@ -76,7 +77,14 @@ def planned(tmp_path: Path) -> Iterator[tuple[Store, Any, Dataset]]:
         for state in ("planned", "tapped"):
             store.do(passes.advance, number, state)
         means: Any = SimpleNamespace(
-            config=None, store=store, engine=Engine(), files=None, progress=Progress(number), folder=tmp_path, seed=0
+            config=None,
+            store=store,
+            engine=Engine(),
+            files=None,
+            progress=Progress(number),
+            folder=tmp_path,
+            seed=0,
+            baseline=Baseline(),
         )
         assert set(means.__dict__) == set(Means.__dataclass_fields__)
         data = Dataset([Member(i, example, "train", task) for i, example in enumerate(read)], {}, undrawn=undrawn)

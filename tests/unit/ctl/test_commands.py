@@ -113,6 +113,9 @@ def test_show_draws_before_and_after_of_each_task(daemon: ScriptedDaemon) -> Non
     _, screen = daemon.on_terminal("show", "2")
     assert re.search(r"sentiment\s+0\.54\s+0\.9\s+120", screen)
     assert "2 ← 1 ← 0" in screen
+    assert re.search(r"arithmetic\s+0\.81\s+0\.8\s+20\s+0\.31", screen)
+    assert "manifest.skills" not in screen
+    assert "manifest.skills.arithmetic.after\t0.8" in daemon.run("show", "2").stdout
 
 
 def test_tasks_and_history_draw_accuracy_over_time(daemon: ScriptedDaemon) -> None:
@@ -151,7 +154,8 @@ def test_pass_shows_what_was_answered_at_the_gate(daemon: ScriptedDaemon) -> Non
         "after": "on({})",
     }
     figures = {"n": 30, "before": {"accuracy": 0.1}, "answers": [{**entry, "before_right": False, "after_right": True}]}
-    answer["pass"]["gate"] = {"accepted": True, "tasks": {"home": figures}}
+    skills = {"json": {"n": 20, "before": 0.75, "after": 0.74, "p": 0.4}}
+    answer["pass"]["gate"] = {"accepted": True, "tasks": {"home": figures}, "skills": skills}
     daemon.on("GET /admin/passes/7", Answer(answer))
     _, screen = daemon.on_terminal("pass", "7", COLUMNS="160")
     assert "answers of task home at the gate" in screen
@@ -160,6 +164,8 @@ def test_pass_shows_what_was_answered_at_the_gate(daemon: ScriptedDaemon) -> Non
     facts = daemon.run("pass", "7").stdout
     assert "gate.tasks.home.before.accuracy\t0.1" in facts
     assert "Sure" not in facts
+    assert re.search(r"json\s+0\.75\s+0\.74\s+20\s+0\.4", screen)
+    assert "gate.skills.json.after\t0.74" in facts
     assert json.loads(daemon.run("pass", "7", "--json").stdout) == answer
 
 
