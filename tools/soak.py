@@ -328,7 +328,14 @@ def settings(trial: float) -> dict[str, Any]:
     return {
         "adapt": {
             "enabled": False,
-            "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100, "max_regression": 0.5, "max_holdout": 60},
+            "gate": {
+                "alpha": 0.4,
+                "min_holdout": 5,
+                "max_drift": 100,
+                "max_skill_loss": 1,
+                "max_regression": 0.5,
+                "max_holdout": 60,
+            },
             "trial": {"duration": trial, "max_latency": 1000},
             "max_examples": 160,
         },

@@ -53,7 +53,7 @@ def settings(model: Path, directory: Path, **adapt: Any) -> Config:
         "memory": {"reserve": 0, "floor": 0},
         "adapt": {
             "enabled": False,
-            "gate": {"alpha": 0.4, "min_holdout": 3, "max_drift": 100, **adapt.get("gate", {})},
+            "gate": {"alpha": 0.4, "min_holdout": 3, "max_drift": 100, "max_skill_loss": 1, **adapt.get("gate", {})},
             "trial": {"duration": adapt.get("trial", 0)},
         },
         "tasks": {"mood": {"choices": ["yes", "no"]}},
