@@ -132,7 +132,8 @@ def refuse_unknown(body: Lenient, strict: bool) -> None:
 
 def ignored_fields(body: Lenient) -> dict[str, str]:
     """The header that names what had no effect; a client's names may hold anything, a header may not."""
-    names = [quote(name[:_NAME], safe="") for name in body.ignored()[:_NAMES]]
+    # A field may be called "", and a header's value must not end with a blank.
+    names = [quote(name[:_NAME], safe="") or '""' for name in body.ignored()[:_NAMES]]
     return {"x-agentd-ignored": ", ".join(names)} if names else {}
 
 

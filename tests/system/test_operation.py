@@ -276,7 +276,7 @@ def test_lines_for_the_journal_carry_their_level() -> None:
 
 
 def test_what_is_forgotten_is_learned_again_without(model: Path) -> None:
-    gate = {"alpha": 0.4, "min_holdout": 3, "max_drift": 100}
+    gate = {"alpha": 0.4, "min_holdout": 3, "max_drift": 100, "max_skill_loss": 1}
     with DaemonProcess(model, {"adapt": {"gate": gate, "trial": {"duration": 0}}}) as daemon:
         daemon.start()
         lines = [{"task": "reviews", "text": f"text {n}", "label": "no" if n % 8 == 7 else "yes"} for n in range(60)]

@@ -43,7 +43,7 @@ def limited_pages(daemon: DaemonProcess) -> list[str]:
     return [sys.executable, "-c", _LIMITED]
 
 
-def small_disk(daemon: DaemonProcess, size: str = "1m") -> list[str]:
+def small_disk(daemon: DaemonProcess, size: str = "2m") -> list[str]:
     if not _may_mount():
         pytest.skip("may not mount a file system here")
     return ["unshare", "-Urm", "sh", "-c", _MOUNTED.format(size=size), str(daemon.state)]
@@ -98,7 +98,7 @@ def test_answers_that_fill_the_disk_leave_room_for_feedback_and_for_deleting(
         judged = _asked(daemon, 1)[0]["id"]
         about = {"inference_id": judged, "kind": "comment", "value": "of the first answer"}
         assert daemon.post("/v1/feedback", about).status == 201
-        answers = _asked(daemon, 60)
+        answers = _asked(daemon, 120)
         assert all("recorded" not in answer["agentd"] for answer in answers)
         status = daemon.status()
         assert status["state"] == "serving"

@@ -106,7 +106,7 @@ def settings(key: Key, threads: int | str) -> dict[str, Any]:
     adapt: dict[str, Any] = {"enabled": False, "seed": key["seed"] or 0}
     adapt["trial"] = {"duration": "1s", "max_latency": 1000}
     if key["run"] == "peft":
-        adapt["gate"] = {"max_drift": 100}  # what its adapter answers is judged, and nothing else
+        adapt["gate"] = {"max_drift": 100, "max_skill_loss": 1}  # what its adapter answers is judged, and nothing else
     return {
         "model": {"context": CONTEXT, "threads": threads},
         "adapt": adapt,

@@ -53,7 +53,8 @@ def sample(commands: int, talk: int, seed: int) -> list[dict[str, Any]]:
 
 
 def encoded(model: Path, state: Path, target: Path) -> None:
-    """Writes the tokens of all examples in a daemon's state as its passes have them (agentd.learn.encoded)."""
+    """Writes the tokens of all examples in a daemon's state as its passes have them (agentd.learn.encoded), but
+    for the model's own answers that a pass adds."""
     uri = f"{(state / 'agentd.db').as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
         db = Database(connection)

@@ -12,7 +12,7 @@ from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import NONE, Conditions, Machine, PassSetting, Setting, estimate
 from agentd.budget import planner
-from agentd.budget.context import fitted
+from agentd.budget.context_length import fitted
 from agentd.budget.model_shapes import F16, ModelShapes
 from agentd.budget.planner import Choice, Considered
 from agentd.budget.workload import Workload

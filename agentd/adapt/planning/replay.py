@@ -28,16 +28,16 @@ _ROUNDS = 3  # of messages about words of the task
 
 
 @dataclass(frozen=True)
-class Question:
+class ReplayQuestion:
     """What is asked, of which task."""
 
     task: Task
     input: dict[str, Any]
 
 
-def questions(data: Dataset, seed: int) -> list[Question]:
+def questions(data: Dataset, seed: int) -> list[ReplayQuestion]:
     """What the model is to answer before it learns from this data; `seed` says which of the messages."""
-    asked: list[Question] = []
+    asked: list[ReplayQuestion] = []
     lines = small_talk.texts(small_talk.LEARNED)
     for task in {member.task.name: member.task for member in data.of("train")}.values():
         members = [member for member in data.members if member.task.name == task.name and member.role != "holdout"]
@@ -46,18 +46,18 @@ def questions(data: Dataset, seed: int) -> list[Question]:
         if 2 * n_calls > len(free):
             inputs = small_talk.inputs(lines, members, part=1, rounds=_ROUNDS)
             random.Random(seed).shuffle(inputs)
-            asked += [Question(task, input) for input in inputs[: min(_MOST, n_calls)]]
+            asked += [ReplayQuestion(task, input) for input in inputs[: min(_MOST, n_calls)]]
     return asked
 
 
-def write(asked: Sequence[Question], path: Path) -> None:
+def write(asked: Sequence[ReplayQuestion], path: Path) -> None:
     """As engine.answering reads it, a question a line."""
     how = {"target": "", "max_tokens": TOKENS + _CALL_TOKENS, "enough": {"text": TOKENS, "call": True}}
     lines = [json.dumps({"input": question.input, **how}, ensure_ascii=False) for question in asked]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def members(asked: Sequence[Question], answers: Sequence[Answered | None], first: int) -> list[Member]:
+def members(asked: Sequence[ReplayQuestion], answers: Sequence[Answered | None], first: int) -> list[Member]:
     """What is learned of them, numbered from `first`: answers in words. Of one that was cut the words alone are
     learned, not that it ends there."""
     learned: list[Member] = []

@@ -44,6 +44,9 @@ def test_what_has_no_effect_is_named_in_a_header(daemon: DaemonProcess) -> None:
     named = answer.headers["x-agentd-ignored"].split(", ")
     assert set(named) == {"stream", "functions", "service_tier", "temprature", "b%C3%A4d%0D%0Aname"}
     assert "x-agentd-ignored" not in daemon.post(CHAT, body()).headers
+    for odd, shown in (("", '""'), (" ", "%20"), ("a\r\nb: c", "a%0D%0Ab%3A%20c"), ("é", "%C3%A9")):
+        answer = daemon.post(CHAT, body(odd_one=1, **{odd: 1}))
+        assert (answer.status, answer.headers["x-agentd-ignored"]) == (200, f"odd_one, {shown}")
 
 
 def test_what_is_answered_is_taken_back(daemon: DaemonProcess) -> None:

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "adapt": {
         "enabled": False,
         "trial": {"duration": "300ms", "max_latency": 100},
-        "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100},
+        "gate": {"alpha": 0.4, "min_holdout": 5, "max_drift": 100, "max_skill_loss": 1},
     },
 }
 

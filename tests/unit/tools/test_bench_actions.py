@@ -47,7 +47,8 @@ def test_peft_gets_the_tokens_of_the_pass(learned: DaemonProcess, tmp_path: Path
     ours = (tmp_path / "tokens.jsonl").read_text().splitlines()
     theirs = (learned.state / "passes" / "1" / "encoded.jsonl").read_text().splitlines()
     assert len(ours) == 40
-    assert sorted(ours) == sorted(theirs)
+    assert len(theirs) > 40  # behind its examples the pass has the model's own answers in words
+    assert sorted(ours) == sorted(theirs[:40])
     row = actions_peft.row_of(Encoded.from_json(json.loads(ours[0])))
     assert row[0][-len(row[1]) + 1 :] == row[1][:-1]
 

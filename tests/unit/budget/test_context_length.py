@@ -1,6 +1,6 @@
 """Tokens of one request, where the configuration leaves them to the machine."""
 
-from agentd.budget.context import LEAST, MOST, fitted
+from agentd.budget.context_length import LEAST, MOST, fitted
 from agentd.budget.model_shapes import ModelShapes
 
 GIB = 1 << 30
