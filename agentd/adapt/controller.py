@@ -76,6 +76,7 @@ class Adaptation:
     async def start_up(self) -> None:
         """Picks up a trial that a restart interrupted, and starts looking for things to learn."""
         self._group = await asyncio.to_thread(cgroup.make, "agentd-trainer")
+        await asyncio.to_thread(self._prepare.tidy)
         if trial := await self._store.call(trials.running):
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
             resumed = self._trials.resume(trial.revision, trial.pass_id, self._progress)

@@ -1,7 +1,7 @@
 """Where prompts are cut into pieces that are computed at once, and so how much of one another one may take over.
 
-The places are fixed: rounding depends on how many tokens of a sequence are computed together, and an answer must not
-depend on what was in the cache.
+The places are fixed: rounding depends on how many tokens of a sequence are computed together, and an exact answer
+(serving.py) must not depend on what was in the cache.
 """
 
 from collections.abc import Sequence

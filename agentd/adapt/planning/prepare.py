@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agentd.errors import PassRefused
 from agentd.store import examples, passes, schema_drift
 from agentd.store.database import Store
 
+SIFTED = "sifted"  # the folder of what the engine reads before a pass starts by itself
 _EARLIER = 50  # past passes that a plan looks at
 
 
@@ -66,10 +68,15 @@ class Preparation:
         after = await self._store.call(datasets.readiness, config.adapt.gate)
         return after.new < before.new
 
+    def tidy(self) -> None:
+        """Removes what a crash has left of sifting: it holds users' texts."""
+        shutil.rmtree(self._folders / SIFTED, ignore_errors=True)
+
     async def _set_aside(self, config: Config, data: Dataset) -> None:
         read = max((member.example.updated_at for member in data.members), default=None)
-        self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
-        source, target = self._folders / "sifted.jsonl", self._folders / "sifted-encoded.jsonl"
+        folder = self._folders / SIFTED
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source, target = folder / "examples.jsonl", folder / "encoded.jsonl"
         try:
             await asyncio.to_thread(data.write, source)
             await self._engine.call(Open())
@@ -79,8 +86,7 @@ class Preparation:
                 await self._engine.call(Abandon())
             data, _ = await asyncio.to_thread(datasets.usable, data, target)
         finally:
-            source.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         if data.unusable:
             await self._store.call(examples.set_aside, data.unusable, read, config.context)
 

@@ -1,7 +1,8 @@
 """Serving's sequences: one KV cache each, and one forward for one sequence at a time.
 
-Every sequence is computed by itself, so an answer cannot depend on company. Prompts come in chunks that end at fixed
-places (serving.py); in bfloat16 a chunk is padded at its end, and what the padding left in the cache is cut off.
+Every sequence is computed by itself, so an answer cannot depend on company. Prompts come in chunks, which end at fixed
+places where exactness is asked for (serving.py); in bfloat16 a chunk is padded at its end, and what the padding left in
+the cache is cut off.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentd.adapt.planning.prepare import SIFTED
 from tests.support.tiny_passes import finished, gguf
 from tools.daemon import DaemonProcess, eventually
 
@@ -83,6 +84,15 @@ def test_what_cannot_be_used_is_named_and_starts_no_pass(daemon: DaemonProcess) 
     eventually(lambda: passes(daemon), 30)
     row = finished(daemon, 1)
     assert row["state"] in ("committed", "rejected"), row["reason"]
+
+
+def test_texts_that_a_crash_left_behind_are_removed(daemon: DaemonProcess) -> None:
+    daemon.kill()
+    left = daemon.state / "passes" / SIFTED / "examples.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("what a user has said")
+    daemon.start()
+    eventually(lambda: not left.parent.exists(), 10)
 
 
 def test_answers_are_scored_as_they_were_served(daemon: DaemonProcess) -> None:
