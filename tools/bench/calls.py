@@ -6,7 +6,6 @@ declared function with arguments of its schema; right is one that the leaderboar
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from agentd import models
 from agentd.config import paths
 from tools.daemon import DaemonProcess, streaming
 
+PARTS = ("required", "auto", "masks", "first-token")
 CHAT = "/v1/chat/completions"
 REQUIREMENT = "bfcl-eval==2026.3.23"
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array"}
@@ -34,17 +34,25 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=50, help="of each kind (there are 400 and 200)")
     parser.add_argument("--model", help="a GGUF file; else the default model")
     parser.add_argument("--context", type=int, default=8192, help="tokens")
+    parser.add_argument("--threads", type=int, help="of the engine; else what the machine has")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
     arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
     model = Path(arguments.model) if arguments.model else models.fetch_default()
-    with DaemonProcess(model, {"model": {"context": arguments.context, "threads": "auto"}}) as daemon:
+    threads = arguments.threads or "auto"
+    with DaemonProcess(model, {"model": {"context": arguments.context, "threads": threads}}) as daemon:
         daemon.start()
-        for kind in ("simple_python", "multiple"):
-            for choice in ("required", "auto"):
-                print(leaderboard(daemon, kind, choice, arguments.questions), flush=True)
-        for n in (1, 20, 100):
-            with contextlib.suppress(AssertionError):
+        for choice in ("required", "auto"):
+            if choice in parts:
+                for kind in ("simple_python", "multiple"):
+                    print(leaderboard(daemon, kind, choice, arguments.questions), flush=True)
+        if "masks" in parts:
+            for n in (1, 20, 100):
                 print(masks(daemon, n), flush=True)
-        print(first_token(daemon, 20), flush=True)
+        if "first-token" in parts:
+            print(first_token(daemon, 20), flush=True)
     return 0
 
 
@@ -91,6 +99,8 @@ def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
         if n_asked == n:
             break
         n_asked += 1
+        if n_asked % 50 == 0:
+            print(f"{kind}, {choice}: {n_asked} asked", file=sys.stderr, flush=True)
         body = {
             "messages": messages,
             "tools": tools,

@@ -4,9 +4,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from agentd.engine.calls.format import AnswerFormat, Around, CallFormat, JsonArguments
+from agentd.engine.calls.format import AnswerFormat, Around, CallFormat, JsonArguments, Parameters
 from agentd.engine.calls.parameters import block, derive_parameters
-from agentd.engine.calls.probes import NAMES, SAID, THOUGHT, VARIANTS, NotDerivable, Pieces, Turns, Variant, take_apart
+from agentd.engine.calls.probes import (
+    NAMES,
+    SAID,
+    THOUGHT,
+    VARIANTS,
+    NotDerivable,
+    NotRendered,
+    Pieces,
+    Turns,
+    Variant,
+    take_apart,
+)
 from agentd.engine.calls.segments import Segment, common_end, common_start, segment, text_of, with_index
 from agentd.engine.chat_template import ChatTemplate
 
@@ -16,18 +27,32 @@ _THINKING = (
     *(("<|channel>thought", "<channel|>"), ("<reasoning>", "</reasoning>")),
 )
 """Around the reasoning of templates that mention it and do not lay it out."""
+_NO_CALLS = "it does not render calls"
 _BARE = 4  # characters; a shorter text could open anything
 
 
 def derive(template: ChatTemplate) -> AnswerFormat:
     """Raises NotDerivable saying why the template shows no format of calls."""
-    reasons = []
+    reasons: list[NotDerivable] = []
+    printed: AnswerFormat | None = None
     for variant in VARIANTS:
         try:
-            return _derive(template, variant)
+            form = _derive(template, variant)
         except NotDerivable as error:
-            reasons.append(str(error))
-    raise NotDerivable(reasons[0])
+            reasons.append(error)
+            continue
+        if not _prints_objects(form):
+            return form
+        printed = printed or form
+    if printed:
+        return printed
+    raise max(reasons, key=lambda reason: (not isinstance(reason, NotRendered), str(reason) != _NO_CALLS))
+
+
+def _prints_objects(form: AnswerFormat) -> bool:
+    """Whether arguments stand as Python prints a dictionary: the template was made for JSON as text."""
+    arguments = form.calls.arguments
+    return isinstance(arguments, Parameters) and arguments.middle["string"].strip() in ("':", '":')
 
 
 def spans(template: ChatTemplate) -> tuple[Around | None, Around | None]:
@@ -78,7 +103,7 @@ def _derive(template: ChatTemplate, variant: Variant) -> AnswerFormat:
     one = body(turns.calls(_arguments(0)))
     as_json = take_apart(one, 1, _object)
     if as_json is None and take_apart(one, 1, block) is None:
-        raise NotDerivable("it does not render calls")
+        raise NotDerivable(_NO_CALLS)
     pattern, arguments = (_object, _arguments) if as_json else (block, _texts)
     single = take_apart(body(turns.calls(arguments(0))), 1, pattern)
     assert single is not None
@@ -86,7 +111,7 @@ def _derive(template: ChatTemplate, variant: Variant) -> AnswerFormat:
     pieces = several or single
     tail = pieces.tail[: len(pieces.tail) - len(common_end(pieces.tail, turns.after))]
     gaps, befores, opening = _segments(turns, pieces)
-    later, alone = _behind_text(turns, body)
+    later, alone, lead = _behind_text(turns, body, said)
     trigger, anchored = _trigger(turns, opening, later)
     calls = CallFormat(
         opening=opening,
@@ -99,6 +124,8 @@ def _derive(template: ChatTemplate, variant: Variant) -> AnswerFormat:
         as_text=variant.as_text,
         ids=variant.ids,
         alone=alone,
+        silence=variant.silence,
+        lead=lead,
     )
     if not as_json:
         calls = derive_parameters(turns, calls, body)
@@ -149,20 +176,21 @@ def _segments(turns: Turns, pieces: Pieces) -> tuple[Segment | None, Segment, Se
     raise NotDerivable("its calls differ from one to the next")
 
 
-def _behind_text(turns: Turns, body: Callable[[str], str]) -> tuple[Segment | None, bool]:
-    """The opening behind text, and whether calls are lost beside text."""
+def _behind_text(turns: Turns, body: Callable[[str], str], said: Around | None) -> tuple[Segment | None, bool, str]:
+    """The opening behind text, whether calls are lost beside text, and what stands in front of text there alone."""
     try:
         turn = body(turns.calls(_arguments(0), content=SAID))
     except NotDerivable:
-        return None, True
+        return None, True, ""
     at, place = turn.find(SAID), turn.find(NAMES[0])
     if place < 0:
-        return None, True
+        return None, True, ""
     if not 0 <= at < place:
-        return None, False
+        return None, False, ""
     if (end := turns.after.strip()) and end in turn[at:place]:  # the text is a turn of its own
-        return None, False
-    return segment(turn[at + len(SAID) : place], turns.ids), False
+        return None, False, ""
+    lead = turn[:at].strip()
+    return segment(turn[at + len(SAID) : place], turns.ids), False, "" if said and lead == said.opening else lead
 
 
 def _trigger(turns: Turns, opening: Segment, later: Segment | None) -> tuple[str, bool]:

@@ -58,6 +58,8 @@ class CallFormat:
     as_text   the template takes arguments as JSON text, not as an object
     ids       how ids look that the template takes: "" for any nine letters, or a text with {name} and {index}
     alone     with text beside them, the template drops calls
+    silence   the content that the template takes where calls stand alone
+    lead      what stands in front of text only where calls follow it, without blanks around it
     origin    how it came about: "derived", "parameters" or "generic"
     """
 
@@ -71,6 +73,8 @@ class CallFormat:
     as_text: bool = False
     ids: str = ""
     alone: bool = False
+    silence: str | None = ""
+    lead: str = ""
     origin: str = "derived"
 
     @property
@@ -131,4 +135,5 @@ class AnswerFormat:
             texts += [part for part in arguments.none if isinstance(part, str)]
         for span in (self.reasoning, self.said):
             texts += [span.opening, span.closing] if span else []
+        texts.append(calls.lead)
         return [text for text in dict.fromkeys(texts) if text]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agentd.engine.calls.segments import common_prefix, whole_tags
+from agentd.engine.calls.segments import behind
 from agentd.engine.chat_template import ChatTemplate, TemplateRefusal
 
 QUESTION, SAID, THOUGHT = "QUESTIONQ", "PLAINP", "THOUGHTT"
@@ -29,12 +29,18 @@ class NotDerivable(Exception):
     """The template does not show a format; the message says why."""
 
 
+class NotRendered(NotDerivable):
+    """The template refuses a conversation."""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One way to hand calls to a template: arguments as JSON text or as an object, and how ids look."""
+    """One way to hand calls to a template: arguments as JSON text or as an object, how ids look, and what the content
+    is where nothing is said."""
 
     as_text: bool
     ids: str
+    silence: str | None = ""
 
     def call(self, index: int, arguments: dict[str, Any]) -> dict[str, Any]:
         value = json.dumps(arguments, ensure_ascii=False) if self.as_text else arguments
@@ -44,8 +50,14 @@ class Variant:
         return self.ids.format(name=NAMES[index], index=index) if self.ids else f"zzid{index}aaaa"
 
 
-VARIANTS = [Variant(as_text, ids) for ids in ("", "functions.{name}:{index}") for as_text in (False, True)]
-"""Ids as any nine letters suit all but templates that take them for more (Kimi)."""
+VARIANTS = [
+    Variant(as_text, ids, silence)
+    for silence in ("", None)
+    for ids in ("", "functions.{name}:{index}")
+    for as_text in (False, True)
+]
+"""Ids as any nine letters suit all but templates that take them for more (Kimi); some render calls only where the
+content is null (DeepSeek R1)."""
 
 
 class Turns:
@@ -60,12 +72,12 @@ class Turns:
         self.before, self.after = plain.split(SAID, 1)
 
     def turn(self, message: dict[str, Any]) -> str:
-        return self._tail([{"role": "assistant", "content": "", **message}], generate=False)
+        return self._tail([{"role": "assistant", "content": self.variant.silence, **message}], generate=False)
 
     def calls(self, *arguments: dict[str, Any], content: str = "") -> str:
         """The turn that calls the first functions with these arguments."""
         called = [self.variant.call(i, each) for i, each in enumerate(arguments)]
-        return self.turn({"content": content, "tool_calls": called})
+        return self.turn({**({"content": content} if content else {}), "tool_calls": called})
 
     def thinking(self) -> str:
         """The turn that thinks before it says something, by every name that templates have for it."""
@@ -78,17 +90,14 @@ class Turns:
 
     def answer(self, turn: str) -> str:
         """A turn without what the prompt ends with already."""
-        common = common_prefix(turn, self.prompt)
-        if common != self.prompt:  # the history differs from the prompt; not in the middle of a tag
-            common = common[: whole_tags(common)]
-        return turn[len(common) :]
+        return behind(self.prompt, turn)
 
     def _tail(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
         user = {"role": "user", "content": QUESTION}
         try:
             text = self._template.render([user, *messages], tools=TOOLS, generate=generate)
         except TemplateRefusal as error:
-            raise NotDerivable(str(error)) from None
+            raise NotRendered(str(error)) from None
         at = text.rfind(QUESTION)
         if at < 0:
             raise NotDerivable("it does not render what the user says")

@@ -84,6 +84,8 @@ class AnswerReader:
             marks += [form.reasoning.opening, form.reasoning.closing]
         if form.said:
             marks += [form.said.opening, form.said.closing]
+        if not self._started:
+            marks.append(form.calls.lead)
         return [mark for mark in marks if mark]
 
     def _reason(self, last: bool) -> bool:
@@ -135,7 +137,7 @@ class AnswerReader:
         else:
             self._text.append(before.rstrip() if form.said and mark == form.said.closing else before)
             self._drop(at + len(mark))
-            self._blank = bool(form.said and mark == form.said.opening)
+            self._blank = mark == form.calls.lead or bool(form.said and mark == form.said.opening)
         return True
 
     def _skip_blanks(self) -> None:

@@ -11,7 +11,7 @@ from agentd.engine.calls.derive import derive, spans
 from agentd.engine.calls.format import AnswerFormat
 from agentd.engine.calls.generic import GENERIC, explained
 from agentd.engine.calls.probes import NotDerivable
-from agentd.engine.calls.segments import common_prefix, whole_tags
+from agentd.engine.calls.segments import behind
 from agentd.engine.chat_template import ChatTemplate, TemplateRefusal
 
 _ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -77,10 +77,7 @@ class Conversation:
         TemplateRefusal."""
         prompt = self.render(input)
         whole = self.render({**input, "messages": [*input["messages"], message]}, generate=False)
-        common = common_prefix(prompt, whole)
-        if common != prompt:
-            common = common[: whole_tags(common)]
-        text = whole[len(common) :]
+        text = behind(prompt, whole)
         if self.form.reasoning and not message.get("reasoning_content"):
             opening, closing = re.escape(self.form.reasoning.opening), re.escape(self.form.reasoning.closing)
             text = re.sub(rf"^\s*({opening})?\s*{closing}", "", text)
@@ -105,7 +102,7 @@ class Conversation:
                     ids[call["id"]] = self._id(call["id"], name, index)
                     function = {"name": name, "arguments": _arguments(call["function"]["arguments"], calls.as_text)}
                     plain_calls.append({"id": ids[call["id"]], "type": "function", "function": function})
-                content = "" if calls.alone else message["content"]
+                content = calls.silence if calls.alone else message["content"] or calls.silence
                 prepared.append({**message, "content": content, "tool_calls": plain_calls})
             elif message["role"] == "tool":
                 id = message["tool_call_id"]

@@ -109,6 +109,20 @@ def common_prefix(a: str, b: str) -> str:
     return a[:low]
 
 
+def behind(prompt: str, whole: str) -> str:
+    """What a conversation with its answer adds to the prompt for one. A template may write blanks in the prompt and in
+    the history differently; where more differs, the answer begins behind the last tag that both have."""
+    common = len(common_prefix(prompt, whole))
+    at = common
+    for character in "".join(prompt[common:].split()):
+        while whole[at : at + 1].isspace():
+            at += 1
+        if whole[at : at + 1] != character:
+            return whole[whole_tags(whole[:common]) :]
+        at += 1
+    return whole[at:]
+
+
 def common_start(a: str, b: str) -> str:
     """What two texts begin with alike, and not in the middle of a tag."""
     common = common_prefix(a, b)
