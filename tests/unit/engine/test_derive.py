@@ -17,12 +17,14 @@ USER = {"role": "user", "content": "Dim it."}
 
 ONLY_WITHOUT_CONTENT = """{% for m in messages %}<|{{ m.role }}|>
 {%- if m.role == 'assistant' and m.content is none %}
-{%- for c in m.tool_calls %}<call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>
+{%- for c in m.tool_calls %}<call>{"name": "{{ c.function.name }}",{{ " " -}}
+ "arguments": {{ c.function.arguments | tojson }}}</call>
 {%- endfor %}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
 BLANKS_IN_THE_HISTORY = """{% for m in messages %}  <|{{ m.role }}|>  {% if m.tool_calls %}
-{%- for c in m.tool_calls %} <call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>
+{%- for c in m.tool_calls %} <call>{"name": "{{ c.function.name }}",{{ " " -}}
+ "arguments": {{ c.function.arguments | tojson }}}</call>
 {%- endfor %}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
