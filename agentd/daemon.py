@@ -16,6 +16,7 @@ from agentd import ids, logs, maintenance, models
 from agentd.adapt import kinds
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
+from agentd.api import access
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, tcp_socket, unix_socket
@@ -166,8 +167,8 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
     await services.recall.load()
     api, admin = listening(config, stack, notifier)
     servers = [
-        Server(application(services, with_admin=False), api),
-        Server(application(services, with_admin=True), admin),
+        Server(application(services, access.API), api),
+        Server(application(services, access.ADMIN), admin),
     ]
     return services, servers
 

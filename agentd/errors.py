@@ -88,6 +88,37 @@ class FromWebPage(InvalidRequest):
         super().__init__(f"requests of web pages are not served (Origin: {origin})", param="Origin")
 
 
+class CredentialsMissing(InvalidRequest):
+    status = 401
+    type = "authentication_error"
+    code = "missing_api_key"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(
+            f"this needs an API key of scope {scope}: send Authorization: Bearer KEY (`agentctl key add` makes one)"
+        )
+
+
+class WrongCredentials(InvalidRequest):
+    """The message must not repeat what was sent: it may be a key with a slip."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("this API key is not known here, or was revoked (`agentctl key list`)")
+
+
+class OutOfScope(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+    def __init__(self, needed: str, scopes: Sequence[str]) -> None:
+        super().__init__(f"this needs the scope {needed}; you have {', '.join(scopes) or 'none'}")
+
+
 class NotFound(InvalidRequest):
     status = 404
     code = "not_found"

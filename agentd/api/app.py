@@ -1,4 +1,4 @@
-"""The two applications: `api` for clients, `admin` with everything."""
+"""The applications, one for each door: what may be done there is a matter of scopes."""
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from agentd.api import (
     speed,
     transfer,
 )
+from agentd.api.access import Door, Scope
 from agentd.api.requests import on_error
 from agentd.api.routes import BOOLEAN, LIMIT, PAGE, TEXT, DeclaredRoute
 from agentd.api.services import Services
@@ -47,104 +48,138 @@ _EXAMPLES = {
 _LINES = "One JSON object a line; a body of one line is one example."
 
 API: list[BaseRoute] = [
-    DeclaredRoute("POST", "/v1/chat/completions", completions.chat_completions, schemas.ChatCompletion),
-    DeclaredRoute("POST", "/v1/completions", completions.completions, schemas.TextCompletion),
-    DeclaredRoute("POST", "/v1/responses", responses.responses, response_body.ResponsesBody),
-    DeclaredRoute("GET", "/v1/responses/{id}", responses.show, statuses=(404,)),
-    DeclaredRoute("DELETE", "/v1/responses/{id}", responses.delete, statuses=(404, 409)),
+    DeclaredRoute("POST", "/v1/chat/completions", completions.chat_completions, Scope.ASK, schemas.ChatCompletion),
+    DeclaredRoute("POST", "/v1/completions", completions.completions, Scope.ASK, schemas.TextCompletion),
+    DeclaredRoute("POST", "/v1/responses", responses.responses, Scope.ASK, response_body.ResponsesBody),
+    DeclaredRoute("GET", "/v1/responses/{id}", responses.show, Scope.ASK, statuses=(404,)),
+    DeclaredRoute("DELETE", "/v1/responses/{id}", responses.delete, Scope.ASK, statuses=(404, 409)),
     DeclaredRoute(
         "GET",
         "/v1/responses/{id}/input_items",
         responses.input_items,
+        Scope.ASK,
         query={**LIMIT, "order": {"enum": ["asc", "desc"]}, "after": TEXT},
         statuses=(404,),
     ),
     DeclaredRoute(
-        "POST", "/v1/responses/{id}/cancel", responses.cancel, lenient.Lenient, statuses=(400, 404), optional=True
+        "POST",
+        "/v1/responses/{id}/cancel",
+        responses.cancel,
+        Scope.ASK,
+        lenient.Lenient,
+        statuses=(400, 404),
+        optional=True,
     ),
-    DeclaredRoute("POST", "/v1/embeddings", embeddings.embeddings, embeddings.EmbeddingsBody),
+    DeclaredRoute("POST", "/v1/embeddings", embeddings.embeddings, Scope.ASK, embeddings.EmbeddingsBody),
     DeclaredRoute(
         "POST",
         "/v1/classify",
         classify.classify,
+        Scope.ASK,
         schemas.ClassifyBody,
         query=dict.fromkeys(("model", "task", "shape", "dtype"), TEXT),
     ),
-    DeclaredRoute("GET", "/v1/models", meta.models),
-    DeclaredRoute("GET", "/v1/models/{model:path}", meta.model, statuses=(404,)),
-    DeclaredRoute("POST", "/v1/feedback", feedback.add_feedback, schemas.FeedbackBody, statuses=(201, 404, 409, 429)),
+    DeclaredRoute("GET", "/v1/models", meta.models, Scope.ASK),
+    DeclaredRoute("GET", "/v1/models/{model:path}", meta.model, Scope.ASK, statuses=(404,)),
+    DeclaredRoute(
+        "POST",
+        "/v1/feedback",
+        feedback.add_feedback,
+        Scope.FEEDBACK,
+        schemas.FeedbackBody,
+        statuses=(201, 404, 409, 429),
+    ),
     DeclaredRoute(
         "POST",
         "/v1/examples",
         examples.add_examples,
+        Scope.FEEDBACK,
         schemas.ExampleLine,
         media="application/x-ndjson",
         description=_LINES,
     ),
-    DeclaredRoute("GET", "/openapi.json", openapi.serve),
-    DeclaredRoute("GET", "/health", meta.health, lenient=True),
-    DeclaredRoute("GET", "/metrics", meta.metrics, lenient=True),
+    DeclaredRoute("GET", "/openapi.json", openapi.serve, Scope.ASK),
+    DeclaredRoute("GET", "/health", meta.health, Scope.NONE, lenient=True),
+    DeclaredRoute("GET", "/metrics", meta.metrics, Scope.ASK, lenient=True),
 ]
 
 ADMIN: list[BaseRoute] = [
-    DeclaredRoute("GET", "/admin/status", admin.status),
-    DeclaredRoute("GET", "/admin/history", admin.history, query=LIMIT),
-    DeclaredRoute("GET", "/admin/revisions", admin.list_revisions),
-    DeclaredRoute("GET", "/admin/revisions/{id}", admin.show_revision, statuses=(404,)),
+    DeclaredRoute("GET", "/admin/status", admin.status, Scope.ADMIN),
+    DeclaredRoute("GET", "/admin/history", admin.history, Scope.ADMIN, query=LIMIT),
+    DeclaredRoute("GET", "/admin/revisions", admin.list_revisions, Scope.ADMIN),
+    DeclaredRoute("GET", "/admin/revisions/{id}", admin.show_revision, Scope.ADMIN, statuses=(404,)),
     DeclaredRoute(
-        "GET", "/admin/revisions/{id}/replay", transfer.replay, query={"verify": BOOLEAN}, statuses=(404, 409)
+        "GET",
+        "/admin/revisions/{id}/replay",
+        transfer.replay,
+        Scope.ADMIN,
+        query={"verify": BOOLEAN},
+        statuses=(404, 409),
     ),
     DeclaredRoute(
         "GET",
         "/admin/revisions/{id}/export",
         transfer.export,
+        Scope.ADMIN,
         query={"format": {"enum": list(transfer.FORMATS)}},
         statuses=(404, 409),
     ),
-    DeclaredRoute("POST", "/admin/import", transfer.import_revision, statuses=(202, 409), media="application/x-tar"),
-    DeclaredRoute("GET", "/admin/passes", admin.list_passes, query=PAGE),
-    DeclaredRoute("GET", "/admin/passes/{id}", admin.show_pass, statuses=(404,)),
-    DeclaredRoute("GET", "/admin/progress", admin.progress),
-    DeclaredRoute("POST", "/admin/adapt", admin.adapt, schemas.AdaptBody, statuses=(202, 409)),
-    DeclaredRoute("POST", "/admin/cancel", admin.cancel, lenient.Body, statuses=(409,)),
-    DeclaredRoute("POST", "/admin/rollback", admin.rollback, schemas.RollbackBody, statuses=(404, 409), optional=True),
-    DeclaredRoute("POST", "/admin/speed", speed.speed, lenient.Body, statuses=(409,)),
-    DeclaredRoute("POST", "/admin/pause", admin.pause, lenient.Body),
-    DeclaredRoute("POST", "/admin/resume", admin.pause, lenient.Body),
-    DeclaredRoute("POST", "/admin/forget", forgetting.forget, schemas.ForgetBody, statuses=(404,)),
-    DeclaredRoute("POST", "/admin/rebuild", forgetting.rebuild, schemas.RebuildBody, statuses=(202, 404, 409)),
-    DeclaredRoute("POST", "/admin/release", forgetting.release, schemas.ReleaseBody, statuses=(404, 409)),
+    DeclaredRoute(
+        "POST", "/admin/import", transfer.import_revision, Scope.ADMIN, statuses=(202, 409), media="application/x-tar"
+    ),
+    DeclaredRoute("GET", "/admin/passes", admin.list_passes, Scope.ADMIN, query=PAGE),
+    DeclaredRoute("GET", "/admin/passes/{id}", admin.show_pass, Scope.ADMIN, statuses=(404,)),
+    DeclaredRoute("GET", "/admin/progress", admin.progress, Scope.ADMIN),
+    DeclaredRoute("POST", "/admin/adapt", admin.adapt, Scope.ADMIN, schemas.AdaptBody, statuses=(202, 409)),
+    DeclaredRoute("POST", "/admin/cancel", admin.cancel, Scope.ADMIN, lenient.Body, statuses=(409,)),
+    DeclaredRoute(
+        "POST", "/admin/rollback", admin.rollback, Scope.ADMIN, schemas.RollbackBody, statuses=(404, 409), optional=True
+    ),
+    DeclaredRoute("POST", "/admin/speed", speed.speed, Scope.ADMIN, lenient.Body, statuses=(409,)),
+    DeclaredRoute("POST", "/admin/pause", admin.pause, Scope.ADMIN, lenient.Body),
+    DeclaredRoute("POST", "/admin/resume", admin.pause, Scope.ADMIN, lenient.Body),
+    DeclaredRoute("POST", "/admin/forget", forgetting.forget, Scope.ADMIN, schemas.ForgetBody, statuses=(404,)),
+    DeclaredRoute(
+        "POST", "/admin/rebuild", forgetting.rebuild, Scope.ADMIN, schemas.RebuildBody, statuses=(202, 404, 409)
+    ),
+    DeclaredRoute("POST", "/admin/release", forgetting.release, Scope.ADMIN, schemas.ReleaseBody, statuses=(404, 409)),
     DeclaredRoute(
         "GET",
         "/admin/feedback",
         admin.list_feedback,
+        Scope.ADMIN,
         query=_FEEDBACK,
     ),
     DeclaredRoute(
         "GET",
         "/admin/examples",
         admin.list_examples,
+        Scope.ADMIN,
         query=_EXAMPLES,
     ),
-    DeclaredRoute("GET", "/admin/tasks", admin.list_tasks),
-    DeclaredRoute("POST", "/admin/tasks/{task}", admin.edit_task, schemas.TaskBody, statuses=(404, 409)),
-    DeclaredRoute("POST", "/admin/tasks/{task}/recall", admin.set_recall, schemas.RecallBody, statuses=(404, 409)),
-    DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, query={**PAGE, "episode": TEXT}),
-    DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, statuses=(404,)),
-    DeclaredRoute("GET", "/admin/backup", backup.download),
-    DeclaredRoute("GET", "/admin/events", admin.list_events, query={**LIMIT, "after": PAGE["offset"]}),
+    DeclaredRoute("GET", "/admin/tasks", admin.list_tasks, Scope.ADMIN),
+    DeclaredRoute("POST", "/admin/tasks/{task}", admin.edit_task, Scope.ADMIN, schemas.TaskBody, statuses=(404, 409)),
+    DeclaredRoute(
+        "POST", "/admin/tasks/{task}/recall", admin.set_recall, Scope.ADMIN, schemas.RecallBody, statuses=(404, 409)
+    ),
+    DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query={**PAGE, "episode": TEXT}),
+    DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, Scope.ADMIN, statuses=(404,)),
+    DeclaredRoute("GET", "/admin/backup", backup.download, Scope.ADMIN),
+    DeclaredRoute("GET", "/admin/events", admin.list_events, Scope.ADMIN, query={**LIMIT, "after": PAGE["offset"]}),
     DeclaredRoute(
         "GET",
         "/admin/budget",
         budget.budget,
+        Scope.ADMIN,
         query={"method": TEXT, "blocks": _BLOCKS},
     ),
 ]
 
 
-def application(services: Services, *, with_admin: bool) -> Starlette:
+def application(services: Services, door: Door) -> Starlette:
+    """What is served at a door. Where nobody can have the scope admin, its routes are not there at all."""
     handlers = dict.fromkeys((AgentdError, HTTPException, ClientDisconnect, Exception), on_error)
-    app = Starlette(routes=API + (ADMIN if with_admin else []), exception_handlers=handlers)
-    app.state.services = services
+    app = Starlette(routes=API + (ADMIN if door.has_admin else []), exception_handlers=handlers)
+    app.state.services, app.state.door = services, door
     app.router.redirect_slashes = False  # /v1/feedback/ is an unknown path, not a detour
     return app

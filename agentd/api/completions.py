@@ -9,8 +9,8 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from agentd.api.access import author
 from agentd.api.answer import Answer
-from agentd.api.peers import author
 from agentd.api.requests import episode, error_body, ignored_fields, only, parse, refuse_unknown
 from agentd.api.schemas import ChatCompletion, TextCompletion
 from agentd.api.services import services

@@ -8,10 +8,10 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from agentd.api.access import author
 from agentd.api.classify import CLASSIFY_TASK, of_lists
 from agentd.api.conversations import answers, judged, pair_of, target_of, unfolded
 from agentd.api.messages import Message, plain
-from agentd.api.peers import author
 from agentd.api.requests import read, validate
 from agentd.api.schemas import ExampleLine
 from agentd.api.services import Services, services

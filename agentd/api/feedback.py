@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from agentd.api.access import author
 from agentd.api.lenient import MAX_NAME
-from agentd.api.peers import author
 from agentd.api.requests import parse
 from agentd.api.schemas import FeedbackBody
 from agentd.api.services import Services, services

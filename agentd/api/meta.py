@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agentd import __version__
+from agentd.api.access import Scope, access_of
 from agentd.api.services import Services, services
 from agentd.store import revisions
 
@@ -52,11 +53,9 @@ async def _model(s: Services) -> dict[str, Any]:
 async def health(request: Request) -> Response:
     s = services(request)
     status = "stalled" if s.supervisor.stalled else "ok" if s.supervisor.ready else "loading"
-    body = {
-        "status": status,
-        "revision": s.supervisor.revision,
-        "model": s.model_name,
-    }
+    body: dict[str, Any] = {"status": status}
+    if Scope.ASK in access_of(request).scopes:  # others hear only whether it is well
+        body |= {"revision": s.supervisor.revision, "model": s.model_name}
     return JSONResponse(body, 200 if status == "ok" else 503)
 
 

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd import __version__
+from agentd.api.access import access_of
 from agentd.api.routes import TEXT, DeclaredRoute
 
 
@@ -28,13 +29,14 @@ def document(routes: list[DeclaredRoute]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "agentd", "version": __version__, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": {**definitions["$defs"], "Error": error}},
+        "components": {"schemas": {**definitions["$defs"], "Error": error}, "securitySchemes": {"key": _KEY}},
     }
 
 
 def _operation(route: DeclaredRoute, path: str, method: str) -> dict[str, Any]:
     name = path.strip("/").replace("/", "_").replace("{", "").replace("}", "").replace(".", "_")
     operation: dict[str, Any] = {"operationId": f"{method.lower()}_{name}", "responses": _responses(route)}
+    operation["security"] = [{"key": route.scope.names}] if route.scope.names else []
     inside = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     parameters = [{"name": n, "in": "path", "required": True, "schema": TEXT} for n in inside]
     parameters += [{"name": n, "in": "query", "schema": schema} for n, schema in route.query.items()]
@@ -58,9 +60,12 @@ def _responses(route: DeclaredRoute) -> dict[str, Any]:
     return {**codes, "400": failed, "default": failed}
 
 
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key; over UNIX sockets none is needed."}
 _ERROR = "#/components/schemas/Error"
 
 
 async def serve(request: Request) -> Response:
+    """What whoever asks may use."""
+    scopes = access_of(request).scopes
     routes = [route for route in request.app.router.routes if isinstance(route, DeclaredRoute)]
-    return JSONResponse(document(routes))
+    return JSONResponse(document([route for route in routes if route.scope in scopes]))

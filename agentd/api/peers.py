@@ -52,8 +52,8 @@ def _in_table(family: socket.AddressFamily, address: Any) -> str:
 
 
 def author(request: Request) -> str | None:
-    """Who sends this request: "uid:1000", "tcp" for a TCP client whose user the kernel does not tell, None where no one
-    can say."""
+    """Who is at the other end: "uid:1000", "tcp" for a TCP client whose user the kernel does not tell, None where
+    no one can say."""
     if request.client is None:
         return None
     return request.client.host if request.client.host.startswith("uid:") else "tcp"

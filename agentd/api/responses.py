@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api import response_object
+from agentd.api.access import author
 from agentd.api.answer import Answer
 from agentd.api.lenient import Lenient
-from agentd.api.peers import author
 from agentd.api.requests import episode, error_body, ignored_fields, only, parse, refuse_unknown
 from agentd.api.response_body import ResponsesBody, renamed
 from agentd.api.response_object import Events

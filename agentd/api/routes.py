@@ -1,4 +1,4 @@
-"""A route with all it takes: queries are checked, bodies parsed and /openapi.json made from one declaration."""
+"""A route with all it takes: who may come in, queries, bodies and /openapi.json, from one declaration."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agentd.api.access import Scope, admit
 from agentd.errors import InvalidRequest
 
 TEXT: dict[str, Any] = {"type": "string"}
@@ -18,7 +19,8 @@ PAGE: dict[str, Any] = {**LIMIT, "offset": {"type": "integer", "minimum": 0, "ma
 
 
 class DeclaredRoute(Route):
-    """`query` has the JSON schema of each parameter: an integer with bounds, an enum, or a text, perhaps of a pattern.
+    """`scope` is what a request needs to be let in. `query` has the JSON schema of each parameter: an integer with
+    bounds, an enum, or a text, perhaps of a pattern.
     `statuses` are those besides 200 that a request which fits may be answered with. `body` is the model of the body."""
 
     def __init__(
@@ -26,6 +28,7 @@ class DeclaredRoute(Route):
         method: str,
         path: str,
         handler: Callable[[Request], Awaitable[Response]],
+        scope: Scope,
         body: type[BaseModel] | None = None,
         *,
         query: Mapping[str, dict[str, Any]] | None = None,
@@ -35,10 +38,11 @@ class DeclaredRoute(Route):
         description: str | None = None,
         lenient: bool = False,
     ) -> None:
-        self.body, self.query, self.statuses = body, dict(query or {}), statuses
+        self.scope, self.body, self.query, self.statuses = scope, body, dict(query or {}), statuses
         self.media, self.optional, self.description, self.lenient = media, optional, description, lenient
 
         async def checked(request: Request) -> Response:
+            await admit(request, scope)
             if not lenient:  # probes and scrapers put words of their own into a query
                 check(request, self.query)
             request.state.body_model = body

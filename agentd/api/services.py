@@ -8,6 +8,7 @@ from starlette.requests import Request
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
 from agentd.adapt.recall.switch import RecallSwitch
+from agentd.api.access import Authority
 from agentd.api.peers import RateLimiter
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
@@ -29,6 +30,7 @@ class Services:
     started: float = field(default_factory=time.monotonic)
     model_created: int = 0
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    authorities: list[Authority] = field(default_factory=list)  # kinds of credentials, in the order they are asked
     damage: str = ""  # what the last look at the whole state found
 
     def __post_init__(self) -> None:

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-from agentd.api import requests, schemas
+from agentd.api import access, requests, schemas
+from agentd.api.access import Scope
 from agentd.api.app import ADMIN, API
 from agentd.api.openapi import document
 from agentd.api.requests import on_error
@@ -34,6 +36,7 @@ def ask(route: DeclaredRoute, query: str) -> dict[str, Any]:
         "query_string": query.encode(),
         "headers": [],
         "path_params": {},
+        "app": SimpleNamespace(state=SimpleNamespace(door=access.ADMIN)),
     }
 
     async def answer() -> Any:
@@ -52,6 +55,15 @@ def test_nothing_is_served_that_is_not_declared() -> None:
     undeclared: list[BaseRoute] = [route for route in API + ADMIN if not isinstance(route, DeclaredRoute)]
     assert not undeclared
     assert all(route.body or route.media != "application/json" for route in ROUTES if "POST" in (route.methods or ()))
+
+
+def test_every_route_needs_a_scope_and_only_health_none() -> None:
+    needs = {route.path: route.scope for route in ROUTES}
+    assert [path for path, scope in needs.items() if scope is Scope.NONE] == ["/health"]
+    assert all((scope is Scope.ADMIN) == path.startswith("/admin/") for path, scope in needs.items())
+    assert {route.path for route in API if isinstance(route, DeclaredRoute)} == {
+        route.path for route in ROUTES if route.scope in access.API.scopes
+    }
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)

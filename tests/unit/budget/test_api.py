@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from agentd import models
 from agentd.adapt.kinds.llamacpp import LlamaCpp
+from agentd.api import access
 from agentd.api.app import application
 from agentd.api.services import Services
 from agentd.config.schema import Config, MemorySettings, StateSettings
@@ -37,7 +38,7 @@ def client(
     )
     passes = cast(Any, SimpleNamespace(probed=probed, kind=LlamaCpp(file)))
     services = Services(config, store, nobody, nobody, passes, file, nobody)
-    return TestClient(application(services, with_admin=True), raise_server_exceptions=True)
+    return TestClient(application(services, access.ADMIN), raise_server_exceptions=True)
 
 
 def test_plans_with_their_terms_and_the_one_that_would_be_taken(store: Store, real_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Who may do what: every route declares a scope, every door gives some by itself, and credentials give others.
+
+A door is a socket that is listened on. At a UNIX socket its file's mode has decided who comes in, so the door gives its
+scopes to all of them. Over TCP a request brings credentials: an API key, or a session's cookie. Each kind is an
+`Authority`; the daemon lists them in `Services.authorities`, and they are asked in turn.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Flag
+
+from starlette.requests import Request
+
+from agentd.api import peers
+from agentd.errors import CredentialsMissing, OutOfScope, WrongCredentials
+
+
+class Scope(Flag):
+    """What a route needs, and what a request may do. `ADMIN` holds all others; `NONE` is for anybody."""
+
+    NONE = 0
+    ASK = 1
+    FEEDBACK = 2
+    ADMIN = 7
+
+    @property
+    def names(self) -> list[str]:
+        """As people write them; `admin` says all."""
+        if Scope.ADMIN in self:
+            return ["admin"]
+        return [name for name, scope in SCOPES.items() if scope in self]
+
+
+SCOPES = {"ask": Scope.ASK, "feedback": Scope.FEEDBACK, "admin": Scope.ADMIN}
+
+
+@dataclass(frozen=True)
+class Access:
+    """What one request may do. `author` is noted with all that it sends: `uid:1000`, `key:NAME`, `tcp`; None where no
+    one can say."""
+
+    scopes: Scope
+    author: str | None
+
+
+Authority = Callable[[Request], Awaitable[Access | None]]
+"""The access that a request's credentials give; None where it brings none of this kind. What is brought and was never
+valid raises WrongCredentials; what a browser sends by itself and has expired is None."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """`scopes` are given to everybody who comes in here; with `credentials` a request may have others by what it
+    brings."""
+
+    name: str
+    scopes: Scope
+    credentials: bool = False
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether anybody could have the scope admin here."""
+        return self.credentials or Scope.ADMIN in self.scopes
+
+
+API = Door("api", Scope.ASK | Scope.FEEDBACK)
+ADMIN = Door("admin", Scope.ADMIN)
+
+
+async def admit(request: Request, need: Scope) -> None:
+    """The one place that lets a request in to a route; from here on `author` tells who sends it.
+
+    Raises CredentialsMissing, WrongCredentials, OutOfScope, and what an authority has against it.
+    """
+    door: Door = request.app.state.door
+    own = Access(door.scopes, peers.author(request))
+    access, wrong = await _brought(request, door) if door.credentials else (None, None)
+    access = access or own
+    if need not in access.scopes:
+        if wrong is not None:
+            raise wrong
+        known = access is not own or door.scopes != Scope.NONE
+        raise OutOfScope(need.names[0], access.scopes.names) if known else CredentialsMissing(need.names[0])
+    request.state.access = access
+
+
+async def _brought(request: Request, door: Door) -> tuple[Access | None, WrongCredentials | None]:
+    """What the request's credentials give. Where the door gives something by itself, wrong ones are as good as none:
+    clients of the OpenAI API send one where nobody asked for it."""
+    try:
+        for authority in request.app.state.services.authorities:
+            if (access := await authority(request)) is not None:
+                return access, None
+    except WrongCredentials as error:
+        if door.scopes == Scope.NONE:
+            raise
+        return None, error
+    return None, None
+
+
+def access_of(request: Request) -> Access:
+    """What a request that was let in may do."""
+    access: Access = request.state.access
+    return access
+
+
+def author(request: Request) -> str | None:
+    """Who sends a request that was let in."""
+    return access_of(request).author
