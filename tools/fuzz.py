@@ -237,7 +237,7 @@ def main() -> int:
         "--hostile", type=int, default=0, metavar="N", help="send N hostile schemas and grammars instead"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that nobody needs")
+    parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that may be broken")
     parser.add_argument("--seconds", type=float, default=3600.0, help="after which no more of --hostile are sent")
     parser.add_argument(
         "--model", help="what the daemon that is started serves: a file or `default`; else a tiny model"

@@ -58,7 +58,7 @@ async def classify(request: Request) -> Response:
     name = s.resolve(query["model"])
     task = query["task"] or CLASSIFY_TASK
     if len(task) > MAX_NAME:
-        raise InvalidRequest(f"the name of a task has at the most {MAX_NAME} characters", param="task")
+        raise InvalidRequest(f"the name of a task has at most {MAX_NAME} characters", param="task")
     created, start = now(), time.perf_counter()
     answer = await s.supervisor.classify(input)
     return JSONResponse(await _record(s, name, input, task, answer, created, start))

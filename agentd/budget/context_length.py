@@ -5,7 +5,7 @@ from agentd.limits import PROMPT_PIECE
 
 LEAST, MOST = 2048, 32768  # tokens, unless the model was trained for less
 _STEP = 256  # llama.cpp's step for the size of a cache
-_SHARE = 2  # serving's caches may take one part in so many of what is free; the rest is for learning
+_SHARE = 2  # serving's caches may take one part in this many of what is free; the rest is for learning
 _SCORE_BYTES = 4  # attention scores are float32
 
 

@@ -113,16 +113,9 @@ def prior_gain(method: str, blocks: int, texts: bool = False, n_layer: int = 0) 
     """The gain where nothing is known yet about this device and its tasks. `texts`: answers are texts or calls of
     tools; `n_layer` of the model, 0 where it is not known.
 
-    Measured on SmolLM2-135M with some 450 movie reviews and headlines, judged on others: MeZO 0.20; backpropagation in
-    the last block 0.25, in the last two 0.29, and about 0.003 more with every doubling up to 16 blocks. Zeroth-order
-    steps on top of it brought no more than other examples would have. Block-wise BP came out a little below, in one
-    epoch. On the weights of engine transformers LoRA found more than SGD in any number of blocks, and zeroth-order
-    steps on low-rank changes less than on all weights. LoHo has not been compared: what is close to it comes first.
-
     In a text every token has to be right, and what it says is taken from the question by blocks further down: the gain
-    goes with the share of the blocks that learn, up to half of them. Home commands (docs/benchmarks.md): 4 blocks of 30
-    got 21 % of the calls right after 536 examples, 16 blocks 48 % after 181, and all 30 brought dev no further down.
-    What zeroth-order steps find in texts is a guess.
+    goes with the share of the blocks that learn, up to half of them. What zeroth-order steps find in texts is a guess.
+    The figures behind it: docs/benchmarks.md, lab notes.
     """
     if texts:
         share = 1.0 if method == "lora" else blocks / max(n_layer, blocks, _USUAL_BLOCKS)

@@ -9,7 +9,7 @@ What people prefer and what they reject is judged by the odds p / (1 - p) of an 
 its tokens' likelihoods: so long answers are not the less likely ones, and no reference model is needed beside the one
 that learns, neither its memory nor its forward passes. A model that would hardly say a rejected answer is left alone.
 
-Derivatives are taken by the terms, so whoever computed these can go on from there, whatever computed them.
+Derivatives are taken by the terms, so whoever computed these can go on from there, in any framework.
 """
 
 import math

@@ -73,7 +73,7 @@ class InPlace:
         self.perturbed = Perturbation(model, self._direction, numbers, self._limits)
 
     def pair(self, seed: int, epsilon: float, loss: Loss) -> tuple[float, float]:
-        """(L(theta + epsilon z), L(theta - epsilon z)). The weights are not touched, whatever `loss` raises."""
+        """(L(theta + epsilon z), L(theta - epsilon z)). The weights are not touched, even if `loss` raises."""
         return self.loss(seed, epsilon, loss), self.loss(seed, -epsilon, loss)
 
     def loss(self, seed: int, scale: float, loss: Loss) -> float:

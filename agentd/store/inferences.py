@@ -131,7 +131,7 @@ def forget_recalled(db: Database, examples: Sequence[str]) -> None:
 def prune(db: Database, older_than: str) -> int:
     """Deletes the inferences from before `older_than` (ISO 8601) that no one gave feedback on; returns how many.
 
-    What was stored after a younger one is younger, whatever its time says: the clock was wrong when it was stamped.
+    What was stored after a younger one is younger, even if its time says otherwise: then the clock was wrong.
     """
     unreferenced = "NOT EXISTS (SELECT 1 FROM feedback WHERE inference_id = inferences.id)"
     younger = "SELECT min(rowid) FROM inferences WHERE created_at BETWEEN ? AND ?"

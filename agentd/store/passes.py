@@ -57,7 +57,7 @@ class Pass(Row):
 
 def create(db: Database, trigger: str, parent_revision: int, seed: int, options: Mapping[str, Any]) -> Pass:
     """A pass in the state `triggered`. Examples stamped in the future, from before the clock was set, are of now: else
-    they would stay new whatever is learned, and pass would follow pass."""
+    they would stay new after every pass, and pass would follow pass."""
     now = ids.now()
     db.execute("UPDATE examples SET updated_at = ? WHERE updated_at > ?", [now, now])
     db.execute(

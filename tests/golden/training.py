@@ -200,7 +200,7 @@ def _run(spec: Path, answer: Answer | None) -> list[dict[str, Any]]:
             if event["event"] != "ask":
                 events.append(event)
             else:
-                assert answer is not None, "the trainer asks, and nobody is there to answer"
+                assert answer is not None, "the trainer asks, and no one is there to answer"
                 process.stdin.write(json.dumps(answer(event)) + "\n")
                 process.stdin.flush()
     return events
