@@ -96,6 +96,7 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
                 await asyncio.to_thread(page_cache.forget)
+                allocator.settle()
                 await stopping.wait()
         finally:
             notifier.stopping()

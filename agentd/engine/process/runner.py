@@ -105,6 +105,7 @@ class Runner:
         if isinstance(self._engine, Prompting):
             self._engine.prepare()
         page_cache.forget()
+        allocator.settle()
         while True:
             self._wake.clear()
             while self._urgent:
