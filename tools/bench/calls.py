@@ -6,6 +6,7 @@ declared function with arguments of its schema; right is one that the leaderboar
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -21,9 +22,10 @@ import jsonschema_rs
 
 from agentd import models
 from agentd.config import paths
-from tools.daemon import DaemonProcess, streaming
+from tools.daemon import DaemonProcess, UnixConnection, streaming
 
 PARTS = ("required", "auto", "masks", "first-token")
+_PATIENCE = 600.0  # seconds for an answer, on machines that others use as well
 CHAT = "/v1/chat/completions"
 REQUIREMENT = "bfcl-eval==2026.3.23"
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array"}
@@ -108,7 +110,9 @@ def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
             "temperature": 0,
             "max_tokens": 512 if choice == "required" else 128,
         }
-        got = daemon.post(CHAT, {**body, "parallel_tool_calls": False})
+        data = json.dumps({**body, "parallel_tool_calls": False}).encode()
+        with contextlib.closing(UnixConnection(daemon.api, timeout=_PATIENCE)) as connection:
+            got = connection.answer("POST", CHAT, data)
         assert got.status == 200, got.body[:300]
         chosen = got.json["choices"][0]
         calls = chosen["message"].get("tool_calls") or []
