@@ -2,7 +2,8 @@
 
 Constraints are compiled by a thread of their own, within bounds of size, time and memory; serving goes on meanwhile.
 A mask costs microseconds (median 3 to 126 for schemas of up to 100 tools on 49,152 tokens), and at most what `_LIMITS`
-allow.
+allow; a thread of its own computes it while tokens are decoded, and a request whose mask is not there yet holds up
+nobody else.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from typing import Any
 
 import llguidance
@@ -39,6 +42,7 @@ _LIMITS = LLParserLimits(
 )
 _SECONDS = 0.8  # that compiling may take; a client has its 400 within a second
 _STUCK = 3  # threads that may still be at work on what took too long, before constraints are refused
+_MASKS = 8  # that are computed at once
 _MATCHERS = 8  # of the last grammars, which are ready at once when they are asked for again
 _STACK = 64 << 20  # bytes of a compiling thread's stack, in which the nesting of a grammar ends up
 _TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
@@ -49,14 +53,30 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Constraint:
-    """The state of one answer. Not thread-safe."""
+    """The state of one answer, for one thread. `masks` computes them in the background, where there is such."""
 
-    def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        self._matcher, self._n_vocab = matcher, n_vocab
+    def __init__(self, matcher: LLMatcher, n_vocab: int, masks: ThreadPoolExecutor | None = None) -> None:
+        self._matcher, self._n_vocab, self._masks = matcher, n_vocab, masks
         self._mask = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
+        self._coming: Future[Tokens] | None = None
+
+    def prepare(self) -> None:
+        """Begins to find out what may come next."""
+        if self._masks is not None and self._coming is None:
+            self._coming = self._masks.submit(self._compute)
+
+    def ready(self, timeout: float) -> bool:
+        """Whether `allowed` answers at once, now or within so many seconds."""
+        return self._coming is None or not wait_for([self._coming], timeout).not_done
 
     def allowed(self) -> Tokens | None:
         """The tokens that may come next, never none; None where all may. Raises ConstraintTooComplex."""
+        if self._coming is None:
+            return self._compute()
+        coming, self._coming = self._coming, None
+        return coming.result()
+
+    def _compute(self) -> Tokens:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=self._n_vocab)
         tokens = np.flatnonzero(bits)
@@ -68,6 +88,7 @@ class Constraint:
         """Goes on with a token that was allowed, or with the one returned in its place. Raises ConstraintTooComplex."""
         if not self._matcher.consume_token(token):
             raise ConstraintTooComplex(_reason(self._matcher))
+        self.prepare()
         return token
 
 
@@ -75,15 +96,24 @@ class CallConstraint(Constraint):
     """Constrains an answer from the moment that it opens a call; `visible` are the bytes of a token."""
 
     def __init__(
-        self, matcher: LLMatcher, tokenizer: LLTokenizer, plan: AnswerPlan, visible: Callable[[int], bytes]
+        self,
+        matcher: LLMatcher,
+        tokenizer: LLTokenizer,
+        plan: AnswerPlan,
+        visible: Callable[[int], bytes],
+        masks: ThreadPoolExecutor | None,
     ) -> None:
-        super().__init__(matcher, tokenizer.vocab_size)
+        super().__init__(matcher, tokenizer.vocab_size, masks)
         self._tokenizer, self._controls, self._visible = tokenizer, plan.controls, visible
         calls = plan.form.calls
         self._watch: TriggerWatch | None = TriggerWatch(
             plan.triggers, calls.anchored, plan.form.reasoning, plan.thinking
         )
         self._forced: list[int] = []
+
+    def prepare(self) -> None:
+        if self._watch is None:
+            super().prepare()
 
     def allowed(self) -> Tokens | None:
         if self._forced:
@@ -106,6 +136,7 @@ class CallConstraint(Constraint):
         rest = self._tokenizer.tokenize_bytes(behind) if behind else []
         if not rest or self._matcher.validate_tokens(rest) == len(rest):
             self._matcher.consume_tokens(rest)
+            self.prepare()
             return token
         # A part of the token cannot follow: it is cut where the trigger ends.
         token, *self._forced = self._tokenizer.tokenize_bytes(data[: len(data) - len(behind)])
@@ -156,6 +187,7 @@ class Compiler:
         self._tokenizer: LLTokenizer | None = None
         self._worker: _Worker | None = None
         self._stuck: list[_Worker] = []
+        self._masks = ThreadPoolExecutor(_MASKS, "masks")
         self._matchers: dict[str, LLMatcher] = {}  # by grammar, the one used last at the end
 
     def submit(self, sampling: Sampling, plan: AnswerPlan | None = None) -> Compilation:
@@ -217,8 +249,8 @@ class Compiler:
         except InvalidRequest as error:
             raise self._of_one_tool(plan) or error from None
         if plan is not None and not whole:
-            return CallConstraint(matcher, self.prepare(), plan, self._vocabulary.visible)
-        return Constraint(matcher, self.prepare().vocab_size)
+            return CallConstraint(matcher, self.prepare(), plan, self._vocabulary.visible, self._masks)
+        return Constraint(matcher, self.prepare().vocab_size, self._masks)
 
     def _of_one_tool(self, plan: AnswerPlan | None) -> InvalidRequest | None:
         """What is wrong with the parameters of a tool, where one of them alone cannot be compiled."""
@@ -251,6 +283,7 @@ class Compiler:
     def close(self) -> None:
         if self._worker is not None:
             self._worker.jobs.put(None)
+        self._masks.shutdown(wait=False, cancel_futures=True)
 
 
 class _Worker(threading.Thread):

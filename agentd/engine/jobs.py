@@ -5,7 +5,7 @@ from typing import Any, Generic
 
 from agentd.engine.calls.piece_reader import PieceReader
 from agentd.engine.choosing import Choosing
-from agentd.engine.constraints import Compilation
+from agentd.engine.constraints import Compilation, Constraint
 from agentd.engine.decoder import Sampler
 from agentd.engine.pooling import MeanPooling
 from agentd.engine.process.wire import describe
@@ -27,6 +27,7 @@ class Job(Generic[W]):
     n_recalled: int = 0
     sampler: Sampler | None = None  # None while its constraint is compiled, and where it chooses
     compilation: Compilation | None = None
+    constraint: Constraint | None = None  # on the answer, once it is compiled
     choosing: Choosing | None = None
     pooling: MeanPooling | None = None  # where it is to be embedded
     reader: PieceReader | None = None  # where there is more than text in answers

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _ROWS = 16  # of logits that a choice's tokens take at once: a row is 600 kB where a vocabulary has 150,000 tokens
 _SHORT = 128  # tokens of a prompt that are computed at once while others wait for their next token
 _NOTHING = Delta()
-_WAIT = 0.002  # seconds that a step waits for a constraint when there is nothing else to do
+_WAIT = 0.002  # seconds that a step waits for a constraint, or for its mask
 
 
 class Serving(Generic[W]):
@@ -147,7 +147,7 @@ class Serving(Generic[W]):
             pieces += self._guard(self._prompt, [min(prompting, key=lambda slot: slot.job.number if slot.job else 0)])
         together: dict[int, list[Slot[W]]] = {}
         for slot in self._slots:
-            if slot.job is None or not slot.job.prompted:
+            if slot.job is None or not slot.job.prompted or not self._masked(slot.job):
                 continue
             if slot.job.choosing is not None:
                 pieces += self._guard(self._choose, [slot])
@@ -158,6 +158,11 @@ class Serving(Generic[W]):
         for slots in together.values():
             pieces += self._guard(self._generate, slots)
         return pieces
+
+    def _masked(self, job: Job[W]) -> bool:
+        """Whether it is known what may follow the token that is decoded next. Where that takes long, the others go on
+        meanwhile."""
+        return job.constraint is None or job.constraint.ready(_WAIT)
 
     def _exact(self, job: Job[W]) -> bool:
         """Whether its answer must not depend on who else is served, nor on what the cache holds. A choice never does:
@@ -178,7 +183,9 @@ class Serving(Generic[W]):
             if job.compilation.done.wait(0 if self._waiting or self._active else _WAIT):
                 self._compiling.remove(job)
                 try:
-                    job.sampler = self._samplers(job.request, job.compilation.result())
+                    job.constraint = job.compilation.result()
+                    job.constraint.prepare()
+                    job.sampler = self._samplers(job.request, job.constraint)
                     self._waiting.append(job)
                 except AgentdError as error:
                     pieces.append(job.failed(error))

@@ -183,6 +183,30 @@ def test_a_matcher_at_its_limit_ends_its_own_request(engine: Engine, monkeypatch
     assert answers["free"].last.finish
 
 
+def test_who_waits_for_a_mask_holds_up_nobody_else(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, release, n_masks = Constraint._compute, threading.Event(), [0]
+
+    def slow(self: Constraint) -> Any:
+        n_masks[0] += 1
+        if n_masks[0] == 4:  # when some tokens have come
+            release.wait(30)
+        return real(self)
+
+    free = Sampling(temperature=1.0)
+    engine.submit(chat("warm", "Answer.", replace(free, grammar="root ::= [a-z]+"), max_tokens=2))
+    finish(engine)
+    monkeypatch.setattr(Constraint, "_compute", slow)
+    engine.submit(chat("constrained", "Answer.", replace(free, grammar="root ::= [a-z]+"), max_tokens=8))
+    engine.submit(chat("free", "Tell.", free, max_tokens=40))
+    ended: list[str] = []
+    while "free" not in ended:
+        ended += [piece.key for piece in engine.step() if piece.finish or piece.error]
+    assert ended == ["free"]
+    release.set()
+    answer = finish(engine)["constrained"]
+    assert answer.last.finish in ("stop", "length")
+
+
 @pytest.mark.exclusive
 def test_what_compiles_for_too_long_is_given_up_and_others_are_not(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
