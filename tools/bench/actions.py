@@ -1,16 +1,18 @@
 """Learning to act: exact calls on home commands of the base, of passes, and of PEFT's LoRA on the same rows.
 
     python -m tools.bench actions MODEL.gguf --output RESULTS.jsonl
-    ... --runs base,pass,peft --examples 25,50,100,200,400,800 --seeds 0,1,2        a learning curve
+    ... --curve [--examples 25,50,100,200,400]                                      from how many on a pass helps
+    ... --runs pass --wrong 0,0.2                                                   a stream with wrong calls in it
     ... --runs pass --memory 300MB,1GB,none --method auto                           what the free memory allows
     ... --runs peft --lrs 3e-4,1e-3,3e-3 --epochs 1,3,5 [--device cuda]             PEFT's grid
 
 A run is a daemon of its own with `memory.limit` as given; it gets `--examples` commands of tools/home.py and a tenth as
 many messages that want no call (`--talk`), as JSONL, and learns them in one pass. Seeds choose the rows (0: the first)
-and start the learning. PEFT learns the same rows in the very tokens that the daemon makes of them, with the loss on the
-assistant's part; its adapter is imported as a revision, so that all are judged by one path: /v1/chat/completions,
-greedily, with the tools in the prompt; commands of other sentence templates with `tool_choice: required`, and talk with
-`auto`, of which `called` is the share that was answered by a call.
+and start the learning; of those commands a share (`--wrong`) is corrected to another command's call. PEFT learns the
+same rows in the very tokens that the daemon makes of them, with the loss on the assistant's part; its adapter is
+imported as a revision, so that all are judged by one path: /v1/chat/completions, greedily, with the tools in the
+prompt; commands of other sentence templates with `tool_choice: required`, and talk with `auto`, of which `called` is
+the share that was answered by a call.
 
 `seconds` of a pass are those of tap, training and zeroth-order steps, `whole` those from its plan to the end of the
 gate; PEFT's count from the first step to the last, and `whole` from the start of its process. Peaks are proportional
@@ -34,10 +36,14 @@ from agentd.ctl.errors import CtlError
 from agentd.ctl.progress import follow, view
 from tools import home
 from tools.bench import actions_peft
-from tools.bench.actions_rows import encoded, judge, sample
+from tools.bench.actions_rows import encoded, judge, poisoned, sample
 from tools.daemon import DaemonProcess, ToolFailed
 
-KEYS = ("model", "run", "examples", "talk", "seed", "judged", "memory", "method", "blocks", "lr", "epochs", "device")
+KEYS = (
+    *("model", "run", "examples", "talk", "wrong", "seed", "judged"),
+    *("memory", "method", "blocks", "lr", "epochs", "device"),
+)
+CURVE = [25, 50, 100, 200, 400]  # commands
 CONTEXT = 8192  # tokens, of four slots
 _LEARNING = ("tap", "train", "zo")
 _UNTIL_GATE = ("plan", *_LEARNING, "gate")
@@ -76,9 +82,9 @@ def keys(options: argparse.Namespace, model: str) -> Iterator[Key]:
     none = dict.fromkeys(KEYS)
     if "base" in options.runs:
         yield {**none, "model": model, "run": "base", "judged": options.judged}
-    for seed, n in product(options.seeds, options.examples):
+    for seed, n, wrong in product(options.seeds, options.examples, options.wrong):
         same = {**none, "model": model, "examples": n, "talk": round(options.talk * n), "seed": seed}
-        same["judged"] = options.judged
+        same |= {"judged": options.judged, "wrong": wrong or None}
         if "pass" in options.runs:
             for memory in options.memory:
                 how = {"memory": memory, "method": options.method, "blocks": options.blocks}
@@ -116,7 +122,8 @@ def settings(key: Key, threads: int | str) -> dict[str, Any]:
 
 
 def teach(daemon: DaemonProcess, key: Key) -> None:
-    lines = [home.example(row) for row in sample(key["examples"], key["talk"], key["seed"])]
+    rows = sample(key["examples"], key["talk"], key["seed"])
+    lines = [home.example(row) for row in poisoned(rows, key["wrong"] or 0.0, key["seed"])]
     answer = daemon.post("/v1/examples", "\n".join(json.dumps(line) for line in lines).encode())
     if answer.status != 200:
         raise ToolFailed(f"the examples were refused: {answer.error['message']}")
@@ -168,13 +175,15 @@ def serve_adapter(daemon: DaemonProcess, adapter: Path) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row a run."""
     lines = [
-        "| run | examples | seed | exact | called | learned | whole | peak | outcome |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| run | examples | wrong | seed | exact | called | learned | whole | peak | outcome |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["model"], row["examples"] or 0, row["run"], str(row["memory"]))):
         seconds, whole, peak = row.get("seconds"), row.get("whole"), row.get("peak_bytes")
+        wrong = row.get("wrong")
         lines.append(
-            f"| {_name(row)} | {row['examples'] or ''} | {'' if row['seed'] is None else row['seed']} "
+            f"| {_name(row)} | {row['examples'] or ''} | {f'{wrong:.0%}' if wrong else ''} "
+            f"| {'' if row['seed'] is None else row['seed']} "
             f"| {row['exact']:.1%} | {row['called']:.1%} | {f'{seconds:.0f} s' if seconds else ''} "
             f"| {f'{whole:.0f} s' if whole else ''} | {f'{peak / 1e6:.0f} MB' if peak else ''} "
             f"| {row.get('outcome', '')} |"
@@ -210,7 +219,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model", type=Path, nargs="?", help="a GGUF file; else the default model")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--runs", type=listed(str), default=["base", "pass", "peft"])
-    parser.add_argument("--examples", type=listed(int), default=[640], metavar="N,...")
+    parser.add_argument("--curve", action="store_true", help="the base and passes on more and more commands")
+    parser.add_argument("--examples", type=listed(int), metavar="N,...", help="default: 640; of a curve 25 to 400")
+    parser.add_argument("--wrong", type=listed(float), default=[0.0], metavar="SHARE,...", help="of the commands")
     parser.add_argument(
         "--talk", type=float, default=0.1, metavar="SHARE", help="messages that want no call, a command"
     )
@@ -223,7 +234,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lrs", type=listed(float), default=[3e-4, 1e-3, 3e-3], metavar="LR,...")
     parser.add_argument("--epochs", type=listed(int), default=[1, 3, 5], metavar="N,...")
     parser.add_argument("--device", default="cpu", help="of PEFT: cpu, or cuda, whose times say nothing (default: cpu)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.curve:
+        options.runs = ["base", "pass"]
+    options.examples = options.examples or (CURVE if options.curve else [640])
+    return options
 
 
 if __name__ == "__main__":

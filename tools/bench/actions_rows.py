@@ -52,6 +52,21 @@ def sample(commands: int, talk: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def poisoned(rows: Sequence[dict[str, Any]], share: float, seed: int) -> list[dict[str, Any]]:
+    """The rows with the calls of a share of the commands wrong: each has that of another command, which differs."""
+    commands = [row for row in rows if "name" in row]
+    chance = random.Random(f"{seed} wrong")
+    wrong = {id(row) for row in chance.sample(commands, round(share * len(commands)))}
+    poisoned: list[dict[str, Any]] = []
+    for row in rows:
+        if id(row) in wrong:
+            calls = [{name: each[name] for name in ("name", "arguments")} for each in commands]
+            others = [call for call in calls if any(call[name] != row[name] for name in call)]
+            row = row | chance.choice(others) if others else row
+        poisoned.append(row)
+    return poisoned
+
+
 def encoded(model: Path, state: Path, target: Path) -> None:
     """Writes the tokens of all examples in a daemon's state as its passes have them (agentd.learn.encoded), but
     for the model's own answers that a pass adds."""

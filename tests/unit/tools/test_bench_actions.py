@@ -117,6 +117,7 @@ def test_samples_are_of_training_rows() -> None:
 
 def options(**changes: Any) -> argparse.Namespace:
     defaults = {"runs": ["base", "pass", "peft"], "examples": [25, 50], "talk": 0.1, "seeds": [0, 1], "judged": None}
+    defaults["wrong"] = [0.0]
     how = {"memory": ["300MB", "none"], "method": "auto", "blocks": "auto", "lrs": [1e-3], "epochs": [1, 3]}
     return argparse.Namespace(**{**defaults, **how, "device": "cpu", **changes})
 
@@ -142,4 +143,16 @@ def test_what_the_file_holds_is_not_run_again(
     assert actions.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == len(rows) + 2
-    assert "tiny: PEFT, lr 0.001, 3 epochs, cpu | 50 | 1 | 50.0% | 10.0% | 3 s |  | 700 MB |" in printed
+    assert "tiny: PEFT, lr 0.001, 3 epochs, cpu | 50 |  | 1 | 50.0% | 10.0% | 3 s |  | 700 MB |" in printed
+
+
+def test_a_part_of_the_commands_is_corrected_to_something_else() -> None:
+    rows = actions_rows.sample(50, 5, 0)
+    wrong = actions_rows.poisoned(rows, 0.2, 0)
+    changed = [(old, new) for old, new in zip(rows, wrong, strict=True) if old != new]
+    assert len(changed) == 10
+    for old, new in changed:
+        assert new["text"] == old["text"]
+        assert (new["name"], new["arguments"]) != (old["name"], old["arguments"])
+    assert wrong == actions_rows.poisoned(rows, 0.2, 0)
+    assert actions_rows.poisoned(rows, 0.0, 0) == rows
