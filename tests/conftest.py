@@ -1,6 +1,7 @@
 """What every test may use. AGENTD_TEST_MODEL names another GGUF file than the default model."""
 
 import fcntl
+import gc
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "real_model" in item.fixturenames:
             item.add_marker("model")
     items.sort(key=_folder)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: engines that tidy up (gc.collect) need not go through all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _folder(item: pytest.Item) -> int:

@@ -178,12 +178,18 @@ class DaemonProcess:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait(10)
-        psutil.wait_procs(children, timeout=10)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: not any(map(lives, children)))
 
     @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    def cpu_seconds(self) -> float:
+        """What the daemon itself has computed so far: how long it was busy, whoever else needs the machine."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
 
     def pids(self) -> dict[str, int]:
         """The daemon, and its engine and trainer if they run."""
@@ -229,7 +235,7 @@ class DaemonProcess:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table has, through a connection that only reads. Events are left out: the daemon writes
-        them whenever it looks after itself, whatever a client does meanwhile.
+        them whenever it looks after itself, independent of what a client does meanwhile.
         """
         uri = f"{(self.state / 'agentd.db').as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
@@ -283,6 +289,14 @@ def streaming(path: Path, target: str, body: Any) -> Iterator[Iterator[dict[str,
             yield events()
         finally:
             response.close()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it still runs. One that has ended may stay as a zombie for seconds, until init looks after it."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def eventually(look: Callable[[], T], timeout: float = 10.0) -> T:

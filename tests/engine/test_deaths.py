@@ -119,6 +119,30 @@ def test_many_requests_that_end_engines_do_not_cost_the_revision(model: Path, po
     asyncio.run(run())
 
 
+def test_an_engine_that_is_killed_again_and_again_does_not_cost_a_revision_that_answers(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, prompts = canaries.ask, []
+
+    async def counted(client: Any, info: ModelInfo | None, prompt: str) -> None:
+        prompts.append(prompt)
+        await ask(client, info, prompt)
+
+    monkeypatch.setattr(canaries, "ask", counted)
+
+    async def run() -> None:
+        async with running(model, REVISION) as engine:
+            for number in range(5):
+                os.kill(engine.pid or 0, signal.SIGKILL)
+                while engine.restarts <= number or not engine.ready:
+                    await asyncio.sleep(0.01)
+            assert prompts, "it serves without having been asked"
+            assert (engine.revision, engine.degraded) == (REVISION, None)
+            assert await answer(engine, request("question"))
+
+    asyncio.run(run())
+
+
 def test_a_revision_that_dies_of_canaries_too_is_left(
     model: Path, monkeypatch: pytest.MonkeyPatch, poison: list[str]
 ) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(1500)
 def test_a_turned_camera_is_recovered_from(tmp_path: Path) -> None:
     plot, figures = tmp_path / "drift.png", tmp_path / "drift.json"
-    command = [sys.executable, "-m", "tools.drift", "--digits", "--steps", "400", "--upright", "2", "--turned", "14"]
+    command = [sys.executable, "-m", "tools.drift", "--digits", "--steps", "400", "--upright", "1", "--turned", "9"]
     run = subprocess.run(
         [*command, "--plot", str(plot), "--json", str(figures)],
         cwd=ROOT,
@@ -30,15 +30,15 @@ def test_a_turned_camera_is_recovered_from(tmp_path: Path) -> None:
     assert "The camera is turned by 45°" in run.stdout
     results = json.loads(figures.read_text())
     assert results["failed"] == 0
-    assert results["labels"] > 800
+    assert results["labels"] > 480
     assert results["quarantined"] == 0  # a camera that labels this fast is no flood with its configuration
-    assert results["answers"] == 1600
+    assert results["answers"] == 1000
     assert results["accuracy_turned_unadapted"] < results["accuracy_upright"] - 0.2
     assert results["accuracy_turned_at_the_end"] > results["accuracy_turned_unadapted"] + 0.1
     committed = [each for each in results["passes"] if each["outcome"] == "committed"]
     assert committed
     assert {each["method"] for each in committed} == {"elasticzo"}
-    assert len(results["curve"]) == 16
+    assert len(results["curve"]) == 10
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -80,7 +80,12 @@ def busy(engine: TransformersEngine, turns: Turns) -> Iterator[TransformersBackg
 
 @pytest.mark.parametrize("name", WORK)
 def test_work_that_others_cut_into_ends_in_the_same_bits(
-    engine: TransformersEngine, busy: TransformersBackground, turns: Turns, name: str, monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine,
+    busy: TransformersBackground,
+    dtype: str,
+    turns: Turns,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(backgrounds, "LOSS_TOKENS", 192)  # several packs
     examples = [busy.encode(review(text), CHOICES, label) for text, label in REVIEWS]
@@ -107,15 +112,17 @@ def test_work_that_others_cut_into_ends_in_the_same_bits(
 
     def serve() -> bool:
         nonlocal answered
+        some = len(requests) if answered % 4 == 0 else 1  # the long prompt not every time
         answered += 1
-        assert [answer.logprobs for answer in ask(engine, *requests)] == clean
+        assert [answer.logprobs for answer in ask(engine, *requests[:some])] == clean[:some]
         return True
 
     turns.serve = serve
     assert run(set(range(1, whole + 1))) == plain  # no part of the work is done twice
     assert answered == whole
     turns.serve = None
-    for place in {1, 2, whole // 3, whole // 2, whole - 1, whole}:
+    # Where work begins again does not depend on the type of weights: each has its half of the places.
+    for place in {"float32": (1, whole // 2, whole), "bfloat16": (2, whole // 3, whole - 1)}[dtype]:
         pieces, polls, *after = run({place})
         assert (pieces[-1], *after) == (plain[0][-1], *plain[2:])
         assert polls > whole  # it was repeated

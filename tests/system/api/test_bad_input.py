@@ -5,7 +5,6 @@ import json
 import socket
 import stat
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +116,13 @@ def test_a_zero_byte_in_a_text_is_a_character_like_others(daemon: DaemonProcess)
     assert (latest["value"], latest["task"]) == ("c\0d", "zero\0task")
 
 
-@pytest.mark.exclusive
 def test_a_prompt_of_10_mb_is_refused_at_once_and_the_connection_stays_usable(daemon: DaemonProcess) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode()
     before = daemon.counts()
     with contextlib.closing(UnixConnection(daemon.api)) as connection:
-        begin = time.monotonic()
+        begin = daemon.cpu_seconds()
         answer = connection.answer("POST", CHAT, body)
-        assert time.monotonic() - begin < 1
+        assert daemon.cpu_seconds() - begin < 1
         assert (answer.status, answer.error["code"]) == (413, "body_too_large")
         assert "serve.max_body" in answer.error["message"]
         begin_socket = connection.sock
@@ -223,7 +221,6 @@ def test_the_modes_of_the_sockets_and_of_the_state(daemon: DaemonProcess) -> Non
     assert (mode(daemon.state), mode(daemon.state / "agentd.db")) == (0o700, 0o600)
 
 
-@pytest.mark.exclusive
 def test_more_requests_than_slots_and_queue_are_told_to_come_again(model_path: Path) -> None:
     with DaemonProcess(model_path, {"serve": {"slots": 1, "queue": 2}}).start() as daemon:
         answers: list[Answer] = []
@@ -234,12 +231,11 @@ def test_more_requests_than_slots_and_queue_are_told_to_come_again(model_path: P
             for thread in waiting:
                 thread.start()
             eventually(lambda: daemon.status()["requests"]["waiting"] == 2)
-            begin = time.monotonic()
             for stream in (False, True):
                 answer = daemon.ask(stream=stream)
                 assert (answer.status, answer.error["code"]) == (503, "overloaded")
                 assert answer.headers["retry-after"] == "1"
-            assert time.monotonic() - begin < 1
+            assert daemon.status()["requests"]["waiting"] == 2  # at once: no slot has become free
             assert daemon.get("/health").status == 200
         for thread in waiting:
             thread.join(30)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from agentd import models
+from agentd.errors import ModelUnusable
 from agentd.learn import ledger
 from agentd.methods import OF_ENGINE
 from tests.support.tiny_passes import (
@@ -89,14 +92,14 @@ def test_rollback_and_forward_give_the_same_bytes(learned: DaemonProcess) -> Non
     roll(learned, 1)
 
 
-@pytest.mark.parametrize("damage", ["none", "no image", "a damaged image"])
+@pytest.mark.parametrize("damage", ["no image", "a damaged image"])
 def test_what_serves_survives_a_kill(learned: DaemonProcess, damage: str) -> None:
     before = said(learned)
     learned.kill()
     (image,) = weights(learned).glob(f"weights-{json.loads(revision_file(learned))['weights_sha256']}*")
     if damage == "no image":
         image.unlink()
-    elif damage == "a damaged image":
+    else:
         data = bytearray(image.read_bytes())
         data[-5] ^= 64
         image.write_bytes(data)
@@ -329,6 +332,14 @@ def test_a_directory_in_bfloat16_learns_as_well(model: Path, tmp_path: Path) -> 
             assert ctl(daemon, "replay", "1", "--verify") == 0
 
 
+IN_A_DAEMON = ("no weights", "unknown", "another shape")
+
+
+@pytest.fixture(scope="module")
+def whole_directory(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return directory(tmp_path_factory.mktemp("directory"), model)
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -342,8 +353,10 @@ def test_a_directory_in_bfloat16_learns_as_well(model: Path, tmp_path: Path) -> 
         ("another shape", "transformers cannot load it"),
     ],
 )
-def test_a_directory_that_cannot_be_served_is_named(model: Path, tmp_path: Path, damage: str, complaint: str) -> None:
-    folder = directory(tmp_path, model)
+def test_a_directory_that_cannot_be_served_is_named(
+    whole_directory: Path, tmp_path: Path, damage: str, complaint: str
+) -> None:
+    folder = Path(shutil.copytree(whole_directory, tmp_path / "damaged"))
     config = json.loads((folder / "config.json").read_text())
     if damage == "no config":
         (folder / "config.json").unlink()
@@ -362,7 +375,11 @@ def test_a_directory_that_cannot_be_served_is_named(model: Path, tmp_path: Path,
         change = {"an encoder": {"architectures": ["BertModel"]}, "unknown": {"model_type": "nonesuch"}}
         config |= change.get(damage, {"hidden_size": 96, "head_dim": 24})
         (folder / "config.json").write_text(json.dumps(config))
+    if damage not in IN_A_DAEMON:  # which asks the same before it starts anything
+        with pytest.raises(ModelUnusable, match=complaint):
+            models.check(folder, "transformers")
+        return
     with DaemonProcess(folder, SETTINGS) as daemon:
         status, log = daemon.run_to_end()
-    assert status == 66, log
+    assert status == ModelUnusable.exit_status == 66, log
     assert complaint in log

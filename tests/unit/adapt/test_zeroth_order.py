@@ -16,6 +16,7 @@ from agentd.errors import RevisionCorrupt
 from agentd.learn import ledger
 from agentd.learn.optimise import StepResult
 from agentd.learn.philox import rademacher
+from tools import short_model
 
 N, STEPS = 6, 3
 
@@ -57,8 +58,8 @@ async def _steps(model: Path, folder: Path, dev: list[int]) -> tuple[list[StepRe
     return results, trajectory, control
 
 
-def test_the_ledger_makes_the_control_vector_again_bit_for_bit(real_model: Path, tmp_path: Path) -> None:
-    results, trajectory, control = asyncio.run(_steps(real_model, tmp_path, dev=[]))
+def test_the_ledger_makes_the_control_vector_again_bit_for_bit(model_path: Path, tmp_path: Path) -> None:
+    results, trajectory, control = asyncio.run(_steps(model_path, tmp_path, dev=[]))
     assert [result.step for result in results] == list(range(1, STEPS + 1))
     path = tmp_path / "ledger"
     ledger.write(path, ledger.Ledger(0, trajectory.best_steps))
@@ -67,13 +68,13 @@ def test_the_ledger_makes_the_control_vector_again_bit_for_bit(real_model: Path,
     for seed, coefficient in ledger.fold(ledger.read(path).steps):
         for layer in again:
             again[layer] = again[layer] + np.float32(coefficient) * rademacher(seed, layer, len(again[layer]))
-    assert len(vectors) == 29
+    assert len(vectors) == short_model.BLOCKS - 1
     assert all(vector.any() for vector in vectors.values())
     assert all(np.array_equal(again[layer], vector) for layer, vector in vectors.items())
 
 
-def test_what_did_not_help_on_dev_leaves_no_trace(real_model: Path, tmp_path: Path) -> None:
-    _, trajectory, control = asyncio.run(_steps(real_model, tmp_path, dev=[0, 1]))
+def test_what_did_not_help_on_dev_leaves_no_trace(model_path: Path, tmp_path: Path) -> None:
+    _, trajectory, control = asyncio.run(_steps(model_path, tmp_path, dev=[0, 1]))
     best_steps = trajectory.best_steps
     vectors = [np.array(tensor.data) for tensor in gguf.GGUFReader(control).tensors]
     assert any(vector.any() for vector in vectors) == bool(best_steps)
