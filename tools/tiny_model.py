@@ -24,7 +24,6 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
     shard  0, or the number of tensors a file: the first one, NAME-00001-of-NNNNN.gguf, is returned
     """
     random = np.random.default_rng(seed)
-    tokens = [*_SPECIAL, *_byte_characters(), *("".join(pair) for pair in _MERGES)]
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shard)
     writer.add_name("tiny")
     writer.add_block_count(N_BLOCKS)
@@ -36,20 +35,9 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
     writer.add_rope_dimension_count(N_EMBD // N_HEAD)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
+    writer.add_vocab_size(len(tokens()))
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-    writer.add_token_types([control if token in _SPECIAL else normal for token in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in _MERGES])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(template)
+    add_tokenizer(writer, template)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) / shape[-1] ** 0.5
@@ -59,7 +47,7 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
         writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, np.float32))
 
     width = N_HEAD_KV * (N_EMBD // N_HEAD)
-    add("token_embd", len(tokens), N_EMBD)
+    add("token_embd", len(tokens()), N_EMBD)
     for block in (f"blk.{i}" for i in range(N_BLOCKS)):
         add_norm(f"{block}.attn_norm")
         add(f"{block}.attn_q", N_EMBD, N_EMBD)
@@ -76,6 +64,31 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
     writer.write_tensors_to_file()
     writer.close()
     return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if shard else path
+
+
+def tokens() -> list[str]:
+    """The vocabulary: control tokens, every byte, and what they merge into."""
+    return [*_SPECIAL, *_byte_characters(), *("".join(pair) for pair in _MERGES)]
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, template: str = _TEMPLATE, size: int | None = None) -> None:
+    """The vocabulary with its merges and chat template; filled up to `size` tokens with ones that no text has."""
+    vocabulary = tokens()
+    n = len(vocabulary)
+    vocabulary += [f"<|unused_{i}|>" for i in range(n, size or n)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary)
+    normal, control, unused = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED
+    kinds = [control if token in _SPECIAL else normal for token in vocabulary[:n]]
+    writer.add_token_types([*kinds, *[unused] * (len(vocabulary) - n)])
+    writer.add_token_merges([" ".join(pair) for pair in _MERGES])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(template)
 
 
 def _byte_characters() -> list[str]:

@@ -1,0 +1,1 @@
+"""Shapes of current model families, for tools/shape_model.py."""
