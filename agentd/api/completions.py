@@ -69,7 +69,7 @@ async def _respond(request: Request, answer: Answer) -> Response:
 async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
     """Server-sent events: chunks, and at the end [DONE]; an error in the middle is an event too."""
     try:
-        for number, part in enumerate(_parts(first)):
+        for number, part in enumerate(_parts(first) or [first]):
             yield event(answer.chunk(part, first=number == 0))
         async for piece in pieces:
             for part in _parts(piece):
@@ -84,7 +84,11 @@ async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece, No
 
 
 def _parts(piece: Piece) -> list[Piece]:
-    """What was said first, then an end without any of it: some clients do not look for text where an answer ends."""
-    if piece.finish is None or not (piece.text or piece.reasoning or piece.calls or piece.logprobs):
+    """What was said first, then an end without any of it: some clients do not look for text where an answer ends. A
+    token that says nothing by itself (of a call's opening, a part of a character) is no part."""
+    says = bool(piece.text or piece.reasoning or piece.calls or piece.logprobs)
+    if piece.finish is None:
+        return [piece] if says else []
+    if not says:
         return [piece]
     return [replace(piece, finish=None), replace(piece, text="", reasoning="", calls=(), logprobs=[])]

@@ -87,6 +87,7 @@ def test_a_stream_says_the_same(daemon: DaemonProcess) -> None:
     assert calls == [call["function"] for call in whole]
     assert chunks[-1]["delta"] == {}
     assert chunks[-1]["finish_reason"] in ("tool_calls", "length")
+    assert all(chunk["delta"] for chunk in chunks[:-1])  # a call's opening says nothing
 
 
 def test_the_input_is_recorded_as_it_was_sent(daemon: DaemonProcess) -> None:
