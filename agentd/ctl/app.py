@@ -18,6 +18,7 @@ from agentd.ctl import (
     feedback,
     forgetting,
     inferences,
+    mcp_command,
     passes,
     revisions,
     status,
@@ -74,6 +75,7 @@ app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
 app.command()(backup.backup)
 app.command()(doctor.doctor)
+app.command()(mcp_command.mcp)
 app.command()(status.version)
 
 
