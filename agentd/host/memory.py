@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -226,12 +225,3 @@ class Meter:
             self._walks[pid] = (now, resident, share)
             return share
         return max(0, size + resident - walked)
-
-
-def pss_tree(pid: int) -> int | None:
-    """The proportional set size of a process and everything it started, in bytes; None when it is gone."""
-    with suppress(psutil.NoSuchProcess):
-        pids = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-        sizes = [size for size in map(pss, pids) if size is not None]
-        return sum(sizes) if sizes else None
-    return None

@@ -38,10 +38,6 @@ class Calibration:
     gradient: float
     forwards: int
 
-    def best_lr(self, queries: int = 1) -> float:
-        """The step size with the greatest expected decrease, for the average of `queries` projected gradients."""
-        return self.agreement * self.stable_lr(queries)
-
     def stable_lr(self, queries: int = 1) -> float:
         """Half the step size beyond which the loss grows; infinite where no curvature could be measured.
 

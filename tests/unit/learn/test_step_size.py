@@ -10,10 +10,10 @@ from agentd.learn.step_size import Calibration, schedule
 
 def test_more_queries_bear_a_larger_step_only_in_many_dimensions() -> None:
     diffuse = Calibration(curvature=10.0, spread=0.1, agreement=0.5, gradient=1.0, forwards=0)
-    assert diffuse.best_lr() == pytest.approx(0.05)
-    assert diffuse.best_lr(4) == pytest.approx(0.5 * 4 / 10.3)
+    assert diffuse.stable_lr() == pytest.approx(0.1)
+    assert diffuse.stable_lr(4) == pytest.approx(4 / 10.3)
     one_direction = Calibration(curvature=10.0, spread=10.0, agreement=0.5, gradient=1.0, forwards=0)
-    assert one_direction.best_lr(4) == pytest.approx(0.05)
+    assert one_direction.stable_lr(4) == pytest.approx(0.1)
     assert Calibration(-1.0, 0.0, 0.5, 1.0, 0).stable_lr() == math.inf
 
 
