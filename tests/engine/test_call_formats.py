@@ -276,7 +276,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_whatever_the_constraint_lets_through_is_a_valid_call() -> None:
+def test_all_that_the_constraint_lets_through_is_a_valid_call() -> None:
     """Random answers, with and without several calls in one."""
     draw = np.random.default_rng(0)
     for name, _, form, _ in own():

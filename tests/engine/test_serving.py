@@ -301,7 +301,7 @@ def test_an_answer_that_fills_the_context_ends_with_length(engine: Engine, end: 
         assert answer.last.prompt_tokens + answer.last.completion_tokens == CONTEXT
 
 
-def test_cancelled_requests_say_nothing_more_and_disturb_nobody(engine: Engine) -> None:
+def test_cancelled_requests_say_nothing_more_and_disturb_no_others(engine: Engine) -> None:
     alone = ask(engine, chat("alone", QUESTIONS[1]))[0].text
     keys = [f"running {i}" for i in range(SLOTS)]
     for key in keys:

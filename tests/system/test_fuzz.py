@@ -44,7 +44,7 @@ def test_nothing_that_schemathesis_thinks_of_breaks_it(note: Callable[[str], Non
 
 @pytest.mark.exclusive
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tools.fuzz needs Schemathesis, which needs Python 3.11")
-def test_hostile_schemas_and_grammars_hurt_nobody(note: Callable[[str], None]) -> None:
+def test_hostile_schemas_and_grammars_do_no_harm(note: Callable[[str], None]) -> None:
     from tools.fuzz import hostile
 
     with DaemonProcess() as daemon:

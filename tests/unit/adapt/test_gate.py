@@ -240,7 +240,7 @@ def test_a_few_confident_tokens_do_not_rule_the_loss() -> None:
     assert not judged(before, after).accepted
 
 
-def test_figures_hold_nobody_s_words() -> None:
+def test_figures_hold_no_user_s_words() -> None:
     verdict = judged(generated(3), generated(20, seed=1))
     verdict.tasks["t"]["answers"] = [{"input": "my secret"}]
     assert "secret" in str(verdict.as_json())

@@ -168,7 +168,7 @@ def test_reported_memory_pressure_reaches_us(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/dev/null", "/nonexistent/pressure"])
-def test_where_nobody_reports_pressure_nothing_happens(path: str) -> None:
+def test_where_no_pressure_is_reported_nothing_happens(path: str) -> None:
     async def never() -> None:
         raise AssertionError
 

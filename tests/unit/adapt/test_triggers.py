@@ -40,7 +40,7 @@ def make(clock: Clock) -> Callable[..., Triggers]:
     return make
 
 
-def test_enough_new_examples_and_nobody_waiting(make: Callable[..., Triggers]) -> None:
+def test_enough_new_examples_and_no_request_waiting(make: Callable[..., Triggers]) -> None:
     triggers = make(min_examples=64, idle=30.0)
     assert triggers.due(64, 30.0, NOON) == "examples"
     assert triggers.due(63, 30.0, NOON) is None

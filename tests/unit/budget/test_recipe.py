@@ -9,7 +9,7 @@ from agentd.budget.workload import Workload
 @pytest.mark.parametrize(
     ("method", "blocks"), [("suffix-bp", 1), ("elasticzo", 8), ("suffix-bp", 30), ("blockwise-bp", 30)]
 )
-def test_texts_get_epochs_to_choose_among_whatever_the_plan(method: str, blocks: int) -> None:
+def test_texts_get_epochs_to_choose_among_under_any_plan(method: str, blocks: int) -> None:
     how, choices = recipe(method, blocks, texts=True), recipe(method, blocks)
     assert how.epochs > 1, "there would be no state of the adapter to choose by dev"
     assert how.usual <= how.epochs

@@ -64,7 +64,7 @@ def test_a_class_that_is_no_error_of_ours_is_not_made(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\u2028b\x85c", "😀", "\ud83d", '"\\'])
-def test_a_message_is_one_line_whatever_it_holds(text: str) -> None:
+def test_a_message_of_any_content_is_one_line(text: str) -> None:
     packed = wire.pack({"text": text})
     assert packed.endswith(b"\n")
     assert packed.count(b"\n") == 1

@@ -43,7 +43,7 @@ def test_a_hot_zone_beside_a_cool_chip(tmp_path: Path) -> None:
     assert SensorReader(board(tmp_path, files)).read() == Sensors(93.0, None, None, "cpu-thermal")
 
 
-def test_the_only_sensor_counts_whatever_it_is_called(tmp_path: Path) -> None:
+def test_the_only_sensor_counts_under_any_name(tmp_path: Path) -> None:
     assert SensorReader(board(tmp_path, zone(0, "acpitz", 50000))).read().hottest == "acpitz"
     files = {"hwmon/hwmon0/name": "nvme", "hwmon/hwmon0/temp1_input": 80000}
     assert SensorReader(board(tmp_path / "disk", files)).read() == Sensors()

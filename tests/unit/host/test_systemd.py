@@ -98,7 +98,7 @@ def test_computing_is_work_and_waiting_is_none() -> None:
     assert work_done() < after + 0.3
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_no_listener(tmp_path: Path) -> None:
     assert not Notifier({}).ready()
     assert not Notifier({"NOTIFY_SOCKET": str(tmp_path / "absent")}).ready()
     assert not Notifier({"NOTIFY_SOCKET": "x" * 4096}).ready()

@@ -58,7 +58,7 @@ def test_a_low_rank_update_and_its_gradients(dtype: torch.dtype, shape: tuple[in
             assert (ours - theirs).abs().max() <= precision * theirs.abs().max()
 
 
-def test_a_gradient_that_nobody_needs_is_not_computed() -> None:
+def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     x, weight = torch.ones(2, 8), torch.ones(4, 8)
     assert not frozen(x, weight.bfloat16(), None).requires_grad
     a, b = torch.ones(RANK, 8, requires_grad=True), torch.zeros(4, RANK, requires_grad=True)

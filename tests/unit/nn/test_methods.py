@@ -215,7 +215,7 @@ class Router(nn.Linear):
         return super().forward(input), input
 
 
-def test_what_multiplies_by_a_matrix_is_a_layer_whatever_it_is_called() -> None:
+def test_what_multiplies_by_a_matrix_is_a_layer_under_any_name() -> None:
     from transformers.pytorch_utils import Conv1D
 
     plain, unusual, conv = nn.Linear(3, 5), Unusual(3, 5, bias=False), Conv1D(5, 3)

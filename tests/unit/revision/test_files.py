@@ -145,7 +145,7 @@ def test_what_a_crash_left_behind_is_removed(files: RevisionFiles, sources: dict
 
 
 @pytest.mark.parametrize("name", [ADAPTER, CONTROL, NETWORK])
-def test_a_twin_has_the_same_weights_whatever_led_to_them(files: RevisionFiles, tmp_path: Path, name: str) -> None:
+def test_a_twin_has_the_same_weights_on_any_way_to_them(files: RevisionFiles, tmp_path: Path, name: str) -> None:
     weights, changed, ledger = (tmp_path / what for what in ("weights", "changed", "ledger"))
     for path, data in ((weights, b"weights"), (changed, b"weightz"), (ledger, b"steps")):
         path.write_bytes(data)

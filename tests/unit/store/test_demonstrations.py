@@ -108,7 +108,7 @@ def test_no_schema_is_too_odd_and_no_argument_too_deep() -> None:
         )
 
 
-def test_calls_become_an_example_whatever_their_ids(store: Store) -> None:
+def test_calls_with_any_ids_become_an_example(store: Store) -> None:
     def give(db: Database, value: Any) -> Feedback:
         return feedback.add(db, NewFeedback(recorded(db, input=INPUT, episode="e"), "demonstration", value))[0]
 

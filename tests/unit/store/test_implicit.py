@@ -109,7 +109,7 @@ def test_a_question_of_several_sentences_is_recognised(store: Store) -> None:
     assert observe(store, [*said, {"role": "user", "content": f"Please: {first}"}]) == 1
 
 
-def test_what_is_long_holds_nobody_up(store: Store, called: str) -> None:
+def test_what_is_long_holds_no_request_up(store: Store, called: str) -> None:
     first, again = ({"role": "user", "content": f"{'ab' * 10_000} {n}"} for n in range(2))
     store.do(recorded, input={"messages": [first]}, output="Yes.", author="uid:1")
     begin = time.monotonic()
