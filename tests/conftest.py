@@ -18,10 +18,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("AGENTD_MODEL_THREADS", "1")  # of daemons that read a configuration of their own
 
 # Where Python is told to write no bytecode, every daemon that a test starts would compile all of agentd again, which is
-# half of its start. Processes that tests start write it to a folder of their own.
+# half of its start, and every worker all tests. It is written to a folder of its own.
 if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 # Where the time goes: workers take files in this order, and the small ones at the end even out who is done first.
 _FOLDERS = ("crash", "system/passes", "system", "engine", "")

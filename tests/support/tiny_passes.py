@@ -126,14 +126,20 @@ def committed(model: Path, **wishes: Any) -> Iterator[DaemonProcess]:
         yield daemon
 
 
-def assert_survives_a_kill(daemon: DaemonProcess) -> None:
-    """What revision 1 says comes back after a rollback, and after a kill."""
+def assert_made_again(daemon: DaemonProcess, revision: int) -> None:
+    """What serves comes back after a rollback, made again from what its revision keeps."""
     new = said(daemon)
     roll(daemon, 0)
     assert said(daemon) != new
     clean(daemon)
-    roll(daemon, 1)
+    roll(daemon, revision)
     assert said(daemon) == new
+
+
+def assert_survives_a_kill(daemon: DaemonProcess) -> None:
+    """What revision 1 says comes back after a rollback, and after a kill."""
+    assert_made_again(daemon, 1)
+    new = said(daemon)
     daemon.kill()
     clean(daemon)
     daemon.start()

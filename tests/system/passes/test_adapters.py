@@ -13,6 +13,7 @@ from agentd.ctl.errors import ExitCode
 from tests.support.tiny_passes import (
     SETTINGS,
     adapt,
+    assert_made_again,
     assert_survives_a_kill,
     clean,
     committed,
@@ -108,11 +109,7 @@ def test_the_others_commit_or_say_why_not(learned: DaemonProcess, method: str) -
         facts = manifest(learned, row["revision"])
         assert facts["zo_steps"] > 0
         assert ctl(learned, "replay", str(row["revision"]), "--verify") == 0
-        serving = said(learned)
-        clean(learned)
-        learned.kill()
-        learned.start()
-        assert said(learned) == serving
+        assert_made_again(learned, row["revision"])
 
 
 @pytest.fixture(scope="module")

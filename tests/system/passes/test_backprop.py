@@ -12,7 +12,7 @@ from agentd.learn import ledger
 from tests.support.tiny_passes import (
     SETTINGS,
     adapt,
-    assert_survives_a_kill,
+    assert_made_again,
     clean,
     committed,
     ctl,
@@ -54,8 +54,8 @@ def test_a_revision_of_elasticzo_is_its_steps_and_the_last_blocks(learned: Daemo
     assert not list(folder.parent.glob(".*"))
 
 
-def test_it_survives_a_kill_and_is_gone_back_to_exactly(learned: DaemonProcess) -> None:
-    assert_survives_a_kill(learned)
+def test_it_is_gone_back_to_exactly(learned: DaemonProcess) -> None:
+    assert_made_again(learned, 1)
 
 
 def test_replay_proves_it(learned: DaemonProcess, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,6 @@ from tests.support.tiny_passes import begin, finished, progress
 from tools import reviews, short_model
 from tools.daemon import DaemonProcess, eventually
 
-pytestmark = pytest.mark.exclusive  # another test would be short of memory, too
-
 MB = 10**6
 BUDGET = 1000 * MB  # for the pass, as long as no one else takes it
 DAEMON = 170 * MB  # that daemon and engine take, their mapped weights aside
@@ -47,6 +45,7 @@ def model(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return short_model.write(tmp_path_factory.mktemp("model") / "short.gguf", real_model, tokens=None)
 
 
+@pytest.mark.exclusive  # another test would be short of memory, too
 def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(model: Path) -> None:
     available = psutil.virtual_memory().available
     reserve = available - DAEMON - BUDGET
