@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model demo demo-home demo-drift run quick test bench check clean
+.PHONY: help setup model package demo demo-home demo-drift run quick test bench check clean
 
 help:
 	@echo 'make setup   make .venv and install the pinned dependencies (compiles llama.cpp: some 5 minutes on 2 cores)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test    run every test                        (PYTEST_ARGS="-k name -x" is passed on)'
 	@echo 'make bench   list the benchmarks, or run one         (BENCH="engine --requests 30")'
 	@echo 'make check   lint, formatting, types, import layers    (ruff, mypy --strict, import-linter)'
+	@echo 'make package   a wheel, its sources, and a Debian package for this machine, in dist/'
 	@echo 'make clean   remove .venv and caches; models and state stay where they are'
 	@echo
 	@echo 'PYTHON=python3.12 chooses another Python (3.10 to 3.13).'
@@ -52,6 +53,11 @@ demo-home: $(INSTALLED) model
 # DATA=DIR names a folder with Fashion-MNIST's files.
 demo-drift: $(INSTALLED)
 	@$(BIN)/python -m tools.drift $(if $(DATA),--data $(DATA)) --plot drift.png
+
+# Needs dpkg, and some 5 minutes: all dependencies are installed once more, into the package.
+package: $(INSTALLED)
+	@$(BIN)/python -m tools.package wheel
+	@$(BIN)/python -m tools.package deb
 
 run: $(INSTALLED) model
 	@exec $(BIN)/agentd --config $(CONFIG) run
