@@ -12,7 +12,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd.adapt.controller import Adaptation
-from agentd.store import forgetting
+from agentd.store import forgetting, passes
 from agentd.store.database import Store
 from agentd.store.forgetting import Forgotten, Selection
 
@@ -28,11 +28,13 @@ async def forget(
     """Deletes what `selection` names and returns what that was, and the revisions that had learned from it. `weights`
     say how far the sources are believed whose answers stay. All at once, or in pieces where the disk is too full.
 
-    A running pass is stopped: it may be learning from it. Raises NotFound, StorageFull.
+    A running pass is stopped, for it may be learning from it; where only a mistake is taken back (`keep_inferences`)
+    one that is known not to goes on. Raises NotFound, StorageFull.
     """
     forgotten: Forgotten = await store.call(forgetting.look, selection)
     if not dry_run:
-        await adaptation.stop("feedback is being forgotten")
+        if not (selection.keep_inferences and await _is_apart(store, adaptation, forgotten)):
+            await adaptation.stop("feedback is being forgotten")
         if limit := await store.piece(await store.call(forgetting.size, forgotten)):
             while await store.call(forgetting.forget_some, selection, forgotten, limit, weights):
                 await store.checkpoint()
@@ -70,6 +72,14 @@ async def rebuild(
         await asyncio.to_thread(adaptation.files.remove, number)
     started = await adaptation.start("manual", options) if given_up else None
     return {"forgotten": forgotten, "revision": adaptation.serving, "given_up": given_up, "pass": started}
+
+
+async def _is_apart(store: Store, adaptation: Adaptation, forgotten: Forgotten) -> bool:
+    """Whether a pass runs that has read its examples already, and none of these."""
+    running = adaptation.progress_json(running_only=True)
+    if running is None or running["id"] in forgotten.passes:
+        return False
+    return bool(await store.call(passes.has_examples, running["id"]))
 
 
 def _give_up(db: Database) -> list[int]:

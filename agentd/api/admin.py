@@ -248,8 +248,14 @@ async def edit_task(request: Request) -> Response:
 
 
 async def list_inferences(request: Request) -> Response:
-    episode = request.query_params.get("episode")
-    rows = await services(request).store.call(inferences.latest, **_page(request), episode=episode)
+    query = request.query_params
+    rows = await services(request).store.call(
+        inferences.latest,
+        **_page(request),
+        episode=query.get("episode"),
+        task=query.get("task"),
+        unjudged=query.get("judged") == "false",
+    )
     return JSONResponse({"inferences": [row.as_json() for row in rows]})
 
 

@@ -45,6 +45,7 @@ _EXAMPLES = {
     "split": {"enum": ["train", "holdout"]},
     "state": {"enum": ["new", "used", "stale", "excluded"]},
 }
+_INFERENCES = {**PAGE, "episode": TEXT, "task": TEXT, "judged": {"enum": ["false"]}}
 _LINES = "One JSON object a line; a body of one line is one example."
 
 API: list[BaseRoute] = [
@@ -162,7 +163,7 @@ ADMIN: list[BaseRoute] = [
     DeclaredRoute(
         "POST", "/admin/tasks/{task}/recall", admin.set_recall, Scope.ADMIN, schemas.RecallBody, statuses=(404, 409)
     ),
-    DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query={**PAGE, "episode": TEXT}),
+    DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query=_INFERENCES),
     DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, Scope.ADMIN, statuses=(404,)),
     DeclaredRoute("GET", "/admin/backup", backup.download, Scope.ADMIN),
     DeclaredRoute("GET", "/admin/events", admin.list_events, Scope.ADMIN, query={**LIMIT, "after": PAGE["offset"]}),

@@ -1,5 +1,7 @@
 """POST /admin/forget, /admin/rebuild and /admin/release: what was said is taken back, or let out of quarantine."""
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,7 +17,8 @@ async def forget(request: Request) -> Response:
     s = services(request)
     body = await parse(request, ForgetBody, s.config.serve.max_body)
     weights = s.config.feedback.weights
-    forgotten = await rebuilding.forget(s.store, s.adaptation, _selection(body), dry_run=body.dry_run, weights=weights)
+    selection = replace(_selection(body), keep_inferences=body.keep_inferences)
+    forgotten = await rebuilding.forget(s.store, s.adaptation, selection, dry_run=body.dry_run, weights=weights)
     await s.recall.load()  # a task may be gone
     return JSONResponse(forgotten)
 

@@ -317,9 +317,10 @@ class Selected(Body):
 
 
 class ForgetBody(Selected):
-    """POST /admin/forget."""
+    """POST /admin/forget. With `keep_inferences` answers stay that only the feedback was about: it was a mistake."""
 
     dry_run: bool = False
+    keep_inferences: bool = False
 
 
 class RebuildBody(Body):

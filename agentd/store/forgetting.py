@@ -28,13 +28,15 @@ _HOLDING = ("staged", "trial", "committed", "rolled_back")  # states of revision
 
 @dataclass(frozen=True)
 class Selection:
-    """What is to be forgotten: everything that any of these names. `tags` are name and text of one tag each."""
+    """What is to be forgotten: everything that any of these names. `tags` are name and text of one tag each.
+    `keep_inferences`: answers stay that only feedback which goes was about; it was given by mistake."""
 
     feedback: tuple[str, ...] = ()
     inferences: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     authors: tuple[str, ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
+    keep_inferences: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def forget_some(
             ids.append(id)
         if ids:
             named: dict[str, Any] = {table: tuple(ids)}
-            forget(db, Selection(**named), weights)
+            forget(db, Selection(**named, keep_inferences=selection.keep_inferences), weights)
             return True
     return False
 
@@ -219,6 +221,8 @@ def _inferences(db: Database, selection: Selection, feedback_ids: set[str]) -> s
     _require(db, "inferences", "inference", selection.inferences)
     ids = set(selection.inferences)
     ids |= _ids(db, "SELECT id FROM inferences WHERE author IN (SELECT value FROM json_each(?))", selection.authors)
+    if selection.keep_inferences:
+        return ids
     return ids | _ids(
         db,
         "SELECT DISTINCT inference_id FROM feedback AS f WHERE inference_id IS NOT NULL"

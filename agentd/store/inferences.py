@@ -53,6 +53,11 @@ class Inference(Row):
 _FORMATS = ("response_format", "grammar")
 STREAMING = "streaming"
 """The `finish_reason` of an answer of which the client has only the beginning."""
+_UNJUDGED = (
+    f"finish_reason != '{STREAMING}' AND NOT EXISTS (SELECT 1 FROM feedback WHERE inference_id = inferences.id"
+    " AND part_of IS NULL AND kind != 'comment' AND source != 'implicit')"
+)
+"""Neither a remark nor what was inferred from behaviour, nor how an episode came out, is a verdict on the answer."""
 
 
 @priority(Priority.EXPENDABLE)
@@ -92,9 +97,19 @@ def find(db: Database, id: str) -> Inference | None:
     return rows[0] if rows else None
 
 
-def latest(db: Database, limit: int, offset: int = 0, episode: str | None = None) -> list[Inference]:
-    """Newest first; all of them, or the steps of one episode."""
-    clause, parameters = where(episode=episode)
+def latest(
+    db: Database,
+    limit: int,
+    offset: int = 0,
+    episode: str | None = None,
+    task: str | None = None,
+    *,
+    unjudged: bool = False,
+) -> list[Inference]:
+    """Newest first; all of them, or those of one episode or task, or those that no one has judged yet."""
+    clause, parameters = where(episode=episode, task=task)
+    if unjudged:
+        clause = f"{clause} AND {_UNJUDGED}" if clause else f"WHERE {_UNJUDGED}"
     return select(db, Inference, f"{clause} ORDER BY rowid DESC LIMIT ? OFFSET ?", [*parameters, limit, offset])
 
 

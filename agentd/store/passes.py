@@ -116,6 +116,11 @@ def add_examples(db: Database, pass_id: int, members: Iterable[tuple[str, str]])
         db.execute("INSERT OR IGNORE INTO pass_examples VALUES (?, ?, ?)", [pass_id, example_id, role])
 
 
+def has_examples(db: Database, pass_id: int) -> bool:
+    """Whether it is noted which examples the pass uses."""
+    return db.execute("SELECT 1 FROM pass_examples WHERE pass_id = ? LIMIT 1", [pass_id]).fetchone() is not None
+
+
 def add_steps(db: Database, pass_id: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """Notes training steps: mappings with `phase` ('bp' | 'zo'), `step`, `seconds` and any other column of the table.
 

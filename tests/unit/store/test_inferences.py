@@ -5,9 +5,10 @@ import pytest
 
 from agentd import ids
 from agentd.errors import NotFound
-from agentd.store import feedback, inferences, tasks
+from agentd.store import feedback, forgetting, inferences, tasks
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
+from agentd.store.forgetting import Selection
 from agentd.store.tasks import Task
 from tests.support.store_samples import inference, recorded
 
@@ -83,3 +84,22 @@ def test_prune_keeps_the_recent_and_what_has_feedback(store: Store) -> None:
     store.do(feedback.add, NewFeedback(rated, "boolean", True))
     assert store.do(inferences.prune, "2026-02-01T00:00:00.000Z") == 1
     assert {row.id for row in store.do(inferences.latest, 10)} == {rated, recent}
+
+
+def test_what_no_one_has_judged_is_found_and_a_mistake_can_be_taken_back(store: Store) -> None:
+    judged, remarked, inferred, fresh = (store.do(recorded, f"text {i}", task="t") for i in range(4))
+    store.do(inferences.record, inference(finish_reason=inferences.STREAMING, task="t"))
+
+    def queue(**only: Any) -> list[str]:
+        return [row.id for row in store.do(inferences.latest, 10, **only, unjudged=True)]
+
+    label, _ = store.do(feedback.add, NewFeedback(judged, "label", "yes", choices=["yes", "no"]))
+    store.do(feedback.add, NewFeedback(remarked, "comment", "hm"))
+    store.do(feedback.add, NewFeedback(inferred, "boolean", False, source="implicit"))
+    assert queue() == queue(task="t") == [fresh, inferred, remarked]
+    assert queue(task="other") == []
+    store.do(forgetting.forget, Selection(feedback=(label.id,), keep_inferences=True))
+    assert queue() == [fresh, inferred, remarked, judged]
+    again, _ = store.do(feedback.add, NewFeedback(judged, "label", "no"))
+    store.do(forgetting.forget, Selection(feedback=(again.id,)))
+    assert judged not in queue()
