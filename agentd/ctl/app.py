@@ -12,16 +12,20 @@ from agentd.ctl import (
     adapt,
     backup,
     budget,
+    completion,
     doctor,
     events,
     examples,
     feedback,
     forgetting,
     inferences,
+    init,
     mcp_command,
     passes,
+    review,
     revisions,
     status,
+    top,
     transfer,
 )
 from agentd.ctl.errors import MEANINGS, CtlError, ExitCode
@@ -48,6 +52,7 @@ tasks.callback(invoke_without_command=True)(examples.tasks)
 tasks.command()(examples.edit)
 tasks.command()(examples.recall)
 app.command()(status.status)
+app.command()(top.top)
 app.command()(revisions.history)
 app.command()(revisions.revisions)
 app.command()(revisions.show)
@@ -70,12 +75,15 @@ app.add_typer(feedback.app, name="feedback")
 app.command()(examples.examples)
 app.add_typer(tasks, name="tasks")
 app.command()(inferences.ask)
+app.command()(review.review)
 app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
 app.command()(backup.backup)
 app.command()(doctor.doctor)
 app.command()(mcp_command.mcp)
+app.command()(init.init)
+app.command()(completion.completion)
 app.command()(status.version)
 
 

@@ -58,19 +58,18 @@ def summary(answer: JSON) -> JSON:
     summary["memory available"] = (
         f"{output.size(memory['available_bytes'])}, {output.size(memory['reserve_bytes'])} kept free"
     )
-    if trigger["paused"]:
-        summary["next pass"] = "paused; `agentctl resume` lets passes start again"
-    elif not trigger["enabled"]:
-        summary["next pass"] = "only by `agentctl adapt` (adapt.enabled is false)"
-    elif trigger.get("waits_for"):
-        summary["next pass"] = f"due; it waits for {trigger['waits_for']}"
-    else:
-        summary["next pass"] = _next_pass(trigger)
+    summary["next pass"] = next_pass(trigger)
     return summary | {"state directory": answer["state_dir"], "socket": answer["socket"], "pid": answer["pid"]}
 
 
-def _next_pass(trigger: JSON) -> str:
-    """What is missing until a pass starts by itself."""
+def next_pass(trigger: JSON) -> str:
+    """When a pass starts by itself, or what is missing until it does."""
+    if trigger["paused"]:
+        return "paused; `agentctl resume` lets passes start again"
+    if not trigger["enabled"]:
+        return "only by `agentctl adapt` (adapt.enabled is false)"
+    if trigger.get("waits_for"):
+        return f"due; it waits for {trigger['waits_for']}"
     if trigger["new_examples"] >= trigger["min_examples"]:
         return "as soon as nothing else is to be done"
     missing = [_missing(task, facts) for task, facts in trigger["missing"].items()]

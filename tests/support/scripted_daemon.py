@@ -135,8 +135,11 @@ class ScriptedDaemon:
             env=self.environment(**environment),
         )
 
-    def on_terminal(self, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
-        """Runs agentctl on a pseudo-terminal; the exit code, and all that it showed."""
+    def on_terminal(
+        self, *arguments: str, typed: str = "", talk: Sequence[tuple[str, str]] = (), **environment: str
+    ) -> tuple[int, str]:
+        """Runs agentctl on a pseudo-terminal; the exit code, and all that it showed. `talk` is what is typed each time
+        that something is shown, in turn: (what is shown, what is typed then)."""
         leader, follower = pty.openpty()
         if typed:
             os.write(leader, typed.encode())
@@ -148,7 +151,7 @@ class ScriptedDaemon:
             env=self.environment(**environment),
         )
         os.close(follower)
-        output = b""
+        output, heard, turns = b"", 0, list(talk)
         deadline = time.monotonic() + 60
         try:
             while time.monotonic() < deadline:
@@ -160,6 +163,9 @@ class ScriptedDaemon:
                     if not piece:
                         break
                     output += piece
+                while turns and (at := output.find(turns[0][0].encode(), heard)) >= 0:
+                    heard = at + len(turns[0][0].encode())
+                    os.write(leader, turns.pop(0)[1].encode())
             return process.wait(timeout=10), output.decode().replace("\r\n", "\n")
         finally:
             process.kill()
