@@ -37,7 +37,10 @@ Description: language model daemon that learns from feedback
 POSTINST = """#!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
-[ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ] || exit 0
+[ -z "$DPKG_ROOT" ] || exit 0
+# The service may not write there, and would compile everything at each start.
+/opt/agentd/bin/python -m compileall -q /opt/agentd/lib || true
+[ -d /run/systemd/system ] || exit 0
 systemd-sysusers /usr/lib/sysusers.d/agentd.conf
 systemctl daemon-reload
 if [ -z "$2" ]; then
@@ -55,6 +58,7 @@ systemctl disable --now {units}
 """
 POSTRM = """#!/bin/sh
 set -e
+if [ "$1" = remove ]; then rm -rf "$DPKG_ROOT/opt/agentd"; fi
 if [ "$1" = purge ]; then
     for folder in {state}; do rm -rf "$DPKG_ROOT$folder"; done
     rmdir "$DPKG_ROOT/etc/agentd" 2>/dev/null || true
@@ -127,7 +131,7 @@ def build_deb(out: Path, *, dependencies: bool = True) -> Path:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
         file = out / f"agentd_{__version__}_{_architecture()}.deb"
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(stage), str(file)], check=True)
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zzstd", "--build", str(stage), str(file)], check=True)
         return file
 
 

@@ -89,6 +89,9 @@ def test_remove_leaves_what_is_the_users_and_purge_takes_it(deb: Path, tmp_path:
     run(*dpkg, "--install", deb)  # an upgrade
     assert configuration.read_text().endswith("# the owner's own\n")
     assert state.exists()
+    compiled = root / "opt/agentd/lib/__pycache__"
+    compiled.mkdir()
+    (compiled / "of-a-start.pyc").touch()
     run(*dpkg, "--remove", "agentd")
     assert not (root / "opt/agentd").exists()
     assert state.exists()
