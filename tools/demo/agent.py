@@ -33,7 +33,7 @@ class Answer:
 
 
 class Agent:
-    """One API socket. Every question is streamed and greedy, so that the same revision gives the same answer."""
+    """One API socket. Every question is streamed and greedy."""
 
     def __init__(self, socket: Path) -> None:
         self._http = httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(uds=str(socket)), timeout=120)
@@ -52,8 +52,13 @@ class Agent:
         max_tokens: int = 24,
         tools: Sequence[dict[str, Any]] = (),
         tool_choice: str = "auto",
+        exact: bool = True,
     ) -> Answer:
-        """Streams an answer. Raises openai.OpenAIError."""
+        """Streams an answer. Raises openai.OpenAIError.
+
+        exact  the same answer in any company, for answers that are compared token for token: it is decoded alone, and a
+               long prompt is computed again in part. Others share batches and what the cache has
+        """
         start = time.perf_counter()
         first, text, id, revision = None, "", "", -1
         calls: dict[int, dict[str, Any]] = {}
@@ -62,7 +67,7 @@ class Agent:
             model="default",
             messages=[{"role": "user", "content": question}],
             temperature=0,
-            seed=0,  # the same answer in any company: answers of before and after are compared
+            seed=0 if exact else openai.omit,
             max_tokens=max_tokens,
             stream=True,
             metadata={"task": task} if task else openai.omit,

@@ -11,7 +11,7 @@ from tools.demo.agent import Agent, Answer
 from tools.demo.simulated_home import HomeError, SimulatedHome
 
 _MAX_TOKENS = 48
-_FEW_TOKENS = 24  # enough to see whether a call is made
+_FEW_TOKENS = 16  # enough to see whether a call is made
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class HomeAgent(Agent):
 
     async def tell(self, text: str) -> Answer:
         """What the model makes of it; nothing is done yet."""
-        return await self.ask(text, task=home.TASK, max_tokens=_MAX_TOKENS, tools=home.TOOLS)
+        return await self.ask(text, task=home.TASK, max_tokens=_MAX_TOKENS, tools=home.TOOLS, exact=False)
 
-    async def tell_all(self, texts: Sequence[str], tick: Callable[[], None]) -> list[Answer]:
+    async def tell_all(self, texts: Sequence[str], tick: Callable[[], None], *, exact: bool) -> list[Answer]:
         """The same for many, in their order."""
-        return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_MAX_TOKENS, tools=home.TOOLS)
+        return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_MAX_TOKENS, tools=home.TOOLS, exact=exact)
 
     async def hear_all(self, texts: Sequence[str], tick: Callable[[], None]) -> list[Answer]:
         """How the answers to many begin, in their order."""
-        return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_FEW_TOKENS, tools=home.TOOLS)
+        return await self.ask_all(texts, tick, task=home.TASK, max_tokens=_FEW_TOKENS, tools=home.TOOLS, exact=False)
 
     async def act(self, text: str) -> Done:
         answer = await self.tell(text)

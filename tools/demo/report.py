@@ -97,8 +97,8 @@ class Report:
         console.print(f"swap: {swaps}")
         console.print(
             f"after the rollback {figures['rollback_differences']} answers differ from the old ones, after rolling "
-            f"forward {figures['forward_differences']} from the new ones; {figures['answers_changed_by_the_revision']} "
-            "differ between the two revisions"
+            f"forward {figures['forward_differences']} from the new ones; of all that were compared "
+            f"{figures['answers_changed_by_the_revision']} differ between the two revisions"
         )
         console.print(f"answers that contradict the revision they name: {len(traffic['contradictions'])}")
         for problem in (traffic["failures"] + traffic["contradictions"])[:5]:
@@ -121,4 +121,5 @@ class Report:
         figures["promises"] = promises
         for text, holds in promises.items():
             console.print(f"  [{'green' if holds else 'red'}]{'✓' if holds else '✗'}[/] {text}")
+        console.print(f"{sum(promises.values())} of {len(promises)} promises held")
         return all(promises.values())

@@ -25,9 +25,12 @@ class ReviewAgent(Agent):
         """Did the reviewer like the movie? The task's choices restrict the answer."""
         return await self.ask(self._prompt.replace("{text}", review), task=TASK)
 
-    async def judge_all(self, rows: Sequence[dict[str, Any]], tick: Callable[[], None]) -> list[Answer]:
+    async def judge_all(
+        self, rows: Sequence[dict[str, Any]], tick: Callable[[], None], *, exact: bool = True
+    ) -> list[Answer]:
         """The answers to all reviews, in their order."""
-        return await self.ask_all([self._prompt.replace("{text}", row["text"]) for row in rows], tick, task=TASK)
+        texts = [self._prompt.replace("{text}", row["text"]) for row in rows]
+        return await self.ask_all(texts, tick, task=TASK, exact=exact)
 
     async def teach(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Sends labels in bulk."""
@@ -54,11 +57,11 @@ class Reviews(Story):
     def introduce(self) -> None:
         self.console.print(f'  the question: [cyan]"{prompt().replace(chr(10), " ")}"[/cyan]')
 
-    async def ask(self, n: int | None, when: str) -> list[Answer]:
-        rows = self._held_out[:n]
+    async def ask(self, rows: slice, when: str, *, exact: bool) -> list[Answer]:
+        asked = self._held_out[rows]
         with self.bar() as bar:
-            task = bar.add_task(f"  asking about held-out reviews {when}", total=len(rows))
-            return await self._agent.judge_all(rows, lambda: bar.advance(task))
+            task = bar.add_task(f"  asking about held-out reviews {when}", total=len(asked))
+            return await self._agent.judge_all(asked, lambda: bar.advance(task), exact=exact)
 
     def right(self, answers: list[Answer]) -> float:
         return accuracy(answers, self._held_out)
