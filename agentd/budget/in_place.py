@@ -43,7 +43,7 @@ def engine_terms(
     zeroth_order, changes = method not in ("bp", "lora"), method in CHANGES
     size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
     step = workload.prefix + workload.batch * workload.seq_len
-    tokens = max(min(LOSS_TOKENS, step), workload.longest)
+    tokens = max(min(max(LOSS_TOKENS, 2 * workload.prefix), step), workload.longest)
     tokens += -tokens % (GRADIENT_ROWS if blocks and size == F16 else PRODUCT_ROWS)
     rows = -(-workload.batch * workload.scored // PRODUCT_ROWS) * PRODUCT_ROWS
     attention = arch.n_head * arch.head_dim

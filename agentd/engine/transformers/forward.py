@@ -55,10 +55,15 @@ class Forward:
         """Tokens that a forward has a multiple of, where the model pads."""
 
     def packs(self, examples: Sequence[Encoded], width: int) -> Iterator[Pack]:
-        """The examples in order, in packs of at most `width` tokens where one example is not longer."""
+        """The examples in order, in packs of at most `width` tokens where one example is not longer.
+
+        Every pack computes what they all begin with (an agent's tools, say) again: where that is long, it does so for
+        as much as it is itself.
+        """
         if not examples:
             return
         prefix = shared_prefix(examples)
+        width = max(width, 2 * prefix)
         some: list[Encoded] = []
         size = prefix
         for example in examples:

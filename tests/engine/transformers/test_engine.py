@@ -159,6 +159,30 @@ def test_scores_are_those_of_each_sequence_by_itself(
         assert value == pytest.approx(expected, abs=room * len(terms))
 
 
+def test_a_long_beginning_is_not_computed_for_every_example(
+    engine: TransformersEngine, background: TransformersBackground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.engine.transformers.background.WIDTH", 256)
+    inputs = [
+        {"messages": [{"role": "system", "content": "Be kind. " * 24}, *review(text)["messages"]]} for text in "abc"
+    ]
+    examples = [background.encode(input, CHOICES, CHOICES[0]) for input in inputs]
+    alone = [score.choices for example in examples for score in last(background.score([example]))]
+    forwards: list[int] = []
+    forward = engine.model.forward
+
+    def counted(tokens: Sequence[int], *rest: Any, **more: Any) -> torch.Tensor:
+        forwards.append(len(tokens))
+        return forward(tokens, *rest, **more)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    together = [score.choices for batch in background.score(examples) for score in batch]
+    assert len(forwards) == 1, "the beginning is longer than all that follows it"
+    room = 1e-4 if engine.model.dtype == torch.float32 else 0.3
+    for some, others in zip(together, alone, strict=True):
+        assert some == pytest.approx(others, abs=room)
+
+
 def test_a_model_that_obeys_no_mask_is_run_a_sequence_at_a_time(
     engine: TransformersEngine, background: TransformersBackground, examples: list[Encoded]
 ) -> None:
