@@ -84,6 +84,8 @@ class Answer:
                     self._logprob_list += piece.logprobs
                     if piece.finish:
                         self.finish = piece.finish
+                        seconds = time.perf_counter() - self._start
+                        self._services.traffic.observe(piece, self._ttft / 1e3, seconds)
                         await self.record()
                     elif self.body.stream and not self._begun and self.body.store is not False:
                         self._begun = True

@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from agentd import __version__
 from agentd.api.access import Scope, access_of
 from agentd.api.services import Services, services
-from agentd.store import revisions
+from agentd.host import memory
+from agentd.store import examples, feedback, revisions
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -65,14 +66,25 @@ async def metrics(request: Request) -> Response:
     serving = s.supervisor.revision
     row = await s.store.call(revisions.get, serving)
     outcomes = await s.store.call(s.adaptation.outcomes)
-    text = await asyncio.to_thread(_exposed, s, {"revision": str(serving), "parent": str(row.parent or 0)}, outcomes)
+    stored = {
+        "examples_new": ("Examples that no pass has learned yet.", await s.store.call(examples.count_new)),
+        "feedback_stored": ("Pieces of feedback that are stored.", await s.store.call(feedback.count)),
+        "feedback_quarantined": (
+            "Those that wait for an owner.",
+            await s.store.call(feedback.count, {"state": "quarantined"}),
+        ),
+    }
+    about = {"revision": str(serving), "parent": str(row.parent or 0)}
+    text = await asyncio.to_thread(_exposed, s, about, outcomes, stored)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-def _exposed(s: Services, revision: dict[str, str], outcomes: dict[str, int]) -> bytes:
+def _exposed(
+    s: Services, revision: dict[str, str], outcomes: dict[str, int], stored: dict[str, tuple[str, int]]
+) -> bytes:
     """What is counted elsewhere, as it is now."""
     from prometheus_client import CollectorRegistry, generate_latest  # 30 ms that the daemon's start need not take
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
 
     gauge, counter = GaugeMetricFamily, CounterMetricFamily
@@ -92,6 +104,26 @@ def _exposed(s: Services, revision: dict[str, str], outcomes: dict[str, int]) ->
             answered.add_metric(("failed",), s.activity.failed)
             yield answered
             yield gauge("agentd_requests_processing", "Requests that are being answered.", value=s.activity.active)
+            waiting = max(0, s.activity.active - s.config.serve.slots)
+            yield gauge("agentd_requests_waiting", "Requests that wait for a slot.", value=waiting)
+            tokens = counter("agentd_tokens", "Tokens of answers that have ended.", labels=("kind",))
+            for kind in ("prompt", "cached", "completion"):
+                tokens.add_metric((kind,), getattr(s.traffic, f"{kind}_tokens"))
+            yield tokens
+            for name, what, seconds in (
+                ("agentd_time_to_first_token_seconds", "From a request to its first token.", s.traffic.first_token),
+                ("agentd_answer_seconds", "From a request to the end of its answer.", s.traffic.answer),
+            ):
+                yield HistogramMetricFamily(name, what, buckets=seconds.buckets(), sum_value=seconds.sum)
+            yield gauge("agentd_memory_available_bytes", "What the system has left.", value=memory.read().available)
+            yield gauge("agentd_memory_reserve_bytes", "Of it, what a pass leaves.", value=s.config.memory.reserve)
+            resident = gauge("agentd_process_memory_bytes", "Memory of each process (PSS).", labels=("process",))
+            for name, size in s.adaptation.processes().items():
+                if size is not None:
+                    resident.add_metric((name,), size)
+            yield resident
+            for name, (what, n) in stored.items():
+                yield gauge(f"agentd_{name}", what, value=n)
             yield counter("agentd_engine_restarts", "Restarts of the engine's process.", value=s.supervisor.restarts)
             passes = counter("agentd_adaptation_passes", "Passes that have ended.", labels=("outcome",))
             for name, n in sorted(outcomes.items()):

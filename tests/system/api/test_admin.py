@@ -1,5 +1,6 @@
 """The admin API on a daemon that has served a little and learned nothing."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def post(daemon: DaemonProcess, path: str, body: Any = None, status: int = 200) 
     return answer.json if status < 300 else answer.error
 
 
+DOCS = Path(__file__).parents[3] / "docs"
 STATUS = {
     "backpropagation",
     "last_pass",
@@ -241,3 +243,16 @@ def test_metrics(daemon: DaemonProcess) -> None:
     names = {name.partition("{")[0] for name in samples}
     assert {"agentd_build_info", "agentd_uptime_seconds", "agentd_engine_restarts_total"} <= names
     assert all(float(value) >= 0 for value in samples.values())
+    assert float(samples['agentd_tokens_total{kind="completion"}']) > 0
+    n = float(samples["agentd_answer_seconds_count"])
+    assert n == float(samples['agentd_answer_seconds_bucket{le="+Inf"}']) > 0
+    assert float(samples['agentd_process_memory_bytes{process="engine"}']) > 1e6
+    documented = set(re.findall(r"^\| `(agentd_\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
+    sent = {
+        name for line in answer.body.decode().splitlines() if line.startswith("# TYPE ") for name in line.split()[2:3]
+    }
+    # of a counter without a sample only the type is sent, under its name without _total
+    assert {name.removesuffix("_total") for name in documented} == {name.removesuffix("_total") for name in sent}
+    queries = json.dumps([panel["targets"] for panel in json.loads((DOCS / "grafana.json").read_text())["panels"]])
+    drawn = set(re.findall(r"agentd_\w+", queries))
+    assert {name.removesuffix("_bucket") for name in drawn} == documented
