@@ -65,9 +65,10 @@ run: $(INSTALLED) model
 quick: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/ctl -m 'not slow and not model' -n 2 --dist worksteal -q $(PYTEST_ARGS)
 
-# Trainers run at nice 19: beside tests at a higher priority they would get next to nothing of two cores.
+# Trainers run at nice 19: beside tests at a higher priority they would get next to nothing of two cores. Three workers
+# for two cores, because tests of daemons wait for clocks and processes much of their time.
 test: $(INSTALLED) model
-	@nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@nice -n 19 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench $(or $(BENCH),--help)

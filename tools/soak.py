@@ -248,11 +248,11 @@ class Owner(threading.Thread):
 def kill_at_random(
     daemon: DaemonProcess, findings: Findings, seed: int, stopping: threading.Event, every: float
 ) -> None:
-    """Ends the engine, or the trainer while there is one, every `every` seconds or so."""
+    """Ends the engine, then it or the trainer while there is one, every `every` seconds or so."""
     generator = random.Random(seed)
     while not stopping.wait(generator.uniform(0.5, 1.5) * every):
         pids = daemon.pids()
-        name = "trainer" if "trainer" in pids and generator.random() < 0.5 else "engine"
+        name = "trainer" if "trainer" in pids and findings.kills and generator.random() < 0.5 else "engine"
         if name in pids:
             if name == "engine":
                 with findings.lock:
@@ -355,7 +355,7 @@ def summary(findings: Findings, seconds: float) -> str:
     memory = [round(size / 2**20) for size in (findings.memory or [0])]
     lines = [f"{seconds:.0f} s: " + ", ".join(f"{name} {n}" for name, n in sorted(findings.counts.items()))]
     lines.append(f"{len(pairs)} revisions answered, with {distinct} different texts")
-    lines.append(f"the daemon's memory: {memory[0]} MiB at first, {memory[-1]} at last, {max(memory)} at the most")
+    lines.append(f"the daemon's memory: {memory[0]} MiB at first, {memory[-1]} at last, at most {max(memory)}")
     lines += [f"{n} × {reason}" for reason, n in findings.reasons.most_common(10)]
     lines.append(f"{len(findings.problems)} problems")
     return "\n".join([*lines, *findings.problems[:20]])

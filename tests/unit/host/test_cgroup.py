@@ -47,7 +47,6 @@ def test_the_kernel_ends_what_takes_more(group: Group) -> None:
     assert group.kills == 1
 
 
-@pytest.mark.exclusive
 def test_a_trainer_over_its_limit_is_ended_and_says_so(group: Group, real_model: Path, tmp_path: Path) -> None:
     """As a pass runs it; the limit is far below what importing torch takes."""
     n = read_header(real_model).block_count
