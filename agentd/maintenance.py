@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 
 import anyio
 
+from agentd import ids
 from agentd.api.services import Services
 from agentd.errors import AgentdError, ModelUnusable, RevisionCorrupt
 from agentd.host.clock import WallClock
@@ -49,6 +50,7 @@ async def forget_old(services: Services) -> None:
     store, since = services.store, _ago(timedelta(seconds=services.config.retention.inferences))
     if await store.call(inferences.prune, since):
         await store.checkpoint()
+    await services.supervisor.forget_prefixes(ids.epoch(since))
 
 
 async def check_if_due(services: Services) -> None:

@@ -9,6 +9,8 @@ from agentd.revision.files import RevisionFiles
 from agentd.store import revisions
 from agentd.store.database import Store
 
+_WARMING = 15.0  # seconds that may be spent on what prompts often begin with; mostly that is there from last time
+
 Tell = Callable[[str, str, int], Awaitable[None]]
 """Takes the kind of an event, its message, and the revision it is about."""
 
@@ -40,7 +42,7 @@ class Rollback:
         previous = await self._store.call(revisions.committed)
         await self._store.call(revisions.activate, revision, reason)
         try:
-            milliseconds = await self._engine.swap(revision)
+            milliseconds = await self._engine.swap(revision, _WARMING)
         except AgentdError:
             await self._store.call(revisions.activate, previous, f"revision {revision} could not be loaded")
             raise

@@ -210,6 +210,7 @@ class Answer:
             stop=body.stops,
             logprobs=self._logprobs,
             choices=choices,
+            private=body.store is False,
             recalled=self._recollection.for_prompt(self._services.config.adapt.recall_tokens)
             if self._recollection
             else None,

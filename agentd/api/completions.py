@@ -4,6 +4,7 @@ An answer's `id` is the inference id that feedback names; `agentd.revision` says
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from agentd.api.answer import Answer
 from agentd.api.requests import episode, error_body, ignored_fields, only, parse, refuse_unknown
 from agentd.api.schemas import ChatCompletion, TextCompletion
 from agentd.api.services import services
-from agentd.api.streaming import EventStream, all_of, event, first_of
+from agentd.api.streaming import EventStream, First, all_of, event
 from agentd.engine.protocol import Piece
 from agentd.errors import AgentdError, InvalidRequest
 
@@ -60,16 +61,22 @@ async def completions(request: Request) -> Response:
 async def _respond(request: Request, answer: Answer) -> Response:
     pieces, headers = answer.pieces(), ignored_fields(answer.body)
     if answer.body.stream:
-        first = await first_of(request, pieces)
+        first = await First.of(request, pieces)
         return EventStream(_events(answer, first, pieces), headers)
     await all_of(request, pieces)
     return JSONResponse(answer.whole(), headers=headers)
 
 
-async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    answer: Answer, first: First[Piece], pieces: AsyncGenerator[Piece, None]
+) -> AsyncGenerator[bytes, None]:
     """Server-sent events: chunks, and at the end [DONE]; an error in the middle is an event too."""
     try:
-        for number, part in enumerate(_parts(first) or [first]):
+        async with aclosing(first.comments()) as comments:
+            async for comment in comments:
+                yield comment
+        piece = first.result()
+        for number, part in enumerate(_parts(piece) or [piece]):
             yield event(answer.chunk(part, first=number == 0))
         async for piece in pieces:
             for part in _parts(piece):

@@ -19,6 +19,8 @@ async def forget(request: Request) -> Response:
     weights = s.config.feedback.weights
     selection = replace(_selection(body), keep_inferences=body.keep_inferences)
     forgotten = await rebuilding.forget(s.store, s.adaptation, selection, dry_run=body.dry_run, weights=weights)
+    if not body.dry_run:
+        await s.supervisor.forget_prefixes()
     await s.recall.load()  # a task may be gone
     return JSONResponse(forgotten)
 
@@ -30,6 +32,8 @@ async def rebuild(request: Request) -> Response:
     selection = None if body.without is None else _selection(body.without)
     weights = s.config.feedback.weights
     answer = await rebuilding.rebuild(s.store, s.adaptation, selection, options, weights)
+    if selection is not None:
+        await s.supervisor.forget_prefixes()
     await s.recall.load()
     return JSONResponse(answer, 202)
 

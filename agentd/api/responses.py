@@ -1,6 +1,7 @@
 """/v1/responses: the Responses API as a form of chat completions, over the same internal request and the same store."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from agentd.api.requests import episode, error_body, ignored_fields, only, parse
 from agentd.api.response_body import ResponsesBody, renamed
 from agentd.api.response_object import Events
 from agentd.api.services import Services, services
-from agentd.api.streaming import EventStream, all_of, event, first_of
+from agentd.api.streaming import EventStream, First, all_of, event
 from agentd.engine.protocol import Piece
 from agentd.errors import AgentdError, InvalidRequest, NotFound
 from agentd.store import inferences
@@ -48,7 +49,7 @@ async def responses(request: Request) -> Response:
         headers = ignored_fields(body)
         pieces = answer.pieces()
         if body.stream:
-            first = await first_of(request, pieces)
+            first = await First.of(request, pieces)
             return EventStream(_events(answer, about, first, pieces), headers)
         await all_of(request, pieces)
     except InvalidRequest as error:
@@ -111,11 +112,12 @@ async def _referenced(s: Services, ids: list[str]) -> dict[str, dict[str, Any]]:
 async def delete(request: Request) -> Response:
     id = request.path_params["id"]
     await services(request).store.call(inferences.forget_response, id)
+    await services(request).supervisor.forget_prefixes()
     return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 
 async def _events(
-    answer: Answer, about: dict[str, Any], first: Piece, pieces: AsyncGenerator[Piece, None]
+    answer: Answer, about: dict[str, Any], first: First[Piece], pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[bytes, None]:
     """An error in the middle ends the response, which is an event too."""
     events = Events(answer.id)
@@ -124,10 +126,13 @@ async def _events(
         return event(data, data["type"])
 
     try:
+        async with aclosing(first.comments()) as comments:
+            async for comment in comments:
+                yield comment
         begun = _response(answer, about, begun=True)
         yield sent(events.event("created", response=begun))
         yield sent(events.event("in_progress", response=begun))
-        for each in events.piece(first):
+        for each in events.piece(first.result()):
             yield sent(each)
         async for piece in pieces:
             for each in events.piece(piece):

@@ -12,6 +12,7 @@ from agentd.api.requests import parse
 from agentd.api.services import Services, services
 from agentd.engine.protocol import Generate, Sampling
 from agentd.errors import Conflict, NotALanguageModel
+from agentd.formats.gguf_header import Header
 from agentd.ids import uuid7
 
 _WORDS = (8, 32, 128, 512)  # of prompts; the next larger one is read while one takes less than
@@ -34,6 +35,7 @@ async def speed(request: Request) -> Response:
             "prompt_tokens": tokens,
             "decode_tokens_per_second": await _decode(s),
             "threads": s.config.model_threads,
+            "quantisation": s.model.header.quantisation if isinstance(s.model.header, Header) else None,
         }
     )
 
@@ -71,4 +73,4 @@ def _request(words: int, tokens: int) -> Generate:
     """A prompt that no one sent before: nothing of it is there already."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     prompt = " ".join("".join(random.choices(letters, k=4)) for _ in range(words))
-    return Generate("speed-" + uuid7(), {"prompt": prompt}, Sampling(), max_tokens=tokens, logprobs=0)
+    return Generate("speed-" + uuid7(), {"prompt": prompt}, Sampling(), max_tokens=tokens, logprobs=0, private=True)

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,9 @@ from starlette.types import Message, Send
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_COMMENT = b": reading the prompt\n\n"
+KEEP_ALIVE = 5.0  # seconds without an event after which a stream says that it is alive
 PATIENCE = 60.0  # seconds a client of a stream may let it stand before it counts as gone
 
 
@@ -40,15 +44,6 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({working, leaving})
 
 
-async def first_of(request: Request, pieces: AsyncGenerator[T, None]) -> T:
-    """The first piece: what fails up to here still gets a status of its own. Raises ClientDisconnect."""
-    try:
-        return await unless_left(request, anext(pieces))
-    except ClientDisconnect:
-        await pieces.aclose()
-        raise
-
-
 async def all_of(request: Request, pieces: AsyncGenerator[Any, None]) -> None:
     """Waits for the last piece. Raises ClientDisconnect."""
 
@@ -58,6 +53,45 @@ async def all_of(request: Request, pieces: AsyncGenerator[Any, None]) -> None:
                 pass
 
     await unless_left(request, collect())
+
+
+class First(Generic[T]):
+    """The first piece of a stream, or that it is awaited still."""
+
+    def __init__(self, pieces: AsyncGenerator[T, None]) -> None:
+        self._pieces, self._future = pieces, asyncio.ensure_future(anext(pieces))
+
+    @classmethod
+    async def of(cls, request: Request, pieces: AsyncGenerator[T, None]) -> "First[T]":
+        """Waits for it a while: what fails in that time still gets a status of its own. Raises ClientDisconnect."""
+        first = cls(pieces)
+        try:
+            await unless_left(request, asyncio.wait({first._future}, timeout=KEEP_ALIVE))
+            if first._future.done():
+                first.result()
+        except BaseException:
+            await first._give_up()
+            await pieces.aclose()
+            raise
+        return first
+
+    async def comments(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent comments until it is there."""
+        try:
+            while not self._future.done():
+                yield _COMMENT
+                await asyncio.wait({self._future}, timeout=KEEP_ALIVE)
+        finally:
+            await self._give_up()
+
+    def result(self) -> T:
+        """Raises what failed."""
+        return self._future.result()
+
+    async def _give_up(self) -> None:
+        if not self._future.done():
+            self._future.cancel()
+            await asyncio.wait({self._future})
 
 
 class EventStream(StreamingResponse):
@@ -70,18 +104,22 @@ class EventStream(StreamingResponse):
         self._events = events
 
     async def stream_response(self, send: Send) -> None:
+        # One scope for all of the stream: a new one for every token took a third of the daemon's time.
+        patience = anyio.CancelScope()
+
         async def patiently(message: Message) -> None:
-            with anyio.fail_after(PATIENCE):
-                await send(message)
+            patience.deadline = anyio.current_time() + PATIENCE
+            await send(message)
+            patience.deadline = math.inf
 
         async with aclosing(self._events):
-            try:
+            with patience:
                 await super().stream_response(patiently)
-            except TimeoutError:
-                logger.warning("a client did not read its stream for %g s; it is given up", PATIENCE)
+        if patience.cancelled_caught:
+            logger.warning("a client did not read its stream for %g s; it is given up", PATIENCE)
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
     """A server-sent event of this data, with or without a name."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return head + b"data: " + _ENCODER.encode(data).encode() + b"\n\n"

@@ -70,6 +70,13 @@ class ModelSettings(Section):
     )
 
 
+class PrefixSettings(Section):
+    memory: Size = key(
+        256 * 2**20, "bytes of memory for what prompts begin with, beyond slots; an eighth of what is free at the most"
+    )
+    disk: Size = key(2**30, "bytes of files for the same, which survive a restart; 0 = none")
+
+
 class ServeSettings(Section):
     socket: File | None = key(None, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
     admin_socket: File | None = key(None, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
@@ -79,6 +86,7 @@ class ServeSettings(Section):
     max_body: Size = key(2**20, "bytes of a request body")
     max_import: Size = key(64 * 2**20, "bytes of a JSONL body of examples")
     strict: bool = key(False, "refuse unknown fields of chat and completion requests; they are ignored otherwise")
+    prefixes: PrefixSettings = PrefixSettings()
     aliases: Names = key((), "names besides `default` and its own under which clients may ask for the model")
     max_tokens: Integer = key(512, "tokens of an answer when the request names no limit", ge=1, le=1 << 20)
 

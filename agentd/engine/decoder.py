@@ -1,6 +1,6 @@
 """What an engine's own code must do for serving: compute tokens, and choose the next ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from agentd.engine.chunks import ChunkBoundaries
@@ -49,7 +49,7 @@ class Decoder(Protocol[W_contra]):
 class Sampler(Protocol):
     """Chooses the tokens of one request; `close` frees what it holds."""
 
-    def sample(self, row: int, logits: Floats) -> int:
-        """The next token after `row` of the last batch, whose logits (n_vocab,) are given too."""
+    def sample(self, row: int, logits: Callable[[], Floats]) -> int:
+        """The next token after `row` of the last batch; `logits` has those of the row (n_vocab,)."""
 
     def close(self) -> None: ...

@@ -1,5 +1,6 @@
 """A request on its way through serving, and the slot of the cache in which it is answered."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -31,6 +32,7 @@ class Job(Generic[W]):
     choosing: Choosing | None = None
     pooling: MeanPooling | None = None  # where it is to be embedded
     reader: PieceReader | None = None  # where there is more than text in answers
+    fetch: "Future[Any] | None" = None  # what its prompt begins with, on its way from a file
     prompted: bool = False  # the whole prompt is computed
     reused: int = 0
     generated: list[int] = field(default_factory=list)
@@ -59,6 +61,8 @@ class Slot(Generic[W]):
     exact: int = 0
     adapters: W | None = None
     job: Job[W] | None = None
+    private: bool = False  # its request is not recorded, so nothing of it is kept
+    kept: bool = False  # what it holds was kept, or is not worth it
 
     def cut(self, n: int) -> None:
         """What it holds are its first `n` tokens alone."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from agentd.engine.constraints import Compiler, Constraint
@@ -12,6 +12,7 @@ from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Background, Generate, ModelInfo, Piece, Weights
 from agentd.engine.serving import Serving
 from agentd.engine.session import Session
+from agentd.engine.slot_prefixes import SlotPrefixes
 from agentd.engine.weight_registry import W, WeightRegistry
 from agentd.errors import AgentdError
 
@@ -41,11 +42,20 @@ class LanguageEngine(ABC, Generic[W, B]):
 
     info: ModelInfo
 
-    def __init__(self, context: ServingContext[W], vocabulary: Prompts, base: W, per_slot: int) -> None:
-        self._context, self._prompts = context, vocabulary
+    def __init__(
+        self,
+        context: ServingContext[W],
+        vocabulary: Prompts,
+        base: W,
+        per_slot: int,
+        prefixes: SlotPrefixes[W] | None = None,
+    ) -> None:
+        self._context, self._prompts, self._prefixes = context, vocabulary, prefixes
         self._registry: WeightRegistry[W] = WeightRegistry(base, self._in_use, self._free)
         self._compiler = Compiler(vocabulary)
-        self._serving = Serving(context, vocabulary, per_slot, self._registry, self._sampler, self._compiler)
+        self._serving = Serving(
+            context, vocabulary, per_slot, self._registry, self._sampler, self._compiler, prefixes=prefixes
+        )
         self._backgrounds: list[B] = []
 
     # --- what differs
@@ -107,11 +117,21 @@ class LanguageEngine(ABC, Generic[W, B]):
         self._registry.collect()
         return time.perf_counter() - start
 
+    def warming(self, weights: Weights, interrupted: Callable[[], bool]) -> Generator[None, None, int]:
+        return self._serving.warming(weights, interrupted)
+
+    def tend(self) -> bool:
+        return not self._backgrounds and self._serving.tend()
+
+    def forget(self, before: float | None) -> None:
+        self._serving.forget(before)
+
     # --- background work
 
     def background(self, interrupted: Callable[[], bool], serve: Callable[[], bool] = lambda: False) -> B:
         background = self._open(interrupted, serve)
         self._backgrounds.append(background)
+        self._freeze()
         return background
 
     def session(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> Session:
@@ -126,11 +146,19 @@ class LanguageEngine(ABC, Generic[W, B]):
             background.close()
         self._serving.close()
         self._compiler.close()
+        if self._prefixes is not None:
+            self._prefixes.store.close()
         self._context.close()
 
     def _closed(self, background: B) -> None:
         self._backgrounds.remove(background)
+        self._freeze()
         self._registry.collect()
+
+    def _freeze(self) -> None:
+        """While a session is open memory is what was left when its work was planned."""
+        if self._prefixes is not None:
+            self._prefixes.store.frozen = bool(self._backgrounds)
 
     def _in_use(self, weights: W) -> bool:
         if self._serving.uses(weights) or any(background.uses(weights) for background in self._backgrounds):

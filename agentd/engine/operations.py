@@ -113,6 +113,22 @@ class Swap(WeightsOperation[float]):
 
 
 @dataclass(frozen=True)
+class Warm(WeightsOperation[int]):
+    """Computes what prompts often begin with, for weights that are to be swapped in; returns the tokens. Raises
+    RevisionCorrupt."""
+
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class ForgetPrefixes(Operation[None, None]):
+    """Drops what is kept of prompts: what is older than this (seconds since the epoch), or all."""
+
+    lane = Lane.SOON
+    before: float | None = None
+
+
+@dataclass(frozen=True)
 class Replay(WeightsOperation[str]):
     """sha256 of the weights that a ledger leads to. Raises RevisionCorrupt."""
 

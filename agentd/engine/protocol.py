@@ -86,8 +86,8 @@ class Recalled:
 @dataclass(frozen=True)
 class Generate:
     """A request to serve. `input` is as `prompts.Prompts` takes it; where it declares tools, the answer may call them.
-    Of `choices` the likeliest is the answer, or at a
-    temperature one drawn by their likelihoods. What is `recalled` becomes earlier turns, as far as there is room."""
+    Of `choices` the likeliest is the answer, or at a temperature one drawn by their likelihoods. What is `recalled`
+    becomes earlier turns, as far as there is room. Of one that is `private` nothing is kept when its slot is needed."""
 
     key: str
     input: dict[str, Any]
@@ -97,6 +97,7 @@ class Generate:
     logprobs: int | None = None
     choices: tuple[str, ...] = ()
     recalled: Recalled | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,22 @@ class Replaying(Protocol):
     def collecting(self, ledger: Path, target: Path, kind: str) -> Generator[None, None, list[int]]:
         """Writes the low-rank changes of a ledger's line as one file, `kind` safetensors or gguf, and returns their
         ranks. Raises RevisionCorrupt, and for gguf Conflict where other things than such changes are in that line."""
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """What an engine can do besides when it keeps what prompts begin with."""
+
+    def tend(self) -> bool:
+        """Called while there is nothing to do: keeps what one more slot holds. False where there is none."""
+
+    def warming(self, weights: Weights, interrupted: Callable[[], bool]) -> Generator[None, None, int]:
+        """Computes with staged weights what prompts often begin with, before they are swapped in; returns the tokens.
+        Yields where serving may cut in. Raises RevisionCorrupt."""
+
+    def forget(self, before: float | None) -> None:
+        """Drops what is kept of prompts: what is older than this (seconds since the epoch), or all; and what slots
+        hold that no one uses."""
 
 
 @runtime_checkable

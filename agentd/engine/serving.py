@@ -14,7 +14,8 @@ How tokens are computed and sampled is the engine's matter.
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import wait
 from functools import partial
 from typing import Any, Generic
 
@@ -25,21 +26,20 @@ from agentd.engine.chunks import common_length
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.decoder import Decoder, Sampler
 from agentd.engine.jobs import Job, Slot
-from agentd.engine.logprobs import logprob
-from agentd.engine.pooling import ROWS, MeanPooling
-from agentd.engine.probabilities import Floats, log_probabilities
+from agentd.engine.pooling import MeanPooling
 from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import BASE, Generate, Interrupted, Piece, Weights
 from agentd.engine.recalling import with_recalled
+from agentd.engine.slot_prefixes import SlotPrefixes
+from agentd.engine.slot_work import advance, pool
 from agentd.engine.text import Detokenizer
 from agentd.engine.weight_registry import W, WeightsSource
+from agentd.engine.wording import NOTHING, Wording, piece_of
 from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 16  # of logits that a choice's tokens take at once: a row is 600 kB where a vocabulary has 150,000 tokens
 _SHORT = 128  # tokens of a prompt that are computed at once while others wait for their next token
-_NOTHING = Delta()
 _WAIT = 0.002  # seconds that a step waits for a constraint, or for its mask
 
 
@@ -56,33 +56,63 @@ class Serving(Generic[W]):
         samplers: Callable[[Generate, Constraint | None], Sampler],
         compiler: Compiler,
         slots: int | None = None,
+        prefixes: SlotPrefixes[W] | None = None,
     ) -> None:
         self._context, self._vocabulary, self._limit, self._registry = context, vocabulary, per_slot, registry
-        self._samplers, self._compiler = samplers, compiler
+        self._samplers, self._compiler, self._prefixes = samplers, compiler, prefixes
         self._slots: list[Slot[W]] = [Slot(i) for i in range(slots or context.n_seq)]
         self._waiting: deque[Job[W]] = deque()
-        self._compiling: list[Job[W]] = []
+        self._preparing: list[Job[W]] = []
         self._submitted = 0
+        self._wording = Wording(vocabulary)
         self.weights: Weights = BASE
-
-    # --- adapters
 
     def uses(self, adapters: W) -> bool:
         """Whether a request is to be answered with these."""
         return any(job.adapters is adapters for job in self._jobs())
 
     def swap(self, weights: Weights) -> None:
-        """New requests get `weights`. No cached prompt survives: it was computed with other adapters."""
+        """New requests get `weights`. What was computed with others is dropped, if it is not kept beyond the slots."""
         adapters = self._registry[weights]
         self.weights = weights
         for slot in self._slots:
-            if slot.job is None:
+            if slot.job is None and slot.adapters is not adapters:
                 self._context.forget(slot.sequence)
                 slot.cut(0)
         if not self.busy:
             self._context.use(adapters)
 
-    # --- requests
+    def warming(self, weights: Weights, interrupted: Callable[[], bool]) -> Generator[None, None, int]:
+        """Computes with `weights`, before they are swapped in, the prefixes that are used most; returns the tokens.
+        Yields where requests may come in between."""
+        if self._prefixes is None or weights == self.weights:
+            return 0
+        old, new, computed = self._registry[self.weights], self._registry[weights], 0
+        for n in self._prefixes.warming(self._slots, old, new, interrupted):
+            computed += n
+            yield
+            if self._registry[self.weights] is not old:  # it was not waited for
+                break
+        return computed
+
+    def tend(self) -> bool:
+        """Keeps what one more slot holds that no one uses; false where there is none."""
+        slot = next((slot for slot in self._slots if slot.job is None and not slot.kept), None)
+        if slot is None or self._prefixes is None:
+            return False
+        slot.kept = True
+        self._prefixes.keep(slot)
+        return True
+
+    def forget(self, before: float | None) -> None:
+        """Drops what is kept of prompts, see PrefixStore.forget, and what slots hold, or will when they are free."""
+        if self._prefixes is not None:
+            self._prefixes.store.forget(before)
+        for slot in self._slots:
+            slot.private = True
+            if slot.job is None:
+                self._context.forget(slot.sequence)
+                slot.cut(0)
 
     def close(self) -> None:
         """Frees what the requests that are still there hold."""
@@ -91,10 +121,10 @@ class Serving(Generic[W]):
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._compiling) or any(slot.job for slot in self._slots)
+        return bool(self._waiting or self._preparing) or any(slot.job for slot in self._slots)
 
     def counts(self) -> dict[str, int]:
-        waiting = len(self._waiting) + len(self._compiling)
+        waiting = len(self._waiting) + len(self._preparing)
         return {"active": sum(slot.job is not None for slot in self._slots), "waiting": waiting}
 
     def embed(self, key: str, input: dict[str, Any]) -> None:
@@ -113,10 +143,12 @@ class Serving(Generic[W]):
                 job.reader = PieceReader(plan.reader(), self._vocabulary.visible)
             if request.sampling.constrained or (plan is not None and plan.use.tools):
                 job.compilation = self._compiler.submit(request.sampling, plan)
-                self._compiling.append(job)
-                return
-            job.sampler = self._samplers(request, None)
-        self._waiting.append(job)
+            else:
+                job.sampler = self._samplers(request, None)
+        if self._prefixes is not None:
+            there = max((self._overlap(slot, job) for slot in self._slots), default=0)
+            self._prefixes.fetch(job, self._exact(job), there)
+        (self._preparing if job.compilation or job.fetch else self._waiting).append(job)
 
     def _job(self, request: Generate) -> Job[W]:
         request, prompt, n_recalled = with_recalled(self._vocabulary, request, self._limit)
@@ -129,7 +161,7 @@ class Serving(Generic[W]):
         return Job(self._submitted, request, prompt, self.weights, adapters, text, n_recalled)
 
     def cancel(self, key: str) -> None:
-        self._compiling = [job for job in self._compiling if job.request.key != key]
+        self._preparing = [job for job in self._preparing if job.request.key != key]
         for job in list(self._waiting):
             if job.request.key == key:
                 self._waiting.remove(job)
@@ -139,12 +171,11 @@ class Serving(Generic[W]):
                 self._release(slot)
 
     def step(self) -> list[Piece]:
-        """One prompt chunk of the oldest unfinished prompt, then one token for everybody who is answering."""
+        """One piece of the oldest unfinished prompts, then one token for everybody who is answering."""
         pieces = self._compiled()
         self._admit()
-        prompting = [slot for slot in self._slots if slot.job and len(slot.tokens) < len(slot.job.prompt)]
-        if prompting:
-            pieces += self._guard(self._prompt, [min(prompting, key=lambda slot: slot.job.number if slot.job else 0)])
+        if prompting := self._prompting():
+            pieces += self._guard(self._prompt, prompting)
         together: dict[int, list[Slot[W]]] = {}
         for slot in self._slots:
             if slot.job is None or not slot.job.prompted or not self._masked(slot.job):
@@ -164,31 +195,51 @@ class Serving(Generic[W]):
         meanwhile."""
         return job.constraint is None or job.constraint.ready(_WAIT)
 
+    def _prompting(self) -> list[Slot[W]]:
+        """Whose prompts are computed next: the oldest one's, and with it others' that may share its batch."""
+        slots = [slot for slot in self._slots if slot.job and len(slot.tokens) < len(slot.job.prompt)]
+        jobs = sorted((slot.job.number, slot, slot.job) for slot in slots if slot.job)
+        if not jobs:
+            return []
+        _, first, oldest = jobs[0]
+        if self._exact(oldest) or oldest.pooling is not None:
+            return [first]
+        return [
+            slot
+            for _, slot, job in jobs
+            if job.adapters is oldest.adapters and job.pooling is None and not self._exact(job)
+        ]
+
     def _exact(self, job: Job[W]) -> bool:
         """Whether its answer must not depend on who else is served, nor on what the cache holds. A choice never does:
         it is decoded by itself in any case."""
         return job.request.sampling.seed is not None or job.choosing is not None
 
     def _jobs(self) -> list[Job[W]]:
-        return [*self._compiling, *self._waiting, *(slot.job for slot in self._slots if slot.job)]
+        return [*self._preparing, *self._waiting, *(slot.job for slot in self._slots if slot.job)]
 
     def _compiled(self) -> list[Piece]:
-        """Lets requests wait for a slot whose constraints are there; those whose are wrong end."""
-        if not self._compiling:
+        """Lets requests wait for a slot whose constraints, and what was read of their prompts, are there; those whose
+        constraints are wrong end."""
+        if not self._preparing:
             return []
         self._compiler.watch()
         pieces: list[Piece] = []
-        for job in list(self._compiling):
-            assert job.compilation is not None
-            if job.compilation.done.wait(0 if self._waiting or self._active else _WAIT):
-                self._compiling.remove(job)
-                try:
+        for job in list(self._preparing):
+            seconds = 0 if self._waiting or self._active else _WAIT
+            if job.fetch is not None and not wait([job.fetch], seconds).done:
+                continue
+            if job.compilation is not None and not job.compilation.done.wait(seconds):
+                continue
+            self._preparing.remove(job)
+            try:
+                if job.compilation is not None:
                     job.constraint = job.compilation.result()
                     job.constraint.prepare()
                     job.sampler = self._samplers(job.request, job.constraint)
-                    self._waiting.append(job)
-                except AgentdError as error:
-                    pieces.append(job.failed(error))
+                self._waiting.append(job)
+            except AgentdError as error:
+                pieces.append(job.failed(error))
         return pieces
 
     @property
@@ -200,10 +251,15 @@ class Serving(Generic[W]):
             job = self._waiting.popleft()
             free = [slot for slot in self._slots if slot.job is None]
             slot = max(free, key=lambda slot: (self._overlap(slot, job), -len(slot.tokens)))
+            if self._prefixes is not None and job.pooling is None:
+                there = self._overlap(slot, job)
+                slot = self._prefixes.restore(free, job, self._exact(job), there) or slot
+                if len(slot.tokens) > there:
+                    self._prefixes.keep(slot)
             job.reused = self._overlap(slot, job)
             self._context.forget(slot.sequence, job.reused)
             slot.cut(job.reused)
-            slot.adapters, slot.job = job.adapters, job
+            slot.adapters, slot.job, slot.kept, slot.private = job.adapters, job, False, job.request.private
 
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
         if slot.adapters is not job.adapters or not self._context.reuses or job.pooling is not None:
@@ -229,30 +285,48 @@ class Serving(Generic[W]):
             return pieces
 
     def _prompt(self, slots: list[Slot[W]]) -> list[Piece]:
+        """The next tokens of prompts, as many in all as others can wait for. One that must be exact, or is to be
+        embedded, comes by itself."""
+        jobs = [slot.job for slot in slots if slot.job]
+        if jobs[0].pooling is not None:
+            return self._embed(slots[0], jobs[0], jobs[0].pooling)
+        room = self._piece_length()
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[tuple[int]] = []
+        ends: list[tuple[Slot[W], Job[W], int, int | None]] = []  # its stop, and the row of a whole prompt's last token
+        for slot, job in zip(slots, jobs, strict=True):
+            start = len(slot.tokens)
+            stop = min(self._context.boundaries.after(start) if self._exact(job) else start + room, len(job.prompt))
+            if stop == start:
+                break
+            tokens += job.prompt[start:stop]
+            positions += range(start, stop)
+            sequences += [(slot.sequence,)] * (stop - start)
+            room -= stop - start
+            ends.append((slot, job, stop, len(tokens) - 1 if stop == len(job.prompt) else None))
+        self._context.use(jobs[0].adapters)
+        self._context.decode(tokens, positions, sequences, [row for *_, row in ends if row is not None])
+        pieces = []
+        for slot, job, stop, row in ends:
+            start = len(slot.tokens)
+            slot.tokens = job.prompt[:stop]
+            if start == slot.exact and stop == self._context.boundaries.after(start):
+                slot.exact = stop
+            if row is not None:
+                pieces += self._guard(partial(self._prompted, row), [slot])
+        return pieces
+
+    def _prompted(self, row: int, slots: list[Slot[W]]) -> list[Piece]:
+        """What follows a prompt that is computed whole, the last token in `row`."""
         (slot,) = slots
         job = slot.job
         assert job is not None
-        if job.pooling is not None:
-            return self._pool(slot, job, job.pooling)
-        start = len(slot.tokens)
-        boundary = self._context.boundaries.after(start)
-        stop = min(boundary if self._exact(job) else start + self._piece_length(), len(job.prompt))
-        chunk = job.prompt[start:stop]
-        complete = stop == len(job.prompt)
-        self._context.use(job.adapters)
-        self._context.decode(
-            chunk, range(start, stop), [(slot.sequence,)] * len(chunk), [len(chunk) - 1] if complete else []
-        )
-        slot.tokens = slot.tokens + chunk
-        if start == slot.exact and stop == boundary:
-            slot.exact = stop
-        if not complete:
-            return []
         job.prompted = True
         if job.choosing is not None:
-            job.choosing.observe((), self._context.logits(len(chunk) - 1))
+            job.choosing.observe((), self._context.logits(row))
             return []
-        return [self._sample(slot, len(chunk) - 1)]
+        return [self._sample(slot, row)]
 
     def _piece_length(self) -> int:
         """Tokens of a prompt that are computed at once: the fewer, the sooner the others have their next token."""
@@ -281,85 +355,16 @@ class Serving(Generic[W]):
         job = slot.job
         assert job is not None
         assert job.sampler is not None
-        logits = self._context.logits(row)
+        logits = partial(self._context.logits, row)  # a view of them costs as much as the rest of what is done here
         token = job.sampler.sample(row, logits)
         job.generated.append(token)
-        finish, text = None, ""
-        if job.reader is not None:
-            return self._piece(slot, job, *self._read(slot, job, job.reader, token, logits))
-        if self._vocabulary.is_end(token):
-            finish, text = "stop", job.text.flush()
-        else:
-            if job.request.logprobs is not None:
-                entry = logprob(self._vocabulary, log_probabilities(logits), token, job.request.logprobs)
-                job.logprobs.append((job.text.decoded, entry))
-            text = job.text.feed(self._vocabulary.piece(token))
-            if job.text.stopped:
-                finish = "stop"
-            elif len(job.generated) >= job.request.max_tokens or len(slot.tokens) + 1 >= self._limit:
-                finish, text = "length", text + job.text.flush()
-        return self._piece(slot, job, text, finish)
+        full = len(slot.tokens) + 1 >= self._limit
+        return self._said(slot, job, *self._wording.of_token(job, token, logits, full=full))
 
-    def _read(
-        self, slot: Slot[W], job: Job[W], reader: PieceReader, token: int, logits: Floats
-    ) -> tuple[str, str | None, Delta]:
-        """(text, finish, reasoning and calls) of a token, where there is more than text in answers."""
-        if self._vocabulary.is_end(token):
-            delta = reader.flush()
-            text = job.text.feed(delta.text.encode())
-            return text + job.text.flush(), "tool_calls" if reader.called else "stop", delta
-        if job.request.logprobs is not None and reader.speaking:
-            entry = logprob(self._vocabulary, log_probabilities(logits), token, job.request.logprobs)
-            job.logprobs.append((job.text.decoded, entry))
-        delta = reader.feed(token)
-        text, finish = job.text.feed(delta.text.encode()), None
-        if job.text.stopped:
-            finish = "stop"
-        elif len(job.generated) >= job.request.max_tokens or len(slot.tokens) + 1 >= self._limit:
-            last = reader.flush(cut=True)
-            text += job.text.feed(last.text.encode()) + job.text.flush()
-            delta = Delta("", delta.reasoning + last.reasoning, delta.calls + last.calls)
-            finish = "length"
-        return text, finish, delta
-
-    def _piece(self, slot: Slot[W], job: Job[W], text: str, finish: str | None, delta: Delta = _NOTHING) -> Piece:
-        """What came out, with the log-probabilities of the tokens whose text did: never of a stop string's."""
-        whole = finish is not None and not job.text.stopped and job.reader is None
-        sent = [entry for at, entry in job.logprobs if whole or at < job.text.released]
-        job.logprobs = job.logprobs[len(sent) :]
+    def _said(self, slot: Slot[W], job: Job[W], text: str, finish: str | None, delta: Delta = NOTHING) -> Piece:
         if finish is not None:
             self._release(slot)
-        return Piece(
-            key=job.request.key,
-            text=text,
-            reasoning=delta.reasoning,
-            calls=delta.calls,
-            finish=finish,
-            revision=job.revision,
-            prompt_tokens=len(job.prompt),
-            cached_tokens=job.reused,
-            completion_tokens=len(job.generated),
-            recalled=job.n_recalled,
-            logprobs=sent,
-        )
-
-    def _pool(self, slot: Slot[W], job: Job[W], pooling: MeanPooling) -> list[Piece]:
-        """The next tokens of what is to be embedded; after the last, its piece."""
-        start = len(slot.tokens)
-        chunk = job.prompt[start : start + ROWS]
-        self._context.use(job.adapters)
-        pooling.add(self._context.hidden(chunk, start, slot.sequence))
-        slot.tokens = slot.tokens + chunk
-        if len(slot.tokens) < len(job.prompt):
-            return []
-        vector = pooling.vector()
-        self._context.forget(slot.sequence)  # no conversation begins with it: its slot is the next one to be taken
-        slot.cut(0)
-        self._release(slot)
-        n, revision = len(job.prompt), job.revision
-        return [Piece(job.request.key, finish="stop", embedding=vector, prompt_tokens=n, revision=revision)]
-
-    # --- choices
+        return piece_of(job, text, finish, delta)
 
     def _choose(self, slots: list[Slot[W]]) -> list[Piece]:
         """Computes the likeliest answer whose likelihood is not known yet, or says which one it is."""
@@ -368,44 +373,21 @@ class Serving(Generic[W]):
         assert job is not None
         assert job.choosing is not None
         answer = job.choosing.search.open()
-        if answer is None:
-            return [self._chosen(slot, job, job.choosing)]
-        self._context.use(job.adapters)
-        fed = answer[:-1]  # the last token is predicted, never fed
-        n = common_length(slot.tokens[len(job.prompt) :], fed)
-        self._rewind(slot, len(job.prompt) + n)
-        for start in range(n, len(fed), _ROWS):
-            chunk = fed[start : start + _ROWS]
-            at = len(slot.tokens)
-            rows = range(len(chunk))
-            self._context.decode(chunk, range(at, at + len(chunk)), [(slot.sequence,)] * len(chunk), rows)
-            slot.tokens = slot.tokens + chunk
-            for row in rows:
-                job.choosing.observe(tuple(fed[: start + row + 1]), self._context.logits(row))
-        return []
-
-    def _rewind(self, slot: Slot[W], n: int) -> None:
-        """Cuts a sequence back to its first `n` tokens, or computes those again where its cache cannot be cut."""
-        if n == len(slot.tokens):
-            return
-        tokens = slot.tokens[:n]
-        if self._context.reuses:
-            self._context.forget(slot.sequence, n)
-            slot.cut(n)
-            return
-        self._context.forget(slot.sequence)
-        slot.cut(0)
-        while len(slot.tokens) < n:
-            start = len(slot.tokens)
-            chunk = tokens[start : self._context.boundaries.after(start)]
-            self._context.decode(chunk, range(start, start + len(chunk)), [(slot.sequence,)] * len(chunk), [])
-            slot.tokens = slot.tokens + chunk
-
-    def _chosen(self, slot: Slot[W], job: Job[W], choosing: Choosing) -> Piece:
-        chosen = choosing.chosen()
+        if answer is not None:
+            advance(self._context, slot, job, job.choosing, answer)
+            return []
+        chosen = job.choosing.chosen()
         job.generated, job.logprobs = chosen.tokens, chosen.logprobs
         said = job.text.feed(chosen.text.encode())
-        return self._piece(slot, job, said + job.text.flush(), chosen.finish)
+        return [self._said(slot, job, said + job.text.flush(), chosen.finish)]
+
+    def _embed(self, slot: Slot[W], job: Job[W], pooling: MeanPooling) -> list[Piece]:
+        """The next tokens of what is to be embedded; after the last, its piece."""
+        piece = pool(self._context, slot, job, pooling)
+        if piece is None:
+            return []
+        self._release(slot)
+        return [piece]
 
     def _release(self, slot: Slot[W]) -> None:
         if slot.job is not None:

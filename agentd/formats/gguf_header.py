@@ -102,6 +102,15 @@ class Header:
         return str(self.metadata["general.architecture"])
 
     @property
+    def quantisation(self) -> str:
+        """The type in which most of the bytes of its matrices are."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors:
+            if len(tensor.shape) > 1:
+                sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
+        return max(sizes, key=lambda kind: sizes[kind], default="F32")
+
+    @property
     def name(self) -> str | None:
         name = self.metadata.get("general.name")
         return name if isinstance(name, str) else None

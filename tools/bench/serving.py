@@ -1,6 +1,7 @@
 """Serving beside llama.cpp's own server: tokens a second, time to the first token, and time between tokens.
 
     python -m tools.bench serving [--model FILE] [--clients 1,4,8] [--prompts 50,234,2000] [--rounds 3] [--json FILE]
+    python -m tools.bench serving --prefixes [3000]      the first token behind a prefix that is kept
 
 Both serve the same model over HTTP with the same slots, threads and context, and take turns: in every round one first,
 then the other. While one is measured the other is stopped, so that its threads take nothing. Every prompt begins with
@@ -36,6 +37,7 @@ from agentd import models
 from agentd.config import paths
 from agentd.host.cpu import cores
 from tools import reviews
+from tools.bench import serving_prefixes
 from tools.daemon import DaemonProcess, UnixConnection
 
 REQUIREMENT = "xllamacpp==2026.10.11549"
@@ -102,8 +104,13 @@ def main() -> int:
     parser.add_argument("--kinds", default="greedy,sampled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--prefixes", type=int, nargs="?", const=3000, metavar="TOKENS", help="what a kept prefix saves"
+    )
     arguments = parser.parse_args()
     model = arguments.model or models.fetch_default()
+    if arguments.prefixes:
+        return serving_prefixes.main(model, arguments.prefixes)
     prompts = [int(n) for n in arguments.prompts.split(",")]
     context = -(-(max(prompts) * 5 // 4 + 2 * ANSWER) // 256) * 256
     lines: list[dict[str, Any]] = []

@@ -136,8 +136,12 @@ class LanguageKind(EngineKind[Setting]):
     def fitted(self, config: Config) -> Config:
         assert not isinstance(self.model.header, ClassifierHeader)
         shapes, trained = self.shapes(config), self.model.header.context_length
-        free = probe.read().available - config.memory.reserve - shapes.weight_bytes
+        free = probe.read().available - config.memory.reserve - shapes.weight_bytes - self.reserved(config)
         return config.fitted(fitted(shapes, trained, config.serve.slots, free, self.cached_bytes))
+
+    def reserved(self, config: Config) -> int:
+        """Bytes of memory that serving takes besides weights and caches, sooner or later."""
+        return 0
 
     def setting(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 
+from agentd.durable import sha256
 from agentd.engine.llamacpp.library import last_words
 from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Weights
@@ -16,10 +17,11 @@ from agentd.formats import adapter_gguf
 
 @dataclass(frozen=True, eq=False)
 class Adapters:
-    """A LoRA handle and a control vector (n_layer - 1, n_embd) for layers 1.., or None."""
+    """A LoRA handle and a control vector (n_layer - 1, n_embd) for layers 1.., or None; `digest` is of their files."""
 
     lora: Any = None
     control: Floats | None = None
+    digest: str = ""
 
 
 def free(adapters: Adapters) -> None:
@@ -34,9 +36,10 @@ def load(model: Any, weights: Weights, adapter: Path | None, control: Path | Non
     try:
         vector = None if control is None else read_control_vector(control, n_layer, n_embd)
         lora = None if adapter is None else load_lora(model, adapter)
+        digest = " ".join(sha256(path) for path in (adapter, control) if path is not None)
     except Exception as error:  # a corrupt GGUF makes the reader fail in many ways
         raise RevisionCorrupt(weights, str(error) or type(error).__name__) from None
-    return Adapters(lora, vector)
+    return Adapters(lora, vector, digest)
 
 
 def load_lora(model: Any, path: Path) -> Any:

@@ -24,6 +24,7 @@ from agentd.engine.weight_registry import WeightRegistry
 from agentd.errors import AgentdError, InvalidRequest
 from agentd.formats import adapter_gguf
 from agentd.host import allocator
+from agentd.host.openmp import Spinning
 from agentd.learn.encoded import Encoded, common_prefix
 from agentd.learn.objectives import example_objective
 from agentd.learn.philox import rademacher
@@ -45,11 +46,13 @@ class LlamaCppBackground:
         *,
         n_ctx: int,
         threads: int,
+        spinning: Spinning,
         interrupted: Callable[[], bool],
         closed: Callable[["LlamaCppBackground"], None],
     ) -> None:
         self._model, self.vocabulary, self._registry, self._compiler = model, vocabulary, registry, compiler
         self._threads, self._interrupted, self._closed = threads, interrupted, closed
+        self._spinning = spinning
         self._tap = TapRecorder()
         self._weights, self._adapters = BASE, registry[BASE]
         # The control vector as it stands after updates, and the one the context computes with; None is all zero.
@@ -72,6 +75,7 @@ class LlamaCppBackground:
             streams=False,
             flash=True,
             on_tensor=self._tap.callback,
+            spinning=self._spinning,
         )
         release_zero_pages(mappings)
         self._context.abort_when(self._interrupted)

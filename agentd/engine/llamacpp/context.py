@@ -1,13 +1,16 @@
 """A llama.cpp context: batches, decoding, adapters, KV cache. Owned by one thread."""
 
+import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp as lc
 import numpy as np
+import numpy.typing as npt
 
 from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.llamacpp.adapters import Adapters
@@ -15,6 +18,7 @@ from agentd.engine.llamacpp.library import configured, last_words
 from agentd.engine.probabilities import Floats
 from agentd.engine.protocol import Interrupted
 from agentd.errors import EngineUnavailable
+from agentd.host.openmp import Spinning
 
 
 class Context:
@@ -31,6 +35,7 @@ class Context:
         streams: bool,
         flash: bool = False,
         on_tensor: Any = None,
+        spinning: Spinning | None = None,
     ) -> None:
         parameters = configured(
             lc.llama_context_default_params(),
@@ -54,13 +59,15 @@ class Context:
         self._batch = lc.llama_batch_init(width, 0, n_seq)
         self._callbacks: list[Any] = [on_tensor]  # ctypes keeps no reference to what C calls
         self.width, self.n_seq = width, n_seq
-        self.reuses = True  # a prefix of a sequence may be kept
+        # A prefix of a sequence may be kept, unless a state is carried from token to token.
+        self.reuses = not (lc.llama_model_is_recurrent(model) or lc.llama_model_is_hybrid(model))
         self.boundaries = ChunkBoundaries()
         self.n_ctx = int(lc.llama_n_ctx(self._context))
         self.n_layer, self.n_embd = int(lc.llama_model_n_layer(model)), int(lc.llama_model_n_embd(model))
         self.n_vocab = int(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)))
         self._adapters = Adapters()
         self.after_decode: Callable[[bool], None] | None = None
+        self._spinning = spinning
 
     @property
     def pointer(self) -> Any:
@@ -95,7 +102,10 @@ class Context:
         for row in logit_rows:
             batch.logits[row] = True
         batch.n_tokens = len(tokens)
+        began = time.perf_counter()
         result = lc.llama_decode(self._context, batch)
+        if self._spinning and result == 0:
+            self._spinning.decoded(len(tokens), time.perf_counter() - began)
         if self.after_decode:
             self.after_decode(result == 0)
         if result == 0:
@@ -155,7 +165,7 @@ class Context:
             pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             lc.llama_set_adapter_cvec(self._context, pointer, flat.size, self.n_embd, 1, self.n_layer - 1)
         # The next use() must not take this for what it set itself.
-        self._adapters = Adapters(self._adapters.lora, control)
+        self._adapters = Adapters(self._adapters.lora, control, self._adapters.digest)
 
     def forget(self, sequence: int = -1, start: int = -1) -> None:
         """Drops a sequence from the KV cache, from position `start` on; by default everything."""
@@ -163,6 +173,30 @@ class Context:
             lc.llama_memory_clear(self._memory, False)
         else:
             lc.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """What the cache holds of a sequence, as llama.cpp writes it down."""
+        state = np.empty(lc.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: lc.llama_state_seq_get_data(self._context, pointer, state.size, sequence)]
+
+    def load(self, sequence: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Puts it into an empty sequence; false, and it is empty still, where llama.cpp does not take it."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if lc.llama_state_seq_set_data(self._context, pointer, state.size, sequence):
+            return True
+        self.forget(sequence, 0)
+        return False
+
+    @contextlib.contextmanager
+    def interruptible(self, interrupted: Callable[[], bool]) -> Iterator[None]:
+        """As `abort_when`, within the block alone."""
+        callback = lc.ggml_abort_callback(lambda _: interrupted())
+        lc.llama_set_abort_callback(self._context, callback, None)
+        try:
+            yield
+        finally:
+            lc.llama_set_abort_callback(self._context, lc.ggml_abort_callback(), None)
 
     def share(self, source: int, target: int) -> None:
         """Lets `target` begin with everything `source` holds; free in a unified cache."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llama_cpp as lc
 
@@ -14,22 +15,37 @@ from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_
 from agentd.engine.llamacpp.library import load_model, metadata
 from agentd.engine.llamacpp.sampling import TokenSampler
 from agentd.engine.llamacpp.vocabulary import Vocabulary
-from agentd.engine.protocol import Generate, ModelInfo, Weights
+from agentd.engine.prefix_files import PrefixFiles
+from agentd.engine.prefixes import PrefixStore
+from agentd.engine.protocol import BASE, Generate, ModelInfo, Weights
+from agentd.engine.slot_prefixes import SlotPrefixes
+from agentd.host.openmp import Spinning
 from agentd.limits import BACKGROUND_CONTEXT
 
 
 class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
-    """Serves a GGUF file. `context` is the tokens one request may use; every slot has its own KV stream."""
+    """Serves a GGUF file. `context` is the tokens one request may use; every slot has its own KV stream.
+
+    prefixes  {"folder", "memory", "disk", "key"} of those that are kept beyond slots: the limits in bytes, and what
+              names the model's content
+    """
 
     _context: Context
 
     def __init__(
-        self, path: Path, *, context: int = 4096, slots: int = 4, threads: int = 1, gpu_layers: int | str = "auto"
+        self,
+        path: Path,
+        *,
+        context: int = 4096,
+        slots: int = 4,
+        threads: int = 1,
+        gpu_layers: int | str = "auto",
+        prefixes: dict[str, Any] | None = None,
     ) -> None:
         self._model = load_model(path, gpu_layers)
         trained = int(lc.llama_model_n_ctx_train(self._model))
         per_slot = min(context, trained) if trained else context
-        self._threads = threads
+        self._threads, self._spinning = threads, Spinning(threads)
         self.vocabulary = Vocabulary(self._model)
         mappings = anonymous_mappings()
         own = Context(
@@ -39,10 +55,11 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
             width=ChunkBoundaries().longest,
             threads=threads,
             streams=True,
+            spinning=self._spinning,
         )
         per_slot = min(per_slot, own.n_ctx // slots)
         self.released_bytes = release_zero_pages(mappings)
-        super().__init__(own, self.vocabulary, Adapters(), per_slot)
+        super().__init__(own, self.vocabulary, Adapters(), per_slot, self._kept(own, prefixes))
         self.info = ModelInfo(
             name=metadata(self._model, "general.name") or path.stem,
             architecture=metadata(self._model, "general.architecture") or "unknown",
@@ -56,11 +73,25 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
             has_chat_template=self.vocabulary.has_chat_template,
         )
 
+    def _kept(self, context: Context, settings: dict[str, Any] | None) -> SlotPrefixes[Adapters] | None:
+        if settings is None:
+            return None
+        # llama.cpp says nowhere that another version reads what this one wrote.
+        key = f"{settings['key']} llama-cpp-python {lc.__version__}"
+        files = PrefixFiles(Path(settings["folder"]), key, settings["disk"])
+        if not (settings["memory"] and settings["disk"]):
+            files.clear()  # of a time when it was wanted
+        if not settings["memory"] or not context.reuses:
+            return None
+        store = PrefixStore(settings["memory"], files if settings["disk"] else None)
+        return SlotPrefixes(store, context, lambda adapters: adapters.digest or BASE)
+
     def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
         self._registry.put(weights, load(self._model, weights, adapter, control))
 
     def close(self) -> None:
         super().close()
+        self._spinning.close()
         lc.llama_model_free(self._model)  # and with it what is staged
 
     def _open(self, interrupted: Callable[[], bool], serve: Callable[[], bool]) -> LlamaCppBackground:
@@ -71,6 +102,7 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
             self._compiler,
             n_ctx=min(BACKGROUND_CONTEXT, self.info.n_ctx),
             threads=self._threads,
+            spinning=self._spinning,
             interrupted=interrupted,
             closed=self._closed,
         )

@@ -1,6 +1,7 @@
 """From logits to a token: llama.cpp's own samplers, over the tokens that a constraint allows where there is one."""
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp as lc
@@ -44,14 +45,14 @@ class TokenSampler:
             lc.llama_sampler_init_dist(seed),
         ]
 
-    def sample(self, row: int, logits: Floats) -> int:
-        """The next token after `row` of the last batch, whose logits (n_vocab,) are given too. Raises AgentdError."""
+    def sample(self, row: int, logits: Callable[[], Floats]) -> int:
+        """The next token after `row` of the last batch, whose logits (n_vocab,) `logits` has. Raises AgentdError."""
         allowed = None if self._constraint is None else self._constraint.allowed()
         if allowed is None:
             token = int(lc.llama_sampler_sample(self._chain, self._context, row))
             return token if self._constraint is None else self._constraint.take(token)
         candidates = np.zeros(len(allowed), dtype=_TOKEN_DATA)
-        candidates["id"], candidates["logit"] = allowed, logits[allowed]
+        candidates["id"], candidates["logit"] = allowed, logits()[allowed]
         if not np.isfinite(candidates["logit"].max()):  # llama.cpp would end the process
             raise AgentdError("no token can follow here: the model's numbers are not finite")
         data = candidates.ctypes.data_as(lc.llama_token_data_p)

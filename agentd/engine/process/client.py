@@ -15,8 +15,9 @@ import anyio
 
 from agentd.engine.operations import Cancel, Classify, Embed, Operation, P, R, Submit
 from agentd.engine.process import wire
-from agentd.engine.protocol import CallDelta, Classification, Generate, ModelInfo, Piece
+from agentd.engine.protocol import Classification, Generate, ModelInfo, Piece
 from agentd.errors import AgentdError, EngineDied, EngineUnavailable
+from agentd.host import openmp
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class EngineClient:
                     json.dumps(self._settings),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
-                    env=_environment(),
+                    env=_environment(self._settings),
                 )
         except OSError as error:
             ours.close()
@@ -175,8 +176,7 @@ class EngineClient:
     def _dispatch(self, message: dict[str, Any]) -> None:
         for tree in message.get("pieces", ()):
             if queue := self._streams.get(tree["key"]):
-                tree["calls"] = tuple(CallDelta(**call) for call in tree.get("calls", ()))
-                queue.put_nowait(Piece(**tree))
+                queue.put_nowait(wire.piece(tree))
         if "id" not in message:
             return
         number = message["id"]
@@ -211,12 +211,9 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _environment() -> dict[str, str]:
-    """The engine's environment: not the service manager's descriptors, and threads that spin briefly before sleeping.
-
-    A token takes hundreds of barriers between threads. Measured on two cores, milliseconds a token, alone and beside
-    two busy processes: sleeping at every barrier (OMP_WAIT_POLICY=passive) 22.7 and 11; spinning 300 times 6.1, 1000
-    times 6.1 and 17; 10000 times 6.0 and over 250, because a thread spins while the one it waits for has no core.
-    """
+def _environment(settings: dict[str, Any]) -> dict[str, str]:
+    """The engine's environment: not the service manager's descriptors, and for how long threads spin (host/openmp.py).
+    PyTorch has an OpenMP of its own, which no one watches."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
-    return {"GOMP_SPINCOUNT": "500", **inherited}
+    threads = settings["threads"] if settings["engine"] == "llamacpp" else 1
+    return {"GOMP_SPINCOUNT": str(openmp.spin_count(threads)), **inherited}

@@ -26,6 +26,7 @@ from agentd.engine.operations import (
     Classify,
     Collect,
     Embed,
+    ForgetPrefixes,
     Lane,
     Open,
     Operation,
@@ -38,10 +39,11 @@ from agentd.engine.operations import (
     Submit,
     Swap,
     Unstage,
+    Warm,
     WeightsOperation,
 )
 from agentd.engine.process import wire
-from agentd.engine.protocol import Classifier, Embedder, Engine, Piece, Prompting, Replaying
+from agentd.engine.protocol import Classifier, Embedder, Engine, Keeping, Piece, Prompting, Replaying
 from agentd.engine.session import OperationSession, Steps
 from agentd.errors import AgentdError, NotAClassifier, NotALanguageModel, NotSupported
 from agentd.host import allocator, page_cache
@@ -88,6 +90,7 @@ class Runner:
         self._on(Stage, lambda op: self._engine.stage(op.weights, op.adapter, op.control))
         self._on(Unstage, lambda op: self._engine.unstage(op.weights))
         self._on(Swap, lambda op: self._engine.swap(op.weights))
+        self._on(ForgetPrefixes, lambda op: self._keeping().forget(op.before))
         self._on(Abandon, lambda op: self._abandon())
 
     def _on(self, operation: type[Operation[R, Any]], handler: Callable[[Any], R]) -> None:
@@ -106,12 +109,13 @@ class Runner:
             self._engine.prepare()
         page_cache.forget()
         allocator.settle()
+        keeping = self._engine if isinstance(self._engine, Keeping) else None
         while True:
             self._wake.clear()
             while self._urgent:
                 self._answer(self._urgent.popleft())
             self._attend()
-            if self._engine.busy:
+            if self._engine.busy or (keeping is not None and keeping.tend()):
                 continue
             if self._running or self._later:
                 self._work()
@@ -229,6 +233,8 @@ class Runner:
         match operation:
             case Stage(weights, adapter, control):
                 return self._replaying().staging(weights, adapter, control)
+            case Warm(weights):
+                return self._keeping().warming(weights, self.interrupted)
             case Replay(ledger):
                 return self._replaying().replaying(ledger)
             case Collect(ledger, target, kind):
@@ -249,6 +255,11 @@ class Runner:
             raise NotSupported("this engine replays no ledgers")
         return self._engine
 
+    def _keeping(self) -> Keeping:
+        if not isinstance(self._engine, Keeping):
+            raise NotALanguageModel(self._engine.info.name)
+        return self._engine
+
     def _classifier(self) -> Classifier:
         if not isinstance(self._engine, Classifier):
             raise NotAClassifier(self._engine.info.name)
@@ -266,7 +277,7 @@ class Runner:
 
     def _send_pieces(self, pieces: list[Piece]) -> None:
         if pieces:
-            self._send({"pieces": pieces})
+            self._write(wire.pieces(pieces))
 
     def _fail(self, number: int, what: str, error: Exception) -> None:
         if not isinstance(error, AgentdError):
@@ -274,8 +285,11 @@ class Runner:
         self._send({"id": number, "error": wire.describe(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
+        self._write(wire.pack(message))
+
+    def _write(self, message: bytes) -> None:
         try:
-            self._channel.sendall(wire.pack(message))
+            self._channel.sendall(message)
         except OSError:
             os._exit(0)  # the daemon is gone
 
@@ -290,7 +304,8 @@ def main() -> int:
 
 
 def make_engine(settings: dict[str, Any]) -> Engine:
-    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, and for
+    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, for
+    llamacpp "prefixes" (engine/llamacpp/engine.py), and for
     transformers {"folder", "key", "revisions", "dtype"} besides (engine/transformers/engine.py)."""
     if settings["engine"] == "int8":
         from agentd.engine.int8.engine import Int8Engine
@@ -321,6 +336,7 @@ def make_engine(settings: dict[str, Any]) -> Engine:
         slots=settings["slots"],
         threads=settings["threads"],
         gpu_layers=settings["gpu_layers"],
+        prefixes=settings.get("prefixes"),
     )
 
 

@@ -13,7 +13,7 @@ import anyio
 
 from agentd import faults
 from agentd.engine import canaries
-from agentd.engine.operations import Operation, P, R, Stage, Stats, Swap, Unstage
+from agentd.engine.operations import ForgetPrefixes, Operation, P, R, Stage, Stats, Swap, Unstage, Warm
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.client import EngineClient
 from agentd.engine.process.suspects import Suspects
@@ -211,16 +211,31 @@ class Supervisor:
         """Loads adapters that are no revision yet, under a name of their own."""
         await self.call(Stage(weights, adapter, control))
 
-    async def swap(self, revision: int) -> float:
-        """Stages a revision's files and lets every new request be answered by it. Returns the swap's milliseconds."""
+    async def swap(self, revision: int, patience: float = 0.0) -> float:
+        """Stages a revision's files and lets every new request be answered by it, at first for `patience` seconds
+        computing what prompts often begin with, while no one is served. Returns the swap's milliseconds."""
         async with self._swapping:
-            milliseconds = await self._swap(revision)
+            milliseconds = await self._swap(revision, patience)
             self.degraded = None
             return milliseconds
 
-    async def _swap(self, revision: int) -> float:
+    async def forget_prefixes(self, before: float | None = None) -> None:
+        """Drops what is kept of prompts, all of it or what is older than this (seconds since the epoch); where no
+        engine answers, all files."""
+        folder = (self._settings.get("prefixes") or {}).get("folder")
+        if folder is None:
+            return
+        try:
+            await self.call(ForgetPrefixes(before))
+        except AgentdError:
+            await asyncio.to_thread(_empty, Path(folder))
+
+    async def _swap(self, revision: int, patience: float = 0.0) -> float:
         previous = self.revision
         await self._stage(revision)
+        if patience and self._settings.get("prefixes"):
+            with anyio.move_on_after(patience):
+                await self._command(Warm(str(revision)))
         faults.point("swap staged")
         seconds = await self._command(Swap(str(revision)))
         self.revision = revision
@@ -364,3 +379,8 @@ class Supervisor:
         await self._up.wait()
         assert self._client is not None
         return self._client
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.glob("*"):
+        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ operations and their results become JSON and back; types say how.
 
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -16,6 +16,7 @@ from typing import Any
 from agentd import errors
 from agentd.engine import operations
 from agentd.engine.operations import Operation, P, R
+from agentd.engine.protocol import CallDelta, Piece
 from agentd.errors import AgentdError
 
 LIMIT = 1 << 28  # bytes of one message
@@ -28,8 +29,19 @@ _OPERATIONS = {
 def pack(message: dict[str, Any]) -> bytes:
     """A message as a line. Dataclasses in it become objects, paths texts."""
     # A lone surrogate in a request must reach whoever refuses it; json.loads takes it back from bytes like these.
-    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=_plain)
-    return text.encode("utf-8", "surrogatepass") + b"\n"
+    return _ENCODER.encode(message).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def pieces(pieces: Sequence[Piece]) -> bytes:
+    """A message of what came out of a step; what a piece does not say is left out of it."""
+    return pack({"pieces": [{k: v for k, v in vars(piece).items() if v != _EMPTY.get(k)} for piece in pieces]})
+
+
+def piece(tree: dict[str, Any]) -> Piece:
+    """A piece of such a message."""
+    if "calls" in tree:
+        tree["calls"] = tuple(CallDelta(**call) for call in tree["calls"])
+    return Piece(**tree)
 
 
 def command(number: int, operation: Operation[Any, Any]) -> bytes:
@@ -105,6 +117,10 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return vars(value)
     raise TypeError(f"{type(value).__name__} cannot be sent")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
+_EMPTY = {name: value for name, value in vars(Piece("")).items() if name != "key"}
 
 
 def describe(error: BaseException) -> dict[str, Any]:

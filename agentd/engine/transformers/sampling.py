@@ -1,6 +1,7 @@
 """From logits to a token, with the settings and in the order of llama.cpp's samplers."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,9 +21,9 @@ class TokenSampler:
         self._said: Counter[int] = Counter()
         self._random = np.random.default_rng(sampling.seed)
 
-    def sample(self, row: int, logits: Floats) -> int:
+    def sample(self, row: int, logits: Callable[[], Floats]) -> int:
         """The next token for logits (n_vocab,). Raises AgentdError where they are not numbers."""
-        values = np.array(logits, dtype=np.float32)
+        values = np.array(logits(), dtype=np.float32)
         for token, bias in self._sampling.logit_bias:
             if 0 <= token < len(values):
                 values[token] += np.float32(bias)

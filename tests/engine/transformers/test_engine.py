@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,13 +280,14 @@ def test_other_settings_are_refused_clearly(
 def test_weights_that_are_no_numbers_end_a_request_with_an_error(engine: TransformersEngine) -> None:
     sampler = TokenSampler(Sampling(temperature=0), None)
     for bad in (math.nan, -math.inf):
+        logits = np.full(engine.info.n_vocab, bad, np.float32)
         with pytest.raises(Exception, match="not finite"):
-            sampler.sample(0, np.full(engine.info.n_vocab, bad, np.float32))
+            sampler.sample(0, partial(np.asarray, logits))
 
 
 def drawn(engine: TransformersEngine, logits: Floats, **settings: Any) -> set[int]:
     sampler = TokenSampler(Sampling(seed=1, **settings), None)
-    return {sampler.sample(0, logits) for _ in range(300)}
+    return {sampler.sample(0, lambda: logits) for _ in range(300)}
 
 
 def test_top_k_top_p_and_min_p_cut_where_they_say(engine: TransformersEngine) -> None:
