@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from agentd.config import schema  # whose import takes a fifth of a second, which --help need not
 
 
+_TEXTS = 12  # of the drift corpus, by which two quantisations are compared
 _SERVICE_STATE = Path("/var/lib/agentd")  # of the units that install-service writes
 
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"agentd {__version__}")
     parser.set_defaults(command=_run)
     commands = parser.add_subparsers(
-        title="commands", metavar="{run,config,fetch-model,restore,install-service,version}"
+        title="commands", metavar="{run,config,fetch-model,restore,requantise,install-service,version}"
     )
     run = commands.add_parser("run", parents=[common], help="serve and learn, in the foreground (the default)")
     run.set_defaults(command=_run)
@@ -58,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("archive", type=Path, help="what `agentctl backup` wrote")
     restore.add_argument("--replace", action="store_true", help="move the state that is there aside")
     restore.set_defaults(command=_restore)
+    requantise = commands.add_parser("requantise", help="write a model in another quantisation, and measure both")
+    requantise.add_argument("model", help="as model.path names it")
+    requantise.add_argument("type", help="such as Q4_0 or Q8_0")
+    requantise.add_argument("--output", metavar="FILE", type=Path, help="by default beside the model")
+    requantise.set_defaults(command=_requantise)
     install = commands.add_parser("install-service", help="put the systemd units in place, or take them away")
     install.add_argument("--uninstall", action="store_true", help="take them away; configuration and state stay")
     install.add_argument("--gpu", action="store_true", help="let the service use a GPU (Jetson, NVIDIA)")
@@ -132,6 +138,19 @@ def _restore(options: argparse.Namespace) -> int:
     with locked(settings.state.dir):
         index = backup.restore(options.archive, settings.state.dir, replace=options.replace)
     print(f"{settings.state.dir}: the state of {index['created_at']}, {len(index['revisions'])} revisions")
+    return 0
+
+
+def _requantise(options: argparse.Namespace) -> int:
+    from agentd.adapt.gate.drift_corpus import drift_corpus
+    from agentd.engine.requantisation import requantise
+
+    def show(done: int, total: int) -> None:
+        end = "\r\033[K" if done == total else ""
+        print(f"\r\033[Ktensor {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    texts = drift_corpus()[:_TEXTS]
+    requantise(options.model, options.type, options.output, texts, print, show if sys.stderr.isatty() else None)
     return 0
 
 

@@ -260,6 +260,15 @@ class ModelUnusable(AgentdError):
         super().__init__(f"cannot use the model {path}: {reason}")
 
 
+class CannotRequantise(AgentdError):
+    """A model cannot be written in another quantisation, or there is no place for it."""
+
+    code = "cannot_requantise"
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot requantise {path}: {reason}")
+
+
 class InvalidConfig(AgentdError):
     """Every mistake of a configuration, reported at once."""
 
