@@ -81,7 +81,8 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
         # Until here there is nothing to take down, and fetching a model can take long: a signal just ends the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
+        reload_early = asyncio.Event()  # a signal that comes before there is something to reload
+        loop.add_signal_handler(signal.SIGHUP, reload_early.set)
         serving = asyncio.gather(*(server.run_until_stopped() for server in servers))
         ready = asyncio.create_task(bring_up(services, stack))
         try:
@@ -89,12 +90,15 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
             await _first(ready, stopping)
             if ready.done():
                 ready.result()
-                loop.add_signal_handler(signal.SIGHUP, reloader(services, notifier, reload))
+                read_again = reloader(services, notifier, reload)
+                loop.add_signal_handler(signal.SIGHUP, read_again)
                 for work in (feed_watchdog(services.supervisor, notifier), pressure.watch(services.holds.pressure)):
                     stack.callback(asyncio.create_task(work).cancel)
                 starting.cancel()
                 notifier.ready(f"serving revision {services.supervisor.revision}")
                 logger.info("serving %s on %s", services.model_name, config.api_socket)
+                if reload_early.is_set():
+                    read_again()
                 await asyncio.to_thread(page_cache.forget)
                 allocator.settle()
                 await stopping.wait()

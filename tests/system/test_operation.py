@@ -1,5 +1,6 @@
 """What an owner does to a daemon that runs: reload, backup, restore; and what it keeps to itself. A tiny model."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -73,6 +74,23 @@ def test_sighup_reads_the_configuration_again(daemon: DaemonProcess, model: Path
     assert "serve.slots" in failed["message"]
     assert daemon.ask(max_tokens=None).json["usage"]["completion_tokens"] <= 3
     assert daemon.status()["state"] == "serving"
+
+
+def test_a_sighup_that_comes_while_it_starts_is_not_lost(model: Path) -> None:
+    with DaemonProcess(model) as daemon:
+        daemon.start(wait=False)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(daemon.status())
+            return False
+
+        eventually(answers, 30)
+        daemon.configure(model, {"serve": {"aliases": ["gpt"]}})
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_until_ready()
+        (event,) = eventually(lambda: events(daemon, "reloaded"))
+        assert event["data"]["changed"] == ["serve.aliases"]
 
 
 def command(daemon: DaemonProcess, *arguments: str) -> "subprocess.CompletedProcess[str]":
