@@ -55,6 +55,13 @@ class AdamW:
             parameter.addcdiv_(mean, (square / correction2).sqrt_().add_(1e-8), value=-lr / correction1)
             parameter.grad = None
 
+    def reset(self) -> None:
+        """Forgets all steps, what their gradients were, and those that are there."""
+        self._steps = 0
+        self.drop()
+        for moment in (*self._mean, *self._square):
+            moment.zero_()
+
     def drop(self) -> None:
         """Forgets gradients."""
         for parameter in self.parameters:

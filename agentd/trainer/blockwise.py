@@ -62,6 +62,10 @@ class Blockwise(Learner):
     def step(self, part: Sequence[Example], lr: float) -> float:
         return self.backward(self.checkpoints(part), 1 / len(part), lambda block: self.optimizers[block].apply(lr))
 
+    def forget_steps(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.reset()
+
     def evaluate(self, examples: Sequence[Example]) -> Score:
         results: list[tuple[float, bool | None]] = []
         if self._trunk:

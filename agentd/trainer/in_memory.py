@@ -37,6 +37,9 @@ class InMemory(Learner):
         self.optimizer.apply(lr)
         return loss
 
+    def forget_steps(self) -> None:
+        self.optimizer.reset()
+
     def evaluate(self, examples: Sequence[Example]) -> Score:
         with torch.no_grad():
             return Score.mean(

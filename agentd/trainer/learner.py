@@ -21,6 +21,13 @@ from agentd.trainer.spec import InvalidSpec, Spec
 from agentd.trainer.tap_file import TapFile
 
 
+class LossNotFinite(TrainerFailed):
+    """The loss of a step is no number."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the loss is {loss}; a lower train.lr may help")
+
+
 @dataclass(frozen=True)
 class Score:
     """Means over examples; accuracy over those with choices, None without any."""
@@ -69,6 +76,19 @@ class Learner(ABC):
 
     @abstractmethod
     def evaluate(self, examples: Sequence[Example]) -> Score: ...
+
+    @abstractmethod
+    def forget_steps(self) -> None:
+        """Begins anew with the moments of the gradients: those that led elsewhere say nothing here."""
+
+    def read(self, path: Path) -> None:
+        """Goes on from what `write` has written."""
+        pairs = read_adapter(path).pairs
+        with torch.no_grad():
+            for name, layer in self.lora.items():
+                for matrix, written in zip((layer.a, layer.b), pairs[name], strict=True):
+                    matrix.copy_(written)
+        self.forget_steps()
 
     def open_tap(self) -> TapFile:
         """The states of all examples, as the specification says where they are."""
@@ -120,8 +140,8 @@ class Learner(ABC):
 
 
 def finite(results: Iterable[tuple[float, bool | None]], n: int) -> float:
-    """The mean loss of a step's results. Raises TrainerFailed unless it is a number."""
+    """The mean loss of a step's results. Raises LossNotFinite."""
     loss = math.fsum(loss for loss, _ in results) / n
     if not math.isfinite(loss):
-        raise TrainerFailed(f"the loss is {loss}; a lower train.lr may help")
+        raise LossNotFinite(loss)
     return loss

@@ -1,4 +1,9 @@
-"""The training loop: setup, train, keep the best on dev, write. Reads top to bottom."""
+"""The training loop: setup, train, keep the best on dev, write. Reads top to bottom.
+
+Steps that are too large for a model are taken back: where dev has become no better at all, or a loss is no number,
+training goes on from the best state so far with steps of a quarter. So the step size need not be right for a model
+that no one has tried, only not too small.
+"""
 
 import math
 import random
@@ -18,12 +23,14 @@ from agentd.trainer import trunk
 from agentd.trainer.batches import Example
 from agentd.trainer.blockwise import Ask, Blockwise
 from agentd.trainer.in_memory import InMemory
-from agentd.trainer.learner import Learner, Score
+from agentd.trainer.learner import Learner, LossNotFinite, Score
 from agentd.trainer.spec import Spec
 
 Emit = Callable[[dict[str, Any]], None]
 
 _JUDGEMENTS = 2  # by dev, in an epoch
+_SMALLER = 0.25  # steps, where they were too large
+_SEARCH = 2  # times as much patience, as long as nothing is gained
 _ALIKE = 64  # examples that are put into batches by length; more would leave less to chance
 _KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no more is lost with this process
 
@@ -69,6 +76,21 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     keeping = spec.output.with_name(f"kept-{spec.output.name}")
     best = _Best(spec, learner)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
+    scale = 1.0
+
+    def goes_on(broken: bool = False) -> bool:
+        """After a look that was no better, or a loss that is no number (`broken`): whether to go on, from the best
+        state and with smaller steps where these were too large."""
+        nonlocal scale
+        gained = best.best_step > options.first_step
+        if best.failures >= options.patience * (1 if gained else _SEARCH):
+            return False
+        if broken or not gained:
+            best.back()
+            scale *= _SMALLER
+            emit({"event": "back", "step": best.best_step, "scale": _SMALLER})
+        return True
+
     if dev:
         best.look(options.first_step, learner.evaluate(dev), emit)
     parts: list[list[Example]] = []
@@ -76,8 +98,16 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         epoch, i = divmod(step - 1, per_epoch)
         if not i or not parts:
             parts = batches_of(training, options.seed, epoch, options.batch)
-        loss = learner.step(parts[i], options.lr * schedule(step, steps))
         done = step
+        try:
+            loss = learner.step(parts[i], scale * options.lr * schedule(step, steps))
+        except LossNotFinite:  # nothing was moved by this step; those before it were too large
+            best.failures += 1
+            if dev and goes_on(broken=True):
+                continue
+            if best.best_step > options.first_step:
+                break
+            raise
         if not step % learner.trim_every:
             allocator.trim()
         seconds = round(time.monotonic() - start, 3)
@@ -92,7 +122,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             last_write = time.monotonic()
         if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
             best.look(step, learner.evaluate(dev), emit)
-            if best.failures >= options.patience:
+            if best.failures and not goes_on():
                 break
 
     if dev:
@@ -152,6 +182,11 @@ class _Best(EarlyStopping):
         if better:
             self._learner.write(self._path, durable=False)
             self.score = score
+
+    def back(self) -> None:
+        """Goes on from there, if there was any."""
+        if self.score is not None:
+            self._learner.read(self._path)
 
     def keep(self) -> None:
         """Makes it the adapter that was trained. Raises TrainerFailed where no loss on dev was a number."""

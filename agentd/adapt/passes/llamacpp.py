@@ -49,6 +49,7 @@ class AdaptationPass(Attempt):
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
         self._kept: tuple[int, int] | None = None  # (step, steps) at which the running trainer wrote last
+        self._step_scale = 1.0  # the part of the step size that trainers have come down to
 
     async def _learn(self, data: Dataset) -> None:
         config = self._config
@@ -73,6 +74,7 @@ class AdaptationPass(Attempt):
             n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
             total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
             options["first_step"] = place(at, steps, total)
+            options["lr"] *= self._step_scale
             learning = Backpropagation(
                 self._engine,
                 self._training,
@@ -250,6 +252,9 @@ class AdaptationPass(Attempt):
             progress.step, progress.steps, progress.loss = event["step"], event["steps"], event["loss"]
             row = {"phase": "bp", "step": event["step"], "loss": event["loss"], "seconds": event["seconds"]}
             self._rows.append(row)
+        elif event["event"] == "back":
+            self._step_scale *= event["scale"]
+            logger.info("pass %d: back to step %d", self._progress.id, event["step"])
         elif event["event"] == "kept":
             self._kept = event["step"], event["steps"]
         elif event["event"] == "dev":

@@ -149,3 +149,12 @@ def test_nobody_listening_ends_it(tap: Path, make_spec: Any, tmp_path: Path) -> 
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=60) == 1
+
+
+def test_steps_that_are_too_large_are_taken_back(tap: Path, make_spec: Any, run_trainer: Any) -> None:
+    run = run_trainer(make_spec(1, tap, options={"batch": 4, "max_epochs": 20, "patience": 20, "lr": 1e4}))
+    assert run.status == 0, run.log
+    backs, done = run.kind("back"), run.events[-1]
+    assert backs
+    assert backs[0]["step"] == 0
+    assert done["dev_loss_after"] < done["dev_loss_before"], "smaller steps from the same start lead down"
