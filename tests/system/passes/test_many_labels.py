@@ -10,8 +10,8 @@ from tools.daemon import DaemonProcess
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("n", [77, 200])
-def test_a_pass_learns_and_judges_many_labels(n: int) -> None:
+def test_a_pass_learns_and_judges_many_labels() -> None:
+    n = 200  # several groups, the last one not full; tests/engine/test_many_labels.py has other numbers
     labels = [f"c{i}" for i in range(n)]
     settings = {
         "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},

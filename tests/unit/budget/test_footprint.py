@@ -76,7 +76,6 @@ def test_a_model_that_is_not_here(arch: ModelShapes) -> None:
     assert sum(large.block_parameters) + 2 * 32000 * 4096 == pytest.approx(6.738e9, rel=1e-3)
 
 
-@pytest.mark.exclusive
 @pytest.mark.parametrize("k", [1, 4])
 def test_the_trainer_stays_within_its_prediction(arch: ModelShapes, k: int, real_model: Path, tmp_path: Path) -> None:
     """Measured peak <= prediction <= 1.25 x measured, for the real trainer on one batch of 16.
