@@ -16,7 +16,7 @@ from agentd import ids, logs, maintenance, models
 from agentd.adapt import kinds
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
-from agentd.api import access
+from agentd.api import access, ui
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, tcp_socket, unix_socket
@@ -104,6 +104,7 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
                 await stopping.wait()
         finally:
             notifier.stopping()
+            services.stopping = True
             for server in servers:
                 server.stop()
             ready.cancel()  # if it still loads the model, it takes the engine down again
@@ -169,6 +170,7 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
 
     holds = Holds(hold_settings, activity, sensors, tell, model.verify)
     services = Services(config, store, supervisor, activity, adaptation, model, holds)
+    services.authorities.append(ui.by_session)
     await services.recall.load()
     api, admin = listening(config, stack, notifier)
     servers = [

@@ -119,6 +119,14 @@ class OutOfScope(InvalidRequest):
         super().__init__(f"this needs the scope {needed}; you have {', '.join(scopes) or 'none'}")
 
 
+class NoSession(InvalidRequest):
+    """A browser that was not let in, or was too long ago."""
+
+    status = 401
+    type = "authentication_error"
+    code = "no_session"
+
+
 class NotFound(InvalidRequest):
     status = 404
     code = "not_found"

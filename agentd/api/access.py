@@ -12,7 +12,7 @@ from enum import Flag
 from starlette.requests import Request
 
 from agentd.api import peers
-from agentd.errors import CredentialsMissing, OutOfScope, WrongCredentials
+from agentd.errors import CredentialsMissing, NoSession, OutOfScope, WrongCredentials
 
 
 class Scope(Flag):
@@ -65,6 +65,10 @@ class Door:
 
 API = Door("api", Scope.ASK | Scope.FEEDBACK)
 ADMIN = Door("admin", Scope.ADMIN)
+BROWSER = Door("browser", Scope.NONE, credentials=True)
+BROWSER_HEADER = "x-agentd-browser"
+"""What `agentctl dashboard` adds to every request that it passes on from a browser to the admin socket: whoever reaches
+its port has what their credentials give, not what the socket gives its owner."""
 
 
 async def admit(request: Request, need: Scope) -> None:
@@ -73,6 +77,8 @@ async def admit(request: Request, need: Scope) -> None:
     Raises CredentialsMissing, WrongCredentials, OutOfScope, and what an authority has against it.
     """
     door: Door = request.app.state.door
+    if door is ADMIN and BROWSER_HEADER in request.headers:
+        door = BROWSER
     own = Access(door.scopes, peers.author(request))
     access, wrong = await _brought(request, door) if door.credentials else (None, None)
     access = access or own
@@ -80,7 +86,9 @@ async def admit(request: Request, need: Scope) -> None:
         if wrong is not None:
             raise wrong
         known = access is not own or door.scopes != Scope.NONE
-        raise OutOfScope(need.names[0], access.scopes.names) if known else CredentialsMissing(need.names[0])
+        if known:
+            raise OutOfScope(need.names[0], access.scopes.names)
+        raise NoSession("sign in: run `agentctl dashboard`") if door is BROWSER else CredentialsMissing(need.names[0])
     request.state.access = access
 
 

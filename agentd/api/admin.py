@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,12 +16,15 @@ from agentd.api.lenient import Body
 from agentd.api.requests import identifier, number, parse
 from agentd.api.schemas import AdaptBody, RecallBody, RollbackBody, TaskBody
 from agentd.api.services import Services, services
+from agentd.api.streaming import EventStream, event
 from agentd.engine.protocol import ModelInfo
 from agentd.errors import RevisionCorrupt
 from agentd.host import memory
 from agentd.store import events, examples, feedback, inferences, passes, revisions, scores, tasks
 from agentd.store.passes import Pass
 
+_LOOK = 1.0  # seconds between looks for new events
+_SIGN = 15.0  # seconds after which a quiet stream of events gives a sign of life
 _DAYS = 100  # of a task's scores, each of one revision
 FEEDBACK_FILTERS = ("kind", "task", "state", "author")
 
@@ -150,7 +153,20 @@ def _revision(s: Services, row: Any) -> dict[str, Any]:
 
 async def list_passes(request: Request) -> Response:
     rows = await services(request).store.call(passes.latest, **_page(request))
-    return JSONResponse({"passes": [row.as_json() for row in rows]})
+    brief = request.query_params.get("brief") == "true"
+    return JSONResponse({"passes": [_brief(row.as_json()) if brief else row.as_json() for row in rows]})
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """A pass without what takes most of the room: plans that were considered, terms, single answers."""
+    gate = row["gate"]
+    tasks = {
+        name: {key: value for key, value in facts.items() if key != "answers"}
+        for name, facts in gate.get("tasks", {}).items()
+    }
+    return {name: value for name, value in row.items() if name not in ("plan", "predicted")} | {
+        "gate": {**gate, "tasks": tasks} if gate else gate
+    }
 
 
 async def show_pass(request: Request) -> Response:
@@ -265,6 +281,30 @@ async def show_inference(request: Request) -> Response:
 
 
 async def list_events(request: Request) -> Response:
+    """A list; or, for who accepts text/event-stream, events as they happen."""
     after = number(request, "after", 0) if "after" in request.query_params else None
+    if "text/event-stream" in request.headers.get("accept", ""):
+        seen = request.headers.get("last-event-id", "")  # a browser that connects again says where it was
+        known = seen.isascii() and seen.isdigit() and len(seen) < 19
+        return EventStream(_live(services(request), int(seen) if known else after))
     rows = await services(request).store.call(events.latest, number(request, "limit", 100), after_id=after)
     return JSONResponse({"events": [row.as_json() for row in rows]})
+
+
+async def _live(s: Services, after: int | None) -> AsyncGenerator[bytes, None]:
+    """What happens after the event `after`, or from now on, as it happens."""
+    if after is None:
+        newest = await s.store.call(events.latest, 1)
+        after = newest[-1].id if newest else 0
+    yield b": agentd\n\n"
+    quiet = 0.0
+    while not s.stopping:
+        rows = await s.store.call(events.latest, 100, after_id=after)
+        for row in rows:
+            after = row.id
+            yield f"id: {row.id}\n".encode() + event(row.as_json())
+        quiet = 0.0 if rows else quiet + _LOOK
+        if quiet >= _SIGN:
+            quiet = 0.0
+            yield b": still here\n\n"
+        await asyncio.sleep(_LOOK)

@@ -23,6 +23,7 @@ from agentd.api import (
     schemas,
     speed,
     transfer,
+    ui,
 )
 from agentd.api.access import Door, Scope
 from agentd.api.requests import on_error
@@ -128,7 +129,7 @@ ADMIN: list[BaseRoute] = [
     DeclaredRoute(
         "POST", "/admin/import", transfer.import_revision, Scope.ADMIN, statuses=(202, 409), media="application/x-tar"
     ),
-    DeclaredRoute("GET", "/admin/passes", admin.list_passes, Scope.ADMIN, query=PAGE),
+    DeclaredRoute("GET", "/admin/passes", admin.list_passes, Scope.ADMIN, query={**PAGE, "brief": BOOLEAN}),
     DeclaredRoute("GET", "/admin/passes/{id}", admin.show_pass, Scope.ADMIN, statuses=(404,)),
     DeclaredRoute("GET", "/admin/progress", admin.progress, Scope.ADMIN),
     DeclaredRoute("POST", "/admin/adapt", admin.adapt, Scope.ADMIN, schemas.AdaptBody, statuses=(202, 409)),
@@ -165,6 +166,7 @@ ADMIN: list[BaseRoute] = [
     ),
     DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query=_INFERENCES),
     DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, Scope.ADMIN, statuses=(404,)),
+    DeclaredRoute("POST", "/admin/dashboard", ui.offer, Scope.ADMIN, lenient.Body, statuses=(401,), optional=True),
     DeclaredRoute("GET", "/admin/backup", backup.download, Scope.ADMIN),
     DeclaredRoute("GET", "/admin/events", admin.list_events, Scope.ADMIN, query={**LIMIT, "after": PAGE["offset"]}),
     DeclaredRoute(
@@ -177,10 +179,19 @@ ADMIN: list[BaseRoute] = [
 ]
 
 
+UI: list[BaseRoute] = [
+    DeclaredRoute("GET", "/ui", ui.entrance, Scope.NONE, statuses=(308,), lenient=True),
+    DeclaredRoute("GET", "/ui/", ui.page, Scope.NONE, lenient=True),
+    DeclaredRoute("POST", "/ui/session", ui.begin, Scope.NONE, ui.TokenBody, statuses=(401, 403)),
+    DeclaredRoute("DELETE", "/ui/session", ui.end, Scope.NONE, statuses=(403,)),
+    DeclaredRoute("GET", "/ui/{name}", ui.page, Scope.NONE, statuses=(304, 404), lenient=True),
+]
+
+
 def application(services: Services, door: Door) -> Starlette:
     """What is served at a door. Where nobody can have the scope admin, its routes are not there at all."""
     handlers = dict.fromkeys((AgentdError, HTTPException, ClientDisconnect, Exception), on_error)
-    app = Starlette(routes=API + (ADMIN if door.has_admin else []), exception_handlers=handlers)
+    app = Starlette(routes=API + (ADMIN + UI if door.has_admin else []), exception_handlers=handlers)
     app.state.services, app.state.door = services, door
     app.router.redirect_slashes = False  # /v1/feedback/ is an unknown path, not a detour
     return app

@@ -29,7 +29,7 @@ async def read(request: Request, limit: int, key: str = "serve.max_body") -> byt
 
     Raises BodyTooLarge, BodyTooSlow, FromWebPage.
     """
-    if origin := request.headers.get("origin"):
+    if (origin := request.headers.get("origin")) and not getattr(request.state, "own_page", False):
         raise FromWebPage(origin)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:

@@ -10,6 +10,7 @@ from agentd.adapt.holds import Holds
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.api.access import Authority
 from agentd.api.peers import RateLimiter
+from agentd.api.sessions import Sessions
 from agentd.api.traffic import Traffic
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
@@ -33,6 +34,8 @@ class Services:
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     authorities: list[Authority] = field(default_factory=list)  # kinds of credentials, in the order they are asked
     traffic: Traffic = field(default_factory=Traffic)
+    sessions: Sessions = field(default_factory=Sessions)
+    stopping: bool = False  # the daemon ends, and with it what would go on for ever
     damage: str = ""  # what the last look at the whole state found
 
     def __post_init__(self) -> None:

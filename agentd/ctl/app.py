@@ -13,6 +13,7 @@ from agentd.ctl import (
     backup,
     budget,
     completion,
+    dashboard,
     doctor,
     events,
     examples,
@@ -79,6 +80,7 @@ app.command()(review.review)
 app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
+app.command()(dashboard.dashboard)
 app.command()(backup.backup)
 app.command()(doctor.doctor)
 app.command()(mcp_command.mcp)

@@ -56,7 +56,7 @@ class Daemon:
 
     def download(self, path: str) -> Iterator[bytes]:
         """Yields the parts of an answer that is no JSON. Raises NotReachable if it breaks off before its end."""
-        connection = _UnixConnection(self.path, self.timeout)
+        connection = UnixConnection(self.path, self.timeout)
         try:
             response = self._request(connection, "GET", path, None, "")
             left = int(response.getheader("Content-Length", "0"))
@@ -71,7 +71,7 @@ class Daemon:
 
     def stream(self, path: str, body: JSON) -> Iterator[JSON]:
         """Posts `body` and yields the JSON of each server-sent event until `[DONE]`."""
-        connection = _UnixConnection(self.path, self.timeout)
+        connection = UnixConnection(self.path, self.timeout)
         try:
             response = self._request(connection, "POST", path, json.dumps(body).encode(), "application/json")
             while line := self._guard(response.readline):
@@ -89,7 +89,7 @@ class Daemon:
             connection.close()
 
     def _exchange(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> JSON:
-        connection = _UnixConnection(self.path, self.timeout)
+        connection = UnixConnection(self.path, self.timeout)
         try:
             response = self._request(connection, method, path, body, kind)
             return self._parse(self._guard(response.read))
@@ -97,7 +97,7 @@ class Daemon:
             connection.close()
 
     def _request(
-        self, connection: "_UnixConnection", method: str, path: str, body: bytes | None, kind: str
+        self, connection: "UnixConnection", method: str, path: str, body: bytes | None, kind: str
     ) -> http.client.HTTPResponse:
         self._guard(connection.connect)
 
@@ -131,7 +131,9 @@ class Daemon:
         return answer
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over a UNIX socket."""
+
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("agentd", timeout=timeout)
         self._path = path
