@@ -72,7 +72,7 @@ class ModelSettings(Section):
 
 class PrefixSettings(Section):
     memory: Size = key(
-        256 * 2**20, "bytes of memory for what prompts begin with, beyond slots; an eighth of what is free at the most"
+        128 * 2**20, "bytes of memory for what prompts begin with, beyond slots; an eighth of what is free at the most"
     )
     disk: Size = key(2**30, "bytes of files for the same, which survive a restart; 0 = none")
 

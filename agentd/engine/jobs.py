@@ -1,5 +1,6 @@
 """A request on its way through serving, and the slot of the cache in which it is answered."""
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -63,6 +64,11 @@ class Slot(Generic[W]):
     job: Job[W] | None = None
     private: bool = False  # its request is not recorded, so nothing of it is kept
     kept: bool = False  # what it holds was kept, or is not worth it
+    began: float = 0.0  # seconds since the epoch
+
+    def begin(self, job: Job[W]) -> None:
+        self.adapters, self.job, self.private = job.adapters, job, job.request.private
+        self.kept, self.began = False, time.time()
 
     def cut(self, n: int) -> None:
         """What it holds are its first `n` tokens alone."""

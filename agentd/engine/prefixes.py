@@ -126,8 +126,9 @@ class PrefixStore:
                 self._shrink(prefix)
 
     def hottest(self, weights: str, n: int) -> list[list[int]]:
-        """The tokens of the `n` prefixes that are used most."""
-        order = sorted(self._of(weights), key=lambda each: (-each.hits, -each.used))
+        """The tokens of the `n` prefixes that are used most, of those that are used at all."""
+        again = [each for each in self._of(weights) if each.hits]
+        order = sorted(again, key=lambda each: (-each.hits, -each.used))
         return [each.tokens.tolist() for each in order[:n]]
 
     def forget(self, before: float | None = None) -> int:

@@ -108,7 +108,7 @@ class Serving(Generic[W]):
         """Drops what is kept of prompts, see PrefixStore.forget, and what slots hold, or will when they are free."""
         if self._prefixes is not None:
             self._prefixes.store.forget(before)
-        for slot in self._slots:
+        for slot in (slot for slot in self._slots if before is None or slot.began < before):
             slot.private = True
             if slot.job is None:
                 self._context.forget(slot.sequence)
@@ -259,7 +259,7 @@ class Serving(Generic[W]):
             job.reused = self._overlap(slot, job)
             self._context.forget(slot.sequence, job.reused)
             slot.cut(job.reused)
-            slot.adapters, slot.job, slot.kept, slot.private = job.adapters, job, False, job.request.private
+            slot.begin(job)
 
     def _overlap(self, slot: Slot[W], job: Job[W]) -> int:
         if slot.adapters is not job.adapters or not self._context.reuses or job.pooling is not None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import threading
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 _MOST = 64  # threads of a team that does nothing
@@ -51,12 +52,25 @@ class Spinning:
         self._trial: list[float] | None = None  # those of the other way, while it is tried
         self._usual = 0.0  # seconds of a decode, against which a trial stands, or with which long spinning was chosen
         self._since, self._interval = 0.0, _SOON
+        self._paused = False  # it spins briefly for background work
         if self._team is not None:
             self._team.begin()
 
     @property
     def short(self) -> bool:
         return self._team is not None and self._team.running
+
+    def begin(self, *, serving: bool) -> None:
+        """A decode is about to begin. Of background work no one measures tokens, and others compute beside it: it
+        spins briefly, and serving goes on as it was."""
+        if self._team is None:
+            return
+        if not serving and not self.short:
+            self._team.begin()
+            self._paused = True
+        elif serving and self._paused:
+            self._team.end()
+            self._paused = False
 
     def decoded(self, rows: int, seconds: float) -> None:
         """A decode of so many tokens took so long. Every now and then the other way is tried for a few of them."""
@@ -113,8 +127,10 @@ class Team:
     def __init__(self, n: int) -> None:
         self._n = n
         self._library: Any = None
-        with contextlib.suppress(OSError):  # it is not GNU's OpenMP
-            self._library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        with contextlib.suppress(OSError, StopIteration):  # OpenMP is not GNU's
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            loaded = next(line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line)
+            self._library = ctypes.CDLL(loaded, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
         self._over: threading.Event | None = None
         self._thread: threading.Thread | None = None
 

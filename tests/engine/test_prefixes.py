@@ -131,6 +131,7 @@ def test_what_is_forgotten_is_gone_from_slots_memory_and_files(engine: LlamaCppE
     written(tmp_path, 1)
     engine.forget(time.time() - 60)  # what is older than this
     assert files(tmp_path)
+    assert asked(engine, "still", "Is lamp 3 on?").cached_tokens > LONG
     engine.submit(raw("running", f"{SYSTEM} Is lamp 4 on?", FREE, max_tokens=4))
     engine.step()
     engine.forget(None)
@@ -198,6 +199,7 @@ def warm(engine: LlamaCppEngine, weights: str) -> int:
 def test_right_after_a_swap_and_a_rollback_a_prefix_is_there(model_path: Path, tmp_path: Path, slots: int) -> None:
     engine = start(model_path, tmp_path, slots)
     asked(engine, "first", "Is lamp 3 on?")
+    asked(engine, "second", "Is lamp 5 on?")
     lora = write_lora(tmp_path / "revision.gguf", model_path, size=4.0)
     engine.stage("1", lora, None)
     assert warm(engine, "1") > LONG
@@ -220,9 +222,16 @@ def test_right_after_a_swap_and_a_rollback_a_prefix_is_there(model_path: Path, t
     engine.close()
 
 
+def test_what_no_one_used_again_keeps_no_swap_waiting(engine: LlamaCppEngine, model_path: Path, tmp_path: Path) -> None:
+    asked(engine, "first", "Is lamp 3 on?")
+    engine.stage("1", write_lora(tmp_path / "revision.gguf", model_path), None)
+    assert warm(engine, "1") == 0
+
+
 def test_a_request_comes_before_what_is_computed_for_a_swap(model_path: Path, tmp_path: Path) -> None:
     engine = start(model_path, tmp_path)
     asked(engine, "first", "Is lamp 3 on?")
+    asked(engine, "second", "Is lamp 5 on?")
     engine.stage("1", write_lora(tmp_path / "revision.gguf", model_path), None)
     polls = []
 

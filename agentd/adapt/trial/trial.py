@@ -28,7 +28,7 @@ STOPPED = "the daemon stopped"
 _EVERY = 10.0  # seconds between checks
 _PATIENCE = 30.0  # seconds a canary may take
 _JITTER = 0.25  # seconds by which a canary's time may differ without meaning anything
-_WARMING = 60.0  # seconds that a revision may take to compute what prompts often begin with, before it serves
+_WARMING = 30.0  # seconds that a revision may take to compute what prompts often begin with, before it serves
 _AGAIN = 4  # rounds more for a revision that seems slow at the end
 
 FeedbackTest = Callable[[], Awaitable[str | None]]

@@ -67,7 +67,7 @@ class Context:
         self.n_vocab = int(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)))
         self._adapters = Adapters()
         self.after_decode: Callable[[bool], None] | None = None
-        self._spinning = spinning
+        self._spinning, self._serves = spinning, on_tensor is None  # background work is what has a tap
 
     @property
     def pointer(self) -> Any:
@@ -102,9 +102,11 @@ class Context:
         for row in logit_rows:
             batch.logits[row] = True
         batch.n_tokens = len(tokens)
+        if self._spinning:
+            self._spinning.begin(serving=self._serves)
         began = time.perf_counter()
         result = lc.llama_decode(self._context, batch)
-        if self._spinning and result == 0:
+        if self._spinning and self._serves and result == 0:
             self._spinning.decoded(len(tokens), time.perf_counter() - began)
         if self.after_decode:
             self.after_decode(result == 0)

@@ -63,6 +63,15 @@ def test_when_others_come_threads_sleep_soon(spinning: Spinning) -> None:
     assert decode(spinning, short=0.02, long=0.01).count(0.01) > 250  # they have gone
 
 
+def test_background_work_spins_briefly_and_serving_goes_on_as_it_was(spinning: Spinning) -> None:
+    decode(spinning, short=0.02, long=0.01, n=100)
+    modes = []
+    for serving in (True, False, False, True):
+        spinning.begin(serving=serving)
+        modes.append(spinning.short)
+    assert modes == [False, True, True, False]
+
+
 def test_only_decodes_of_as_many_tokens_are_compared(spinning: Spinning) -> None:
     for _ in range(100):
         decode(spinning, short=0.02, long=0.01, n=5, rows=1)
