@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from agentd.adapt.holds import Holds
 from agentd.api import access, ui
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
-from agentd.api.server import Server, tcp_socket, unix_socket
+from agentd.api.server import Server, address_of, tcp_socket, unix_socket
 from agentd.api.services import Services
+from agentd.api.tls import Tls
 from agentd.config.reload import compare
 from agentd.config.schema import Config, HoldSettings, TaskSettings
+from agentd.config.values import is_loopback
 from agentd.durable import make_directory
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
@@ -50,6 +52,7 @@ from agentd.store.recovery import known_directories, recover
 logger = logging.getLogger(__name__)
 
 _LOOK_AT_DISK = 5.0  # seconds between looks at how much room there is
+TCP_CONNECTIONS = 256  # at a time, of those who have not yet said who they are, too; UNIX sockets keep answering
 _STARTED_AFTER = 30  # seconds without a request after which a start counts as a success
 
 
@@ -83,14 +86,15 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
             loop.add_signal_handler(number, stopping.set)
         reload_early = asyncio.Event()  # a signal that comes before there is something to reload
         loop.add_signal_handler(signal.SIGHUP, reload_early.set)
-        serving = asyncio.gather(*(server.run_until_stopped() for server in servers))
+        running = asyncio.gather(*(server.run_until_stopped() for server in servers))
         ready = asyncio.create_task(bring_up(services, stack))
         try:
             notifier.status("loading the model")
             await _first(ready, stopping)
             if ready.done():
                 ready.result()
-                read_again = reloader(services, notifier, reload)
+                certificates = [server.tls for server in servers if server.tls is not None]
+                read_again = reloader(services, notifier, reload, certificates)
                 loop.add_signal_handler(signal.SIGHUP, read_again)
                 for work in (feed_watchdog(services.supervisor, notifier), pressure.watch(services.holds.pressure)):
                     stack.callback(asyncio.create_task(work).cancel)
@@ -109,7 +113,7 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
                 server.stop()
             ready.cancel()  # if it still loads the model, it takes the engine down again
             await asyncio.wait({ready})
-            await serving
+            await running
     StartCounter(config.state.dir / "starts").succeeded()
     return 0
 
@@ -172,12 +176,8 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
     services = Services(config, store, supervisor, activity, adaptation, model, holds)
     services.authorities.append(ui.by_session)
     await services.recall.load()
-    api, admin = listening(config, stack, notifier)
-    servers = [
-        Server(application(services, access.API), api),
-        Server(application(services, access.ADMIN), admin),
-    ]
-    return services, servers
+    await services.keys.load()
+    return services, serving(services, stack, notifier)
 
 
 async def bring_up(services: Services, stack: AsyncExitStack) -> None:
@@ -210,29 +210,57 @@ async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
     waiting.cancel()
 
 
-def listening(
-    config: Config, stack: AsyncExitStack, notifier: systemd.Notifier
-) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The sockets of the API and of the admin API: inherited from systemd, or our own, which are removed at the end
-    unless systemd keeps them for the next start.
+def serving(services: Services, stack: AsyncExitStack, notifier: systemd.Notifier) -> list[Server]:
+    """A server for each kind of door: the API's UNIX socket, the admin API's, and TCP where there is any.
 
-    Raises CannotListen.
+    Raises CannotListen, InvalidConfig.
     """
+    config = services.config
+    tls = tls_of(config)
     try:
         inherited = systemd.listen_fds()
     except ValueError as error:
         raise CannotListen("what systemd passed", str(error)) from None
 
-    def own(path: Path, mode: int, name: str) -> list[socket.socket]:
+    def own(path: Path, mode: int, name: str) -> socket.socket:
         listener = unix_socket(path, mode)
         if not notifier.keep(name, listener):
             stack.callback(path.unlink, missing_ok=True)
-        return [listener]
+        return listener
 
-    inherited_admin = inherited.pop("admin", None)
-    api = list(inherited.values()) or own(config.api_socket, 0o660, "api")
-    admin = [inherited_admin] if inherited_admin else own(config.admin_socket, 0o600, "admin")
-    return [*api, *([tcp_socket(config.serve.tcp)] if config.serve.tcp else [])], admin
+    admin = inherited.pop("admin", None) or own(config.admin_socket, 0o600, "admin")
+    local = [each for each in inherited.values() if each.family == socket.AF_UNIX]
+    remote = [each for each in inherited.values() if each.family != socket.AF_UNIX]
+    api = local or [own(config.api_socket, 0o660, "api")]
+    servers = [Server(application(services, access.API), api), Server(application(services, access.ADMIN), [admin])]
+    if remote:
+        servers.append(tcp_server(services, remote, tls))
+    if config.serve.tcp:
+        servers.append(tcp_server(services, [tcp_socket(config.serve.tcp)], tls, own=True))
+    return servers
+
+
+def tls_of(config: Config) -> Tls | None:
+    """Raises InvalidConfig."""
+    files = config.serve.tls
+    return Tls(files.certificate, files.key) if files.certificate and files.key else None
+
+
+def tcp_server(services: Services, listeners: list[socket.socket], tls: Tls | None, *, own: bool = False) -> Server:
+    """Where only programs of this machine come in they need no key, unless the configuration says so; anywhere else
+    all do. Our `own` socket does not even listen before there is one; systemd's does already."""
+    addresses = [address_of(listener) for listener in listeners]
+    local = all(is_loopback(address) for address in addresses)
+    is_open = local and not services.config.serve.require_key
+    door = access.LOOPBACK if is_open else access.TCP
+    services.tcp += [{"address": address, "tls": tls is not None, "needs_key": not is_open} for address in addresses]
+    listed = ", ".join(addresses)
+    if not is_open and not services.keys:
+        logger.warning("no one gets in at %s before there is an API key: agentctl key add NAME", listed)
+    if not local and tls is None:
+        logger.warning("%s is served without TLS: keys and texts can be read on the way", listed)
+    wanted = services.keys.exist if own and not is_open else None
+    return Server(application(services, door), listeners, tls=tls, wanted=wanted, connections=TCP_CONNECTIONS)
 
 
 def tasks_of(config: Config, classifier: ClassifierHeader | None) -> dict[str, TaskSettings]:
@@ -321,13 +349,17 @@ async def succeeded(starts: StartCounter, activity: Activity) -> None:
     starts.succeeded()
 
 
-def reloader(services: Services, notifier: systemd.Notifier, read: Callable[[], Config]) -> Callable[[], None]:
-    """What SIGHUP does. A configuration with a mistake changes nothing."""
+def reloader(
+    services: Services, notifier: systemd.Notifier, read: Callable[[], Config], certificates: Sequence[Tls] = ()
+) -> Callable[[], None]:
+    """What SIGHUP does. A configuration with a mistake, or a bad certificate, changes nothing."""
     running: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
         try:
             change = compare(services.config, await asyncio.to_thread(read))
+            for certificate in certificates:
+                certificate.reload()
         except AgentdError as error:
             logger.error("the configuration stays as it was: %s", error)
             await services.store.call(events.add, "reload failed", str(error))

@@ -85,7 +85,10 @@ class FromWebPage(InvalidRequest):
     code = "forbidden_origin"
 
     def __init__(self, origin: str) -> None:
-        super().__init__(f"requests of web pages are not served (Origin: {origin})", param="Origin")
+        super().__init__(
+            f"requests of web pages are not served (Origin: {origin[:200]}), but for those of serve.origins over TCP",
+            param="Origin",
+        )
 
 
 class CredentialsMissing(InvalidRequest):
@@ -108,6 +111,15 @@ class WrongCredentials(InvalidRequest):
 
     def __init__(self) -> None:
         super().__init__("this API key is not known here, or was revoked (`agentctl key list`)")
+
+
+class TooManyRequests(InvalidRequest):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; wait a minute")
 
 
 class OutOfScope(InvalidRequest):

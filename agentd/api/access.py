@@ -5,14 +5,26 @@ scopes to all of them. Over TCP a request brings credentials: an API key, or a s
 `Authority`; the daemon lists them in `Services.authorities`, and they are asked in turn.
 """
 
-from collections.abc import Awaitable, Callable
+import functools
+import logging
+import operator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Flag
 
 from starlette.requests import Request
 
 from agentd.api import peers
-from agentd.errors import CredentialsMissing, NoSession, OutOfScope, WrongCredentials
+from agentd.errors import (
+    CredentialsMissing,
+    FromWebPage,
+    NoSession,
+    OutOfScope,
+    TooManyRequests,
+    WrongCredentials,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Scope(Flag):
@@ -32,6 +44,11 @@ class Scope(Flag):
 
 
 SCOPES = {"ask": Scope.ASK, "feedback": Scope.FEEDBACK, "admin": Scope.ADMIN}
+
+
+def scope_of(names: Iterable[str]) -> Scope:
+    """All of these together."""
+    return functools.reduce(operator.or_, (SCOPES[name] for name in names), Scope.NONE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,8 @@ class Door:
         return self.credentials or Scope.ADMIN in self.scopes
 
 
+TCP = Door("tcp", Scope.NONE, credentials=True)
+LOOPBACK = Door("tcp", Scope.ASK | Scope.FEEDBACK, credentials=True)
 API = Door("api", Scope.ASK | Scope.FEEDBACK)
 ADMIN = Door("admin", Scope.ADMIN)
 BROWSER = Door("browser", Scope.NONE, credentials=True)
@@ -71,39 +90,66 @@ BROWSER_HEADER = "x-agentd-browser"
 its port has what their credentials give, not what the socket gives its owner."""
 
 
+WRONG = 10  # keys of one address a minute that are answered with 401 and logged; more are 429
+_READING = ("GET", "HEAD")
+
+
 async def admit(request: Request, need: Scope) -> None:
     """The one place that lets a request in to a route; from here on `author` tells who sends it.
 
-    Raises CredentialsMissing, WrongCredentials, OutOfScope, and what an authority has against it.
+    Raises CredentialsMissing, WrongCredentials, TooManyRequests, OutOfScope, FromWebPage, and what an authority has
+    against it.
     """
     door: Door = request.app.state.door
     if door is ADMIN and BROWSER_HEADER in request.headers:
         door = BROWSER
     own = Access(door.scopes, peers.author(request))
-    access, wrong = await _brought(request, door) if door.credentials else (None, None)
+    access, wrong = await _brought(request) if door.credentials else (None, None)
     access = access or own
+    if wrong is not None and (door.scopes == Scope.NONE or need not in access.scopes):
+        raise _refusal(request, wrong)
     if need not in access.scopes:
-        if wrong is not None:
-            raise wrong
         known = access is not own or door.scopes != Scope.NONE
         if known:
             raise OutOfScope(need.names[0], access.scopes.names)
         raise NoSession("sign in: run `agentctl dashboard`") if door is BROWSER else CredentialsMissing(need.names[0])
+    # What is for anybody (signing in) gives nothing by itself, and looks at the page it comes from on its own.
+    if need != Scope.NONE and request.method not in _READING and (origin := request.headers.get("origin")):
+        _admit_page(request, door, origin, same_origin=access is not own)
     request.state.access = access
 
 
-async def _brought(request: Request, door: Door) -> tuple[Access | None, WrongCredentials | None]:
-    """What the request's credentials give. Where the door gives something by itself, wrong ones are as good as none:
-    clients of the OpenAI API send one where nobody asked for it."""
+def _admit_page(request: Request, door: Door, origin: str, same_origin: bool) -> None:
+    """A browser says of which page a request is that changes something. A page of this server itself counts where the
+    request has brought credentials: those are of no use to a page elsewhere whose name was made to point here.
+
+    Raises FromWebPage."""
+    named = door.credentials and origin.lower() in request.app.state.services.config.serve.origins
+    looked = getattr(request.state, "own_page", False)  # by the session
+    own = looked or (same_origin and origin.partition("://")[2].lower() == request.headers.get("host", "").lower())
+    if not (named or own):
+        raise FromWebPage(origin)
+
+
+async def _brought(request: Request) -> tuple[Access | None, WrongCredentials | None]:
+    """What the request's credentials give, or what is wrong with them. Where the door gives enough by itself, wrong
+    ones are as good as none: clients of the OpenAI API send a key where nobody asked for one."""
     try:
         for authority in request.app.state.services.authorities:
             if (access := await authority(request)) is not None:
                 return access, None
     except WrongCredentials as error:
-        if door.scopes == Scope.NONE:
-            raise
         return None, error
     return None, None
+
+
+def _refusal(request: Request, wrong: WrongCredentials) -> WrongCredentials | TooManyRequests:
+    """What wrong credentials are answered with, which depends on how many came from there; noted without them."""
+    address = peers.address(request)
+    if request.app.state.services.wrong_credentials.exceeded(address, "wrong credentials", WRONG):
+        return TooManyRequests(f"{WRONG} wrong API keys came from {address} within a minute")
+    logger.warning("a wrong API key came from %s", address)
+    return wrong
 
 
 def access_of(request: Request) -> Access:

@@ -78,6 +78,8 @@ async def status(request: Request) -> Response:
             },
             "state_dir": str(s.config.state.dir),
             "socket": str(s.config.api_socket),
+            "tcp": [{**each, "open": not each["needs_key"] or s.keys.exist.is_set()} for each in s.tcp],
+            "keys": len(s.keys),
         }
     )
 

@@ -2,11 +2,13 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 
 from agentd.api import (
     admin,
+    api_keys,
     backup,
     budget,
     classify,
@@ -26,6 +28,7 @@ from agentd.api import (
     ui,
 )
 from agentd.api.access import Door, Scope
+from agentd.api.cors import Cors
 from agentd.api.requests import on_error
 from agentd.api.routes import BOOLEAN, LIMIT, PAGE, TEXT, DeclaredRoute
 from agentd.api.services import Services
@@ -166,6 +169,9 @@ ADMIN: list[BaseRoute] = [
     ),
     DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query=_INFERENCES),
     DeclaredRoute("GET", "/admin/inferences/{inference}", admin.show_inference, Scope.ADMIN, statuses=(404,)),
+    DeclaredRoute("GET", "/admin/keys", api_keys.list_keys, Scope.ADMIN),
+    DeclaredRoute("POST", "/admin/keys", api_keys.add_key, Scope.ADMIN, api_keys.KeyBody, statuses=(201, 409)),
+    DeclaredRoute("POST", "/admin/keys/{name}/revoke", api_keys.revoke_key, Scope.ADMIN, lenient.Body, statuses=(404,)),
     DeclaredRoute("POST", "/admin/dashboard", ui.offer, Scope.ADMIN, lenient.Body, statuses=(401,), optional=True),
     DeclaredRoute("GET", "/admin/backup", backup.download, Scope.ADMIN),
     DeclaredRoute("GET", "/admin/events", admin.list_events, Scope.ADMIN, query={**LIMIT, "after": PAGE["offset"]}),
@@ -191,7 +197,9 @@ UI: list[BaseRoute] = [
 def application(services: Services, door: Door) -> Starlette:
     """What is served at a door. Where nobody can have the scope admin, its routes are not there at all."""
     handlers = dict.fromkeys((AgentdError, HTTPException, ClientDisconnect, Exception), on_error)
-    app = Starlette(routes=API + (ADMIN + UI if door.has_admin else []), exception_handlers=handlers)
+    routes = API + (ADMIN + UI if door.has_admin else [])
+    middleware = [Middleware(Cors)] if door.credentials else []
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
     app.state.services, app.state.door = services, door
     app.router.redirect_slashes = False  # /v1/feedback/ is an unknown path, not a detour
     return app

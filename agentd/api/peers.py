@@ -1,5 +1,6 @@
 """Who is at the other end of the socket, and how much one source may say."""
 
+import ipaddress
 import socket
 import struct
 import time
@@ -57,6 +58,21 @@ def author(request: Request) -> str | None:
     if request.client is None:
         return None
     return request.client.host if request.client.host.startswith("uid:") else "tcp"
+
+
+def address(request: Request) -> str:
+    """Where a request comes from, as far as one sender may be told from others: of IPv6 the network, in which a host
+    chooses its address as it likes."""
+    host = request.client.host if request.client else "unknown"
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host  # uid:1000, on loopback
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 class RateLimiter:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from agentd.api.lenient import MAX_NAME, Body, Lenient
 from agentd.api.schemas import explain
-from agentd.errors import AgentdError, BodyTooLarge, BodyTooSlow, FromWebPage, InvalidRequest, NotFound
+from agentd.errors import AgentdError, BodyTooLarge, BodyTooSlow, InvalidRequest, NotFound, TooManyRequests
 
 logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=Body)
@@ -27,10 +27,8 @@ _DEPTH = 64  # of nested objects and lists; deeper ones would exhaust the stack 
 async def read(request: Request, limit: int, key: str = "serve.max_body") -> bytes:
     """The body, given up as soon as it is known to be longer than `limit` bytes, which `key` configures.
 
-    Raises BodyTooLarge, BodyTooSlow, FromWebPage.
+    Raises BodyTooLarge, BodyTooSlow.
     """
-    if (origin := request.headers.get("origin")) and not getattr(request.state, "own_page", False):
-        raise FromWebPage(origin)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise BodyTooLarge(limit, key)
@@ -166,6 +164,10 @@ async def on_error(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         error = AgentdError("internal error; the daemon's log has the details")
     headers = {"Retry-After": "1"} if error.status == 503 else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = "60"
     if error.status == 408:
         headers["Connection"] = "close"  # where the next request would begin is not known
     return JSONResponse(error_body(error), error.status, headers=headers)

@@ -1,4 +1,4 @@
-"""Listening: UNIX sockets with the right mode from the start, or a loopback port; and HTTP/1.1 on them."""
+"""Listening: UNIX sockets with the right mode from the start, or TCP; and HTTP/1.1 on them."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agentd.api.peers import credentials, loopback_credentials
+from agentd.api.tls import Tls
 from agentd.errors import CannotListen
 
 HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that no one reads
@@ -61,18 +62,25 @@ def _refuse_occupied(path: Path) -> None:
 
 
 def tcp_socket(address: str) -> socket.socket:
-    """A listening socket on a loopback HOST:PORT. Raises CannotListen."""
+    """A socket that is bound to HOST:PORT and does not listen yet. Raises CannotListen."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if family == socket.AF_INET6:  # [::] means that, whatever the system's setting says; 0.0.0.0 is the other one
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
         listener.close()
         raise CannotListen(address, error.strerror or str(error)) from None
-    listener.listen(128)
     return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """HOST:PORT of a TCP socket."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 class Protocol(H11Protocol):
@@ -83,6 +91,9 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            transport.abort()  # before a word is said: uvicorn would let the silent ones stand
+            return
         # asyncio's wrapper of the socket has the same getsockopt
         peer = credentials(transport.get_extra_info("socket"))
         if peer is None and self.client and self.server and self.server[1]:
@@ -116,31 +127,56 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn on given sockets; the daemon handles signals and says when to stop."""
+    """uvicorn on given sockets; the daemon handles signals and says when to stop.
 
-    def __init__(self, app: Starlette, sockets: list[socket.socket]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=Protocol,
-                ws="none",
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=10,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
+    `tls` makes it https. It listens as soon as `wanted` is set. More than `connections` at a time are hung up on.
+    """
+
+    def __init__(
+        self,
+        app: Starlette,
+        sockets: list[socket.socket],
+        *,
+        tls: Tls | None = None,
+        wanted: asyncio.Event | None = None,
+        connections: int | None = None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Protocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,  # anybody may write X-Forwarded-For, and so be whoever it says
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=10,
+            h11_max_incomplete_event_size=64 * 1024,
+            limit_concurrency=None if connections is None else connections + 1,  # Protocol hangs up on that one
         )
-        self._sockets = sockets
+        config.load()
+        config.ssl = tls.context if tls else None
+        super().__init__(config)
+        self.tls = tls
+        self._sockets, self._wanted, self._stopped = sockets, wanted, asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def run_until_stopped(self) -> None:
+        if self._wanted is not None:
+            waiting = {asyncio.create_task(event.wait()) for event in (self._wanted, self._stopped)}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+        if self.should_exit:
+            for listener in self._sockets:
+                listener.close()
+            return
         await self.serve(sockets=self._sockets)
 
     def stop(self) -> None:
         self.should_exit = True
+        self._stopped.set()

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
@@ -9,6 +10,7 @@ from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.api.access import Authority
+from agentd.api.key_ring import KeyRing
 from agentd.api.peers import RateLimiter
 from agentd.api.sessions import Sessions
 from agentd.api.traffic import Traffic
@@ -32,14 +34,19 @@ class Services:
     started: float = field(default_factory=time.monotonic)
     model_created: int = 0
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
-    authorities: list[Authority] = field(default_factory=list)  # kinds of credentials, in the order they are asked
     traffic: Traffic = field(default_factory=Traffic)
+    wrong_credentials: RateLimiter = field(default_factory=RateLimiter)
+    keys: KeyRing = field(init=False)
+    authorities: list[Authority] = field(init=False)  # of kinds of credentials, in the order they are asked
+    tcp: list[dict[str, Any]] = field(default_factory=list)  # addresses, and what is needed there
     sessions: Sessions = field(default_factory=Sessions)
     stopping: bool = False  # the daemon ends, and with it what would go on for ever
     damage: str = ""  # what the last look at the whole state found
 
     def __post_init__(self) -> None:
         self.model_created = int(self.model.path.stat().st_mtime)
+        self.keys = KeyRing(self.store)
+        self.authorities = [self.keys]
 
     @property
     def recall(self) -> RecallSwitch:

@@ -9,7 +9,8 @@ from agentd.config.schema import Config, Section
 FIXED = frozenset(
     {
         *("engine", "state.dir", "model.path", "model.context", "model.threads", "model.gpu_layers", "model.dtype"),
-        *("serve.socket", "serve.admin_socket", "serve.tcp", "serve.slots"),
+        *("serve.socket", "serve.admin_socket", "serve.tcp", "serve.require_key", "serve.slots"),
+        *("serve.tls.certificate", "serve.tls.key"),  # what the files hold is read again
     }
 )
 

@@ -16,13 +16,14 @@ from pydantic_core import ErrorDetails
 from agentd import methods
 from agentd.config import paths
 from agentd.config.values import (
+    Address,
     Boolean,
     Duration,
     File,
     Integer,
-    Loopback,
     Names,
     Number,
+    Origins,
     QuietHours,
     Size,
     Switch,
@@ -77,12 +78,22 @@ class PrefixSettings(Section):
     disk: Size = key(2**30, "bytes of files for the same, which survive a restart; 0 = none")
 
 
+class TlsSettings(Section):
+    certificate: File | None = key(None, "PEM file of the certificate, and those above it, for serve.tcp; null: no TLS")
+    key: File | None = key(None, "PEM file of its private key, without a password")
+
+
 class ServeSettings(Section):
     socket: File | None = key(None, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
     admin_socket: File | None = key(None, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
     slots: Integer = key(4, "requests answered at the same time; others wait", ge=1, le=64)
     queue: Integer = key(64, "requests that may wait for a slot; more get 503", ge=0, le=10000)
-    tcp: Loopback | None = key(None, "a loopback HOST:PORT to serve the API on as well")
+    tcp: Address | None = key(
+        None, "HOST:PORT to serve the API on as well; any but a loopback one asks for API keys (agentctl key add)"
+    )
+    require_key: Boolean = key(False, "ask for an API key on a loopback serve.tcp, too")
+    tls: TlsSettings = TlsSettings()
+    origins: Origins = key((), "web pages, such as https://chat.example, that may use serve.tcp from a browser")
     max_body: Size = key(2**20, "bytes of a request body")
     max_import: Size = key(64 * 2**20, "bytes of a JSONL body of examples")
     strict: bool = key(False, "refuse unknown fields of chat and completion requests; they are ignored otherwise")
@@ -346,6 +357,9 @@ def _conflicts(config: Config) -> Iterator[str]:
             yield f"{name}: {socket} is longer than the {_MAX_SOCKET_PATH} bytes a socket path may have"
     if config.api_socket == config.admin_socket:
         yield "serve.admin_socket: must differ from serve.socket"
+    tls = config.serve.tls
+    if (tls.certificate is None) != (tls.key is None):
+        yield "serve.tls: certificate and key go together"
     if config.engine == "int8" and config.model.path == "default":
         yield "model.path: engine int8 needs the file of a classifier (docs/int8.md)"
     known = methods.OF_ENGINE[config.engine]

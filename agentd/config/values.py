@@ -4,6 +4,7 @@ Each turns what YAML or an environment variable holds into a Python value, and r
 whoever wrote it. Bounds are given where a type is used.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -80,11 +81,33 @@ def _quiet_hours(value: Any) -> str:
     return str(value)
 
 
-def _loopback(value: Any) -> str:
-    match = re.fullmatch(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\]):(\d{1,5})", str(value))
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(f"{value!r} is not a loopback address such as 127.0.0.1:8080")
+def _address(value: Any) -> str:
+    host, colon, port = str(value).rpartition(":")
+    literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    version: int
+    try:
+        version = 4 if host == "localhost" else ipaddress.ip_address(literal).version
+    except ValueError:
+        version = 0
+    if not colon or version != (6 if literal != host else 4) or not re.fullmatch(r"\d{1,5}", port):
+        raise ValueError(f"{value!r} is not an address such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{value!r}: there is no port {port}")
     return str(value)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only programs on this machine reach what listens at this HOST:PORT."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    origins = _names(value)
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s?#@*]+", origin):
+            raise ValueError(f"{origin!r} is no origin such as https://chat.example:3000 (no path, no *)")
+    return tuple(origin.lower() for origin in origins)
 
 
 Integer = Annotated[int, BeforeValidator(_number)]
@@ -97,4 +120,5 @@ Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 File = Annotated[Path, BeforeValidator(_path)]  # ~ and $VARIABLES are expanded
 QuietHours = Annotated[str, BeforeValidator(_quiet_hours)]  # HH:MM-HH:MM
-Loopback = Annotated[str, BeforeValidator(_loopback)]  # HOST:PORT
+Address = Annotated[str, BeforeValidator(_address)]  # HOST:PORT
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]  # as browsers send them in Origin

@@ -10,6 +10,7 @@ import typer
 from agentd import __version__
 from agentd.ctl import (
     adapt,
+    api_keys,
     backup,
     budget,
     completion,
@@ -52,6 +53,10 @@ tasks = typer.Typer()
 tasks.callback(invoke_without_command=True)(examples.tasks)
 tasks.command()(examples.edit)
 tasks.command()(examples.recall)
+key = typer.Typer(help="Make, list and revoke API keys.")
+key.command()(api_keys.add)
+key.command("list")(api_keys.list_)
+key.command()(api_keys.revoke)
 app.command()(status.status)
 app.command()(top.top)
 app.command()(revisions.history)
@@ -81,6 +86,7 @@ app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
 app.command()(dashboard.dashboard)
+app.add_typer(key, name="key")
 app.command()(backup.backup)
 app.command()(doctor.doctor)
 app.command()(mcp_command.mcp)
@@ -107,7 +113,8 @@ def root(
 
 
 @feedback.app.callback(invoke_without_command=True)
-def _feedback(context: typer.Context) -> None:
+@key.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(ExitCode.USAGE)

@@ -46,8 +46,8 @@ class Check:
 def doctor(as_json: Json = False, socket: Socket = None) -> None:
     """Check what agentd needs, and say what to do about it.
 
-    Looks at the socket, its permissions, the model and how fast it is, learning, disk space, memory and SQLite. Takes
-    a few seconds.
+    Looks at the socket, its permissions, how it is reached, the model and how fast it is, learning, disk space, memory
+    and SQLite. Takes a few seconds.
     """
     daemon = Daemon(socket)
     checks = list(_socket(daemon.path))
@@ -60,7 +60,7 @@ def doctor(as_json: Json = False, socket: Socket = None) -> None:
         reason, advice = (error.reason, error.advice) if isinstance(error, NotReachable) else (str(error), None)
         checks.append(Check("daemon", "error", reason, advice))
     if status is not None:
-        checks += [*_version(status), *_model(status), *_speed(daemon, status), *_learning(status)]
+        checks += [*_version(status), *_reach(status), *_model(status), *_speed(daemon, status), *_learning(status)]
     checks += [*_disk(Path(status["state_dir"]) if status else paths.state_dir()), *_memory(status), *_sqlite()]
     if as_json:
         output.document({"checks": [asdict(check) for check in checks]})
@@ -151,6 +151,27 @@ def _learning(status: JSON) -> Iterator[Check]:
         yield Check("learning", "ok", f"a pass is due; it waits for {trigger['waits_for']}")
     else:
         yield Check("learning", "ok", f"{trigger['new_examples']} of {trigger['min_examples']} new examples")
+
+
+def _reach(status: JSON) -> Iterator[Check]:
+    """Where it can be reached, besides the sockets."""
+    keys = status.get("keys", 0)
+    for door in status.get("tcp", []):
+        address, scheme = door["address"], "https" if door["tls"] else "http"
+        local = address.startswith(("127.", "localhost:", "[::1]:"))
+        finding = f"{scheme}://{address}, " + (
+            f"with one of {keys} API keys" if door["needs_key"] else "by every program of this machine"
+        )
+        if not door["open"]:
+            reason = f"no one gets in at {address}: there is no API key"
+            yield Check("reach", "warning", reason, "agentctl key add NAME")
+        elif not door["tls"] and not local:
+            advice = "set serve.tls, or put a proxy with TLS before it"
+            yield Check("reach", "warning", f"{finding}; keys and texts can be read on the way", advice)
+        else:
+            yield Check("reach", "ok", finding)
+    if not status.get("tcp"):
+        yield Check("reach", "ok", "UNIX sockets only (serve.tcp opens a port)")
 
 
 def _obstacles(status: JSON) -> Iterator[Check]:

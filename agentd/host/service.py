@@ -11,6 +11,7 @@ from agentd import durable
 from agentd.errors import ServiceNotInstalled
 
 UNITS = ("agentd.service", "agentd.socket", "agentd-admin.socket")
+OPTIONAL = ("agentd-tcp.socket",)  # put in place; who wants it enables it
 _SYSTEM = Path("etc/systemd/system")
 _DROP_INS = _SYSTEM / "agentd.service.d"
 _SYSUSERS = Path("etc/sysusers.d/agentd.conf")
@@ -49,10 +50,10 @@ def install(root: Path, *, gpu: bool = False) -> list[Path]:
 def uninstall(root: Path) -> list[Path]:
     """Stops the service and removes what `install` wrote, except for the configuration; the state stays too."""
     if root == Path("/"):
-        _run("systemctl", "disable", "--now", *UNITS, check=False)
+        _run("systemctl", "disable", "--now", *UNITS, *OPTIONAL, check=False)
     removed = []
     try:
-        for name in [*(_SYSTEM / unit for unit in UNITS), *_drop_ins(), _SYSUSERS]:
+        for name in [*(_SYSTEM / unit for unit in (*UNITS, *OPTIONAL)), *_drop_ins(), _SYSUSERS]:
             if (root / name).exists():
                 (root / name).unlink()
                 removed.append(root / name)
@@ -69,7 +70,7 @@ def uninstall(root: Path) -> list[Path]:
 
 
 def _files(source: Path, program: Path, gpu: bool) -> Iterator[tuple[Path, str]]:
-    for unit in UNITS:
+    for unit in (*UNITS, *OPTIONAL):
         yield _SYSTEM / unit, (source / unit).read_text(encoding="utf-8")
     yield _SYSUSERS, (source / "agentd.sysusers").read_text(encoding="utf-8")
     start = f"{_quoted(program)} -m agentd run --config /{CONFIG}"

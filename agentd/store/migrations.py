@@ -59,6 +59,13 @@ def m004_recall(db: Database) -> None:
     faults.change("migration m004_recall")
 
 
+@migrations()
+def m006_api_keys(db: Database) -> None:
+    for statement in _KEYS:
+        db.execute(statement)
+    faults.change("migration m006_api_keys")
+
+
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
         {statements}
@@ -374,4 +381,19 @@ _SCORES = (
     _SCORE.format(event="counted", on="INSERT", statements=_SCORED),
     _SCORE.format(event="uncounted", on="DELETE", statements=_UNSCORED),
     _SCORE.format(event="recounted", on="UPDATE OF task, correct", statements=_UNSCORED + _SCORED),
+)
+
+_KEYS = (
+    """
+    CREATE TABLE api_keys (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        scopes TEXT NOT NULL, -- JSON list
+        digest TEXT NOT NULL UNIQUE, -- sha256 of the key
+        rate INTEGER, -- requests a minute; null: as many as it likes
+        created_at TEXT NOT NULL,
+        last_used_at TEXT,
+        revoked_at TEXT
+    ) STRICT""",
+    "CREATE UNIQUE INDEX api_keys_valid ON api_keys (name) WHERE revoked_at IS NULL",
 )

@@ -12,13 +12,13 @@ from starlette.testclient import TestClient
 
 from agentd.api import access, app
 from agentd.api.access import SCOPES, Access, Door, Scope
+from agentd.api.peers import RateLimiter
 from agentd.api.requests import on_error
 from agentd.api.routes import DeclaredRoute
 from agentd.errors import AgentdError, WrongCredentials
 
 ROUTES = [route for route in app.API + app.ADMIN if isinstance(route, DeclaredRoute)]
-LOOPBACK = Door("tcp", Scope.ASK | Scope.FEEDBACK, credentials=True)
-NETWORK = Door("tcp", Scope.NONE, credentials=True)
+LOOPBACK, NETWORK = access.LOOPBACK, access.TCP
 ALL = [Scope.NONE, Scope.ASK, Scope.FEEDBACK, Scope.ASK | Scope.FEEDBACK, Scope.ADMIN]
 
 
@@ -39,8 +39,17 @@ def client(door: Door) -> TestClient:
     """A server with the real routes' scopes, in front of a handler that says who came in."""
     routes = [DeclaredRoute("GET", f"/{i}", who, route.scope) for i, route in enumerate(ROUTES)]
     served: Any = Starlette(routes=routes, exception_handlers={AgentdError: on_error})
-    served.state.services, served.state.door = SimpleNamespace(authorities=[by_header]), door
+    served.state.services, served.state.door = (
+        SimpleNamespace(wrong_credentials=RateLimiter(), authorities=[by_header]),
+        door,
+    )
     return TestClient(served)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here more wrong credentials come than any one may bring."""
+    monkeypatch.setattr(access, "WRONG", 1000)
 
 
 def let_in(at: TestClient, may: Scope | str | None) -> list[int]:

@@ -80,12 +80,12 @@ def path(directory: Path) -> Path:
     return directory / "a.sock"
 
 
-def serve(path: Path, visit: Callable[[], Awaitable[None]], *routes: Route) -> None:
+def serve(path: Path, visit: Callable[[], Awaitable[None]], *routes: Route, connections: int | None = None) -> None:
     """Runs `visit` while a server with these routes listens at `path`."""
 
     async def run() -> None:
         app = Starlette(routes=list(routes), exception_handlers={AgentdError: on_error})
-        running = Server(app, [unix_socket(path, 0o600)])
+        running = Server(app, [unix_socket(path, 0o600)], connections=connections)
         task = asyncio.create_task(running.run_until_stopped())
         try:
             with anyio.fail_after(20):
@@ -178,6 +178,22 @@ def test_a_body_that_never_ends_is_answered_with_408_and_hung_up_on(
         assert b'"code":"request_timeout"' in answer
 
     serve(path, visit, ECHO)
+
+
+def test_one_connection_too_many_is_hung_up_on_and_its_place_is_free_again(path: Path) -> None:
+    async def visit() -> None:
+        standing = [await asyncio.open_unix_connection(str(path)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert await conversation(path) == b""
+        standing[0][1].write(GET)
+        assert b"200 OK" in await standing[0][0].readuntil(b"hello")
+        for _, writer in standing:
+            writer.close()
+            await writer.wait_closed()
+        await asyncio.sleep(0.1)
+        assert b"hello" in await conversation(path, GET.replace(b"a\r\n", b"a\r\nConnection: close\r\n"))
+
+    serve(path, visit, HELLO, connections=2)
 
 
 def test_a_reader_who_stops_reading_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from agentd.config import schema
+from agentd.config.values import is_loopback
 from agentd.errors import InvalidConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -58,7 +59,7 @@ def test_the_example_declares_its_task() -> None:
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     text = """
         model: {context: 10, treads: 2}
-        serve: {tcp: "0.0.0.0:80"}
+        serve: {tcp: "example.org:80"}
         adapt: {gate: {alpha: 2}, trigger: {quiet_hours: 25:00-07:00}, method: magic, enabled: 1}
         memory: {reserve: lots}
         engine: null
@@ -123,6 +124,47 @@ def test_sizes(tmp_path: Path, written: str, size: int) -> None:
 )
 def test_durations(tmp_path: Path, written: str, seconds: float) -> None:
     assert load(tmp_path, f"adapt: {{trigger: {{idle: {written}}}}}").adapt.trigger.idle == seconds
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1:80", True),
+        ("127.9.9.9:65535", True),
+        ("localhost:80", True),
+        ("[::1]:80", True),
+        ("0.0.0.0:80", False),
+        ("[::]:80", False),
+        ("192.168.1.5:11434", False),
+        ("[fe80::1]:80", False),
+    ],
+)
+def test_addresses(tmp_path: Path, address: str, loopback: bool) -> None:
+    assert load(tmp_path, f"serve: {{tcp: '{address}'}}").serve.tcp == address
+    assert is_loopback(address) == loopback
+
+
+@pytest.mark.parametrize(
+    "address", ["80", ":80", "example.org:80", "127.0.0.1", "1.2.3:80", "::1:80", "[127.0.0.1]:80", "0.0.0.0:0", "*:80"]
+)
+def test_no_addresses(tmp_path: Path, address: str) -> None:
+    (problem,) = problems(tmp_path, f"serve: {{tcp: '{address}'}}")
+    assert problem.startswith("serve.tcp: ")
+
+
+def test_origins_of_web_pages(tmp_path: Path) -> None:
+    origins = load(tmp_path, "serve: {origins: ['https://Chat.example:3000']}").serve.origins
+    assert origins == ("https://chat.example:3000",)
+    for wrong in ("*", "chat.example", "https://chat.example/", "https://*.example", "null"):
+        (problem,) = problems(tmp_path, f"serve: {{origins: ['{wrong}']}}")
+        assert problem.startswith("serve.origins: ")
+
+
+def test_a_certificate_goes_with_its_key(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "serve: {tls: {certificate: /etc/agentd/tls.crt}}")
+    assert problem == "serve.tls: certificate and key go together"
+    settings = load(tmp_path, "", AGENTD_SERVE_TLS_CERTIFICATE="/a", AGENTD_SERVE_TLS_KEY="/b").serve.tls
+    assert (settings.certificate, settings.key) == (Path("/a"), Path("/b"))
 
 
 @pytest.mark.parametrize("span", ["00:00-00:00", "22:00-22:00", "24:00-07:00", "22-07"])

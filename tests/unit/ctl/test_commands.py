@@ -46,6 +46,9 @@ LISTS = {
     ("inferences",): "GET /admin/inferences",
     ("log",): "GET /admin/inferences",
     ("events",): "GET /admin/events",
+    ("key", "list"): "GET /admin/keys",
+    ("key", "add", "home"): "POST /admin/keys",
+    ("key", "revoke", "home"): "POST /admin/keys/home/revoke",
     ("pause",): "POST /admin/pause",
     ("resume",): "POST /admin/resume",
     ("cancel",): "POST /admin/cancel",
@@ -235,6 +238,40 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error(daemon: ScriptedDaemon) 
     daemon.on("POST /v1/chat/completions", Answer([{"choices": [{"delta": {"content": "Hel"}}]}, error]))
     result = daemon.run("ask", "Hi")
     assert (result.returncode, result.stderr) == (1, "agentctl: the engine stopped\n")
+
+
+def test_a_new_key_goes_to_stdout_and_what_it_is_to_stderr(daemon: ScriptedDaemon) -> None:
+    result = daemon.run("key", "add", "home", "--scope", "ask, admin", "--rate", "60/min")
+    assert (result.returncode, result.stdout) == (0, "agentd_secret\n")
+    assert "not shown again" in result.stderr
+    body = daemon.asked_for("POST /admin/keys")[0].json
+    assert body == {"name": "home", "scopes": ["ask", "admin"], "rate": 60}
+    for wrong in (["--scope", "write"], ["--scope", ""], ["--rate", "fast"], ["--rate", "5/s"]):
+        assert daemon.run("key", "add", "home", *wrong).returncode == 2
+    (row,) = daemon.run("key", "list").stdout.splitlines()
+    assert row.split("\t")[:3] == ["home", '["ask", "feedback"]', "60"]
+
+
+def door(address: str, **changes: bool) -> dict[str, Any]:
+    return {"address": address, "tls": False, "needs_key": True, "open": True, **changes}
+
+
+@pytest.mark.parametrize(
+    ("entry", "state", "finding", "advice"),
+    [
+        (door("127.0.0.1:80", needs_key=False), "ok", "every program of this machine", ""),
+        (door("0.0.0.0:80", tls=True), "ok", "https://0.0.0.0:80, with one of 1 API keys", ""),
+        (door("0.0.0.0:80"), "warning", "can be read", "serve.tls"),
+        (door("[::]:80", open=False), "warning", "no one gets in", "agentctl key add"),
+    ],
+)
+def test_doctor_says_how_it_is_reached(
+    daemon: ScriptedDaemon, entry: dict[str, Any], state: str, finding: str, advice: str
+) -> None:
+    daemon.on("GET /admin/status", Answer(RECORDED["GET /admin/status"] | {"tcp": [entry], "keys": 1}))
+    rows = [line.split("\t") for line in daemon.run("doctor").stdout.splitlines()]
+    (row,) = [row for row in rows if row[1] == "reach"]
+    assert (row[0], finding in row[2], advice in row[3]) == (state, True, True)
 
 
 def test_doctor_is_content_with_a_healthy_daemon(daemon: ScriptedDaemon) -> None:

@@ -46,7 +46,7 @@ def test_a_model_that_the_service_cannot_read_is_noted(tmp_path: Path) -> None:
 
 def test_everything_is_put_in_place_and_taken_away(tmp_path: Path) -> None:
     output = installed(tmp_path, "--gpu")
-    expected = {f"etc/systemd/system/{unit}" for unit in service.UNITS}
+    expected = {f"etc/systemd/system/{unit}" for unit in (*service.UNITS, *service.OPTIONAL)}
     expected |= {f"etc/systemd/system/agentd.service.d/{name}.conf" for name in ("installed", "gpu")}
     expected |= {"etc/sysusers.d/agentd.conf", "etc/agentd/agentd.yaml"}
     assert files(tmp_path) - {"etc/systemd/system/agentd.service.d/newer.conf"} == expected
@@ -96,7 +96,7 @@ def test_systemd_finds_no_fault_in_what_is_installed(tmp_path: Path, gpu: bool) 
     for program in ("usr/bin/env", "bin/kill", str(Path(sys.executable)).lstrip("/")):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).touch(mode=0o755)
-    result = analyze(tmp_path, "verify", *service.UNITS)
+    result = analyze(tmp_path, "verify", *service.UNITS, *service.OPTIONAL)
     # There is nothing else in this root: that other units are missing is not the point.
     faults = [line for line in result.stderr.splitlines() if "agentd" in line and "not found" not in line]
     assert faults == []

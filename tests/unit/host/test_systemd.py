@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -224,7 +225,7 @@ def directives(name: str) -> dict[str, list[str]]:
     return values
 
 
-@pytest.mark.parametrize("name", ["agentd.service", "agentd.socket", "agentd-admin.socket"])
+@pytest.mark.parametrize("name", ["agentd.service", "agentd.socket", "agentd-admin.socket", "agentd-tcp.socket"])
 def test_units_need_nothing_newer_than_systemd_249(name: str) -> None:
     for key, values in directives(name).items():
         assert key not in NEWER_THAN_249
@@ -264,7 +265,7 @@ def systemd_analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_units_are_valid(tmp_path: Path) -> None:
-    names = ["agentd.service", "agentd.socket", "agentd-admin.socket"]
+    names = ["agentd.service", "agentd.socket", "agentd-admin.socket", "agentd-tcp.socket"]
     for name in names:
         shutil.copy(UNITS / name, tmp_path)
     result = systemd_analyze("verify", "--man=no", *(str(tmp_path / name) for name in names))
@@ -282,4 +283,16 @@ def test_exposure_is_safe(tmp_path: Path) -> None:
     if "unrecognized option" in result.stderr:
         pytest.skip("this systemd-analyze has no --offline")
     assert result.returncode == 0, result.stdout[-200:] + result.stderr
-    assert "SAFE" in result.stdout
+    (level,) = re.findall(r"exposure level for agentd\.service: ([0-9.]+)", result.stdout)
+    assert float(level) <= 1.0
+
+
+def test_tcp_takes_nothing_away_from_the_service() -> None:
+    """The port is systemd's; the service is handed it, and still can open none."""
+    port, service = directives("agentd-tcp.socket"), directives("agentd.service")
+    assert port["Service"] == ["agentd.service"]
+    assert port["FileDescriptorName"] == ["tcp"]  # neither api nor admin
+    assert "agentd.service" in port["WantedBy"][0].split()
+    assert service["PrivateNetwork"] == ["yes"]
+    assert service["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert "agentd-tcp.socket" not in " ".join(service["Requires"] + service["Also"])  # only where it is enabled
