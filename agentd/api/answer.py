@@ -279,6 +279,16 @@ class Answer:
         }
 
     @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self._start
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """What of these passed before the first token."""
+        return None if self._ttft is None else self._ttft / 1e3
+
+    @property
     def logprobs(self) -> list[dict[str, Any]]:
         """Of the tokens of the text, where they were asked for."""
         return self._logprob_list

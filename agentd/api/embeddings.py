@@ -53,13 +53,8 @@ async def embeddings(request: Request) -> Response:
     only(request)
     body = await parse(request, EmbeddingsBody, s.config.serve.max_body)
     refuse_unknown(body, s.config.serve.strict)
-    if s.model.classifier:
-        raise NotALanguageModel(s.model_name)
     name = s.resolve(body.model)
-    width = s.supervisor.info.n_embd if s.supervisor.info else body.dimensions
-    if body.dimensions not in (None, width):  # known before anything is computed
-        raise InvalidRequest(f"the model has {width} dimensions, which are not cut", param="dimensions")
-    pieces = await unless_left(request, _pieces(s, body.inputs()))
+    pieces = await embedded(request, s, body.inputs(), body.dimensions)
     tokens = sum(piece.prompt_tokens for piece in pieces)
     answer = {
         "object": "list",
@@ -72,6 +67,16 @@ async def embeddings(request: Request) -> Response:
         "agentd": {"revision": pieces[-1].revision},
     }
     return JSONResponse(answer, headers=ignored_fields(body))
+
+
+async def embedded(request: Request, s: Services, inputs: list[dict[str, Any]], dimensions: int | None) -> list[Piece]:
+    """The vectors of these inputs, one or more. Raises InvalidRequest, NotALanguageModel, ClientDisconnect."""
+    if s.model.classifier:
+        raise NotALanguageModel(s.model_name)
+    width = s.supervisor.info.n_embd if s.supervisor.info else dimensions
+    if dimensions not in (None, width):  # known before anything is computed
+        raise InvalidRequest(f"the model has {width} dimensions, which are not cut", param="dimensions")
+    return await unless_left(request, _pieces(s, inputs))
 
 
 async def _pieces(s: Services, inputs: list[dict[str, Any]]) -> list[Piece]:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from agentd import __version__
 from agentd.api.access import access_of
-from agentd.api.routes import TEXT, DeclaredRoute
+from agentd.api.routes import OLLAMA, TEXT, DeclaredRoute
 
 
 def document(routes: list[DeclaredRoute]) -> dict[str, Any]:
@@ -25,11 +25,15 @@ def document(routes: list[DeclaredRoute]) -> dict[str, Any]:
         "required": ["error"],
         "properties": {"error": {"type": "object", "required": ["message", "type", "code"]}},
     }
+    texts = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "agentd", "version": __version__, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": {**definitions["$defs"], "Error": error}, "securitySchemes": {"key": _KEY}},
+        "components": {
+            "schemas": {**definitions["$defs"], "Error": error, "OllamaError": texts},
+            "securitySchemes": {"key": _KEY},
+        },
     }
 
 
@@ -54,14 +58,14 @@ def _operation(route: DeclaredRoute, path: str, method: str) -> dict[str, Any]:
 
 
 def _responses(route: DeclaredRoute) -> dict[str, Any]:
-    failed = {"description": "what is wrong", "content": {"application/json": {"schema": {"$ref": _ERROR}}}}
+    shape = f"#/components/schemas/{'OllamaError' if route.path.startswith(OLLAMA) else 'Error'}"
+    failed = {"description": "what is wrong", "content": {"application/json": {"schema": {"$ref": shape}}}}
     codes: dict[str, Any] = {"200": {"description": "done"}}
     codes |= {str(code): {"description": "done"} if code < 300 else failed for code in route.statuses}
     return {**codes, "400": failed, "default": failed}
 
 
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key; over UNIX sockets none is needed."}
-_ERROR = "#/components/schemas/Error"
 
 
 async def serve(request: Request) -> Response:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from agentd.api.lenient import MAX_NAME, Body, Lenient
+from agentd.api.routes import OLLAMA
 from agentd.api.schemas import explain
 from agentd.errors import AgentdError, BodyTooLarge, BodyTooSlow, InvalidRequest, NotFound, TooManyRequests
 
@@ -122,6 +123,11 @@ def error_body(error: AgentdError) -> dict[str, Any]:
     return {"error": body}
 
 
+def _error_of(request: Request, error: AgentdError) -> dict[str, Any]:
+    """The error as the API has it that was asked: in Ollama's it is a text."""
+    return {"error": str(error)} if request.url.path.startswith(OLLAMA) else error_body(error)
+
+
 def refuse_unknown(body: Lenient, strict: bool) -> None:
     """Raises InvalidRequest for a field that is not known, with serve.strict."""
     if strict and (unknown := body.unknown()):
@@ -159,7 +165,7 @@ async def on_error(request: Request, error: Exception) -> Response:
             known = InvalidRequest(f"{error.detail}: {request.method} {request.url.path}{hint}")
             known.code = "method_not_allowed" if error.status_code == 405 else known.code
         known.status = error.status_code
-        return JSONResponse(error_body(known), error.status_code, headers=error.headers)
+        return JSONResponse(_error_of(request, known), error.status_code, headers=error.headers)
     if not isinstance(error, AgentdError):
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         error = AgentdError("internal error; the daemon's log has the details")
@@ -170,7 +176,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = "60"
     if error.status == 408:
         headers["Connection"] = "close"  # where the next request would begin is not known
-    return JSONResponse(error_body(error), error.status, headers=headers)
+    return JSONResponse(_error_of(request, error), error.status, headers=headers)
 
 
 def number(request: Request, name: str, default: int) -> int:

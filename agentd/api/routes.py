@@ -12,6 +12,7 @@ from starlette.routing import Route
 from agentd.api.access import Scope, admit
 from agentd.errors import InvalidRequest
 
+OLLAMA = "/api/"  # the paths of Ollama's API, whose errors are {"error": "..."}
 TEXT: dict[str, Any] = {"type": "string"}
 BOOLEAN: dict[str, Any] = {"enum": ["true", "false"]}
 LIMIT: dict[str, Any] = {"limit": {"type": "integer", "minimum": 1, "maximum": 1000}}

@@ -97,10 +97,10 @@ class First(Generic[T]):
 class EventStream(StreamingResponse):
     """Server-sent events; `events` is closed, and with it the request, as soon as no one reads them."""
 
+    kind = "text/event-stream"
+
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-store", **(headers or {})}
-        )
+        super().__init__(events, media_type=self.kind, headers={"Cache-Control": "no-store", **(headers or {})})
         self._events = events
 
     async def stream_response(self, send: Send) -> None:
@@ -117,6 +117,12 @@ class EventStream(StreamingResponse):
                 await super().stream_response(patiently)
         if patience.cancelled_caught:
             logger.warning("a client did not read its stream for %g s; it is given up", PATIENCE)
+
+
+class LineStream(EventStream):
+    """The same with a JSON object a line."""
+
+    kind = "application/x-ndjson"
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:

@@ -35,19 +35,20 @@ def warmth(room: Literal["bath", "kitchen"]) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the daemon is reached: `over` is socket or tcp."""
+    """Where the daemon is reached: `over` is socket or tcp. `key` is asked for where the address is not loopback."""
 
     over: str
     daemon: DaemonProcess
     url: str
+    key: str = "unused"
     opened: list[httpx2.Client] = field(default_factory=list)
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key="unused", http_client=self.http(), max_retries=0)
+        return openai.OpenAI(base_url=self.url, api_key=self.key, http_client=self.http(), max_retries=0)
 
     def asynchronous(self) -> openai.AsyncOpenAI:
         http = httpx2.AsyncClient(transport=self._transport(httpx2.AsyncHTTPTransport))
-        return openai.AsyncOpenAI(base_url=self.url, api_key="unused", http_client=http, max_retries=0)
+        return openai.AsyncOpenAI(base_url=self.url, api_key=self.key, http_client=http, max_retries=0)
 
     def http(self) -> httpx2.Client:
         """It is closed after the test."""

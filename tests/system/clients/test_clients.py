@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ollama
 import pytest
 
-from tests.system.clients import agent_clients, openai_client
+from tests.system.clients import agent_clients, ollama_client, openai_client
 from tests.system.clients.support import MODEL, QUESTION, Colour, Place
-from tools.daemon import DaemonProcess
+from tools.daemon import DaemonProcess, eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.version_info < (3, 11), reason="these clients need newer pins than Python 3.10 has"),
@@ -28,6 +29,11 @@ CLIENTS: dict[str, Any] = {
     "pydantic-ai": agent_clients.PydanticAI(),
     "langchain-openai": agent_clients.LangChain(),
     "llm": agent_clients.LLM(),
+    "ollama": ollama_client.Ollama(),
+}
+KEYED: dict[str, Any] = {
+    "openai, over TCP with an API key": openai_client.Chat(),
+    "ollama, over TCP with an API key": ollama_client.Ollama(),
 }
 ABILITIES = {
     "plain": "plain chat",
@@ -64,6 +70,57 @@ def test_clients(places: dict[str, Place], client: str, ability: str, over: str)
         places[over].close()
 
 
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Place]:
+    """A daemon on every address, which lets no one in without a key."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with DaemonProcess(None, {"model": {"context": 2048}, "serve": {"tcp": f"0.0.0.0:{port}"}}) as daemon:
+        daemon.start()
+        made = daemon.post("/admin/keys", {"name": "client", "scopes": ["ask"]}, admin=True)
+        place = Place("tcp", daemon, f"http://127.0.0.1:{port}/v1", made.json["key"])
+        eventually(lambda: listens(port))
+        yield place
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("ability", ABILITIES)
+@pytest.mark.parametrize("client", KEYED)
+def test_clients_with_a_key(guarded: Place, client: str, ability: str) -> None:
+    try:
+        getattr(KEYED[client], ability)(guarded)
+    finally:
+        guarded.close()
+    assert guarded.seen()["author"] == "key:client"
+
+
+@pytest.mark.parametrize("over", ["socket", "tcp"])
+def test_the_rest_of_ollamas_client(places: dict[str, Place], over: str) -> None:
+    with ollama_client.client(places[over]) as server:
+        (listed,), (running,) = server.list().models, server.ps().models
+        assert listed.model == running.model == f"{MODEL}:latest"
+        assert listed.size == running.size == (places[over].daemon.directory / "tiny.gguf").stat().st_size
+        shown = server.show(listed.model or "")
+        assert "tools" in (shown.capabilities or [])
+        assert (shown.modelinfo or {})["general.architecture"] == "llama"
+        vectors = server.embed(MODEL, ["one", "two"]).embeddings
+        assert len(vectors) == 2
+        assert list(server.embeddings(MODEL, "one").embedding) == list(vectors[0])
+        options = {"num_predict": 6, "temperature": 0, "seed": 1}
+        parts = list(server.generate(MODEL, QUESTION, stream=True, options=options))
+        whole = server.generate(MODEL, QUESTION, options=options, keep_alive="5m")
+        assert "".join(part.response or "" for part in parts) == whole.response
+        assert server.generate(MODEL).done_reason == "load"
+        with pytest.raises(ollama.ResponseError, match="no model 'llama9'") as refused:
+            server.chat("llama9", [{"role": "user", "content": "Hi."}])
+        assert refused.value.status_code == 404
+
+
 def test_llm_on_the_command_line(places: dict[str, Place], tmp_path: Path) -> None:
     """It has no option for tool_choice, and a random model calls nothing by itself: what is declared arrives."""
     place = places["tcp"]
@@ -92,8 +149,9 @@ def test_llm_on_the_command_line(places: dict[str, Place], tmp_path: Path) -> No
 
 def test_the_document_has_the_matrix(note: Callable[[str], None]) -> None:
     head = ["client", *ABILITIES.values()]
+    clients = CLIENTS | KEYED
     rows = [
-        [name, *("✓" if hasattr(client, ability) else "" for ability in ABILITIES)] for name, client in CLIENTS.items()
+        [name, *("✓" if hasattr(client, ability) else "" for ability in ABILITIES)] for name, client in clients.items()
     ]
     table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     for line in table:
