@@ -2,8 +2,9 @@
 
 Schemathesis makes the requests from the daemon's own /openapi.json: what the schema allows, and what it does not. Every
 answer must come, none may be a 5xx, what the schema forbids must be refused, errors must have their shape; and memory
-and descriptors must stay where they are. With --hostile N it sends constraints of answers that are meant to hurt, see
-tools/hostile.py. Without --socket, a daemon with a tiny model is started for it.
+and descriptors must stay where they are. With --hostile N it sends constraints of answers that are meant to hurt
+(tools/hostile.py), with --keys N it tries to get in over TCP where it may not (tools/intruders.py). Without --socket, a
+daemon with a tiny model is started for it.
 """
 
 import argparse
@@ -32,7 +33,8 @@ SECONDS = 30.0  # after which an answer counts as missing
 GROWTH = 48 * 2**20  # bytes by which a process may have grown since every operation was tried
 _EACH = 20  # cases of one operation at a time
 _TOKENS = 3  # of an answer, when the case would have it as long as it likes
-_ANSWERS = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+_OLLAMA = {"/api/chat", "/api/generate"}
+_ANSWERS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", *_OLLAMA}
 _LENIENT = {"/v1/examples"}  # a body of lines, which the schema has no word for
 schemathesis.serializer.alias("application/x-ndjson", "application/json")  # one line
 schemathesis.serializer.alias("application/x-tar", "application/octet-stream")  # of nonsense
@@ -61,8 +63,8 @@ class Report:
 class Client:
     """Requests over one kept connection, opened again when the server has closed it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path | tuple[str, int]) -> None:
+        self._path = path  # of a UNIX socket, or host and port
         self._connection: http.client.HTTPConnection | None = None
 
     def send(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -88,10 +90,13 @@ class Client:
             self._connection = None
 
     def _open(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("agentd", timeout=SECONDS)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(SECONDS)
-        connection.sock.connect(str(self._path))
+        if isinstance(self._path, tuple):
+            connection = http.client.HTTPConnection(*self._path, timeout=SECONDS)
+        else:
+            connection = http.client.HTTPConnection("agentd", timeout=SECONDS)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(SECONDS)
+            connection.sock.connect(str(self._path))
         self._connection = connection
         return connection
 
@@ -166,9 +171,7 @@ def _cases(client: Client, operation: Any, mode: GenerationMode, n: int, number:
 
 
 def _case(client: Client, operation: Any, mode: GenerationMode, case: Any, report: Report) -> None:
-    if operation.method.upper() == "POST" and isinstance(case.body, dict) and operation.path in _ANSWERS:
-        _shorten(operation.path, case.body)
-    method, target, body, headers = _request(case)
+    method, target, body, headers = wire_form(operation, case)
     report.cases += 1
     what = f"{mode.value}: {method} {target} {(body or b'')[:300]!r}"
     try:
@@ -180,14 +183,26 @@ def _case(client: Client, operation: Any, mode: GenerationMode, case: Any, repor
     report.statuses[status] += 1
     if status >= 500 and status not in (501, 503):
         report.problems.append(f"{status}: {what}: {answer[:300]!r}")
-    if status >= 400 and not _is_error(answer):
+    if status >= 400 and not is_error(operation.path, answer):
         report.problems.append(f"{status} without an error's shape: {what}: {answer[:300]!r}")
     if mode is GenerationMode.NEGATIVE and status < 300 and operation.path not in _LENIENT and _forbidden(case):
         report.problems.append(f"{status} for what the schema forbids: {what}")
 
 
+def wire_form(operation: Any, case: Any) -> tuple[str, str, bytes | None, dict[str, str]]:
+    """The case as it goes over the wire; what would be answered at length, shorter."""
+    if operation.method.upper() == "POST" and isinstance(case.body, dict) and operation.path in _ANSWERS:
+        _shorten(operation.path, case.body)
+    return _request(case)
+
+
 def _shorten(path: str, body: dict[str, Any]) -> None:
     """Long answers would only cost time."""
+    if path in _OLLAMA:
+        options = body.get("options") or {}
+        if isinstance(options, dict):
+            body["options"] = {**options, "num_predict": _TOKENS}
+        return
     limit = "max_output_tokens" if "responses" in path else "max_tokens"
     for name in (limit, "max_completion_tokens"):
         value = body.get(name)
@@ -222,9 +237,12 @@ def _forbidden(case: Any) -> bool:
     )
 
 
-def _is_error(answer: bytes) -> bool:
+def is_error(path: str, answer: bytes) -> bool:
+    """Whether it has the shape that errors have at this path."""
     try:
         error = json.loads(answer)["error"]
+        if path.startswith("/api/"):
+            return isinstance(error, str)
         return bool({"message", "type", "code"} <= error.keys())
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -236,14 +254,23 @@ def main() -> int:
     parser.add_argument(
         "--hostile", type=int, default=0, metavar="N", help="send N hostile schemas and grammars instead"
     )
+    parser.add_argument("--keys", type=int, default=0, metavar="N", help="try N times to get in over TCP instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--socket", type=Path, help="the admin socket of a daemon that may be broken")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="after which no more of --hostile are sent")
+    parser.add_argument(
+        "--seconds", type=float, default=3600.0, help="after which no more of --hostile or --keys are sent"
+    )
     parser.add_argument(
         "--model", help="what the daemon that is started serves: a file or `default`; else a tiny model"
     )
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
+        if options.keys:
+            from tools import intruders
+
+            intrusion = intruders.run(options.keys, options.seed, options.seconds)
+            print(intrusion.summary())
+            return 1 if intrusion.problems else 0
         if options.socket is None:
             daemon = stack.enter_context(DaemonProcess(options.model))
             daemon.start()

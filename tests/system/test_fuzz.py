@@ -42,6 +42,20 @@ def test_nothing_that_schemathesis_thinks_of_breaks_it(note: Callable[[str], Non
     assert "Traceback" not in log, log[-3000:]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tools.intruders needs Schemathesis, which needs Python 3.11")
+def test_no_one_gets_in_where_they_may_not(note: Callable[[str], None]) -> None:
+    from tools import intruders
+
+    report = intruders.run(cases=400, limit=120)
+    note(f"fuzz: {report.summary()}")
+    assert not report.problems, report.summary()
+    assert report.cases >= 300
+    assert {*report.statuses} >= {"no key", "wrong key", "malformed header", "key for ask", "written by hand"}
+    assert report.statuses["no key"][401] > 20
+    assert report.statuses["wrong key"][429] > 20
+    assert report.statuses["key for admin"][200] > 5
+
+
 @pytest.mark.exclusive
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tools.fuzz needs Schemathesis, which needs Python 3.11")
 def test_hostile_schemas_and_grammars_do_no_harm(note: Callable[[str], None]) -> None:
