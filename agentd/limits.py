@@ -5,6 +5,7 @@ BACKGROUND_CONTEXT = 2048  # tokens of the longest example that passes use, unle
 
 # Engine llama.cpp
 MICRO_BATCH = 128  # tokens of a decode
+RECURRENT_SEQUENCES = 16  # at once in a session of a model with a recurrent state, of which each sequence has one
 SCORED_ROWS = 64  # with logits in one decode: llama.cpp keeps n_vocab floats of each, and as many in its graph
 
 # Engine transformers

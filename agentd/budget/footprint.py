@@ -12,7 +12,7 @@ from typing import Any
 
 from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload, micro_batch
-from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, SCORED_ROWS
+from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS
 
 MIB = 1 << 20
 
@@ -64,7 +64,9 @@ def total(terms: Iterable[Term]) -> int:
 def serving_terms(arch: ModelShapes, *, kv_tokens: int) -> list[Term]:
     """What the daemon and the engine take while they serve and nothing is learned. `kv_tokens` are those in use: the
     KV cache of a slot takes memory as it fills."""
+    state = [Term("recurrent state", arch.state_bytes, "states of one sequence")] if arch.state_bytes else []
     return [
+        *state,
         Term("runtime", DAEMON_RUNTIME, "measured", "daemon"),
         Term("runtime", SERVING_RUNTIME, "measured"),
         Term("mapped weights", arch.weight_bytes, "size of the tensors in the file"),
@@ -119,6 +121,9 @@ def engine_terms(
         ),
         _examples(workload, "engine"),
     ]
+    if arch.state_bytes:
+        formula = f"{RECURRENT_SEQUENCES} sequences x their states"
+        terms.append(Term("recurrent state", RECURRENT_SEQUENCES * arch.state_bytes, formula))
     if zeroth_order:
         vectors = 6 * (arch.n_layer - 1) * arch.n_embd * F32
         formula = "6 (vector, direction, sum; serving and candidate) x (L - 1) x D x 4 B + 3 MiB, measured"

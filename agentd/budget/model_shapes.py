@@ -8,20 +8,20 @@ from typing import Any
 from agentd.budget.equations import Transformer
 from agentd.formats.checkpoint_header import CheckpointHeader
 from agentd.formats.gguf_header import Header
+from agentd.formats.gguf_layout import PERMUTED, ROPE_ON_NEIGHBOURS
 
 F32, F16 = 4, 2  # bytes
 
 _BLOCK = re.compile(r"\.(\d+)\.")  # the number of a block in a tensor's name
-
-_PERMUTED = ("attn_q", "attn_k")  # rows permuted in llama-family files: no LoRA there
-_PERMUTED_IN = ("llama", "mistral")
 
 
 @dataclass(frozen=True)
 class ModelShapes:
     """A model's shapes. `block_bytes` and `block_parameters` are per block, as stored in the file.
 
-    `lora_width` is, per block, the sum of (inputs + outputs) over the matrices that get LoRA: parameters at rank 1.
+    `attention_blocks` are those with keys and values, all of them where None; `state_bytes` are those of one sequence's
+    recurrent states. `lora_width` is, per block, the sum of (inputs + outputs) over the matrices that get LoRA:
+    parameters at rank 1.
     """
 
     name: str
@@ -38,6 +38,8 @@ class ModelShapes:
     lora_width: tuple[int, ...]
     embedding_bytes: int
     head_bytes: int
+    attention_blocks: int | None = None
+    state_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -45,8 +47,9 @@ class ModelShapes:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, float16 as llama.cpp keeps them."""
-        return 2 * self.n_layer * self.n_head_kv * self.head_dim * F16
+        """Keys and values of one token in all layers that have them, float16 as llama.cpp keeps them."""
+        layers = self.n_layer if self.attention_blocks is None else self.attention_blocks
+        return 2 * layers * self.n_head_kv * self.head_dim * F16
 
     @classmethod
     def from_header(cls, header: Header) -> "ModelShapes":
@@ -58,7 +61,7 @@ class ModelShapes:
             number = rest.partition(".")[0]
             if prefix == "blk" and number.isdigit() and int(number) < len(blocks):
                 blocks[int(number)].append(tensor)
-        skipped = _PERMUTED if name in _PERMUTED_IN else ()
+        skipped = PERMUTED if name in ROPE_ON_NEIGHBOURS else ()
         matrices = [
             [t for t in block if len(t.shape) == 2 and t.name.split(".")[2] not in skipped and min(t.shape) > 1]
             for block in blocks
@@ -81,6 +84,7 @@ class ModelShapes:
             lora_width=tuple(sum(sum(t.shape) for t in block) for block in matrices),
             embedding_bytes=embedding.size if embedding is not None else 0,
             head_bytes=head.size if head is not None else 0,
+            **_recurrent(header, blocks),
         )
 
     @classmethod
@@ -177,3 +181,22 @@ class ModelShapes:
             B=batch,
             b=bytes_per_parameter,
         )
+
+
+def _recurrent(header: Header, blocks: list[list[Any]]) -> dict[str, Any]:
+    """How many blocks have keys and values, and the bytes of a sequence's states in the others (as llama.cpp keeps
+    them, in float32); nothing where all have keys and values."""
+    kinds = [{t.name.split(".")[2] for t in block} for block in blocks]
+    n = sum(any(name.startswith(("ssm_", "shortconv")) for name in kind) for kind in kinds)
+    if not n:
+        return {}
+
+    def number(key: str) -> int:
+        value = header.metadata.get(f"{header.architecture}.{key}")
+        return value if isinstance(value, int) else 0
+
+    inner, state = number("ssm.inner_size"), number("ssm.state_size")
+    convolved = max(0, number("ssm.conv_kernel") - 1) * (inner + 2 * number("ssm.group_count") * state)
+    convolved += max(0, number("shortconv.l_cache") - 1) * header.embedding_length
+    both = sum("ssm_in" in kind and "attn_k" in kind for kind in kinds)  # side by side in one block (Falcon H1)
+    return {"attention_blocks": len(blocks) - n + both, "state_bytes": F32 * n * (inner * state + convolved)}

@@ -117,7 +117,8 @@ class Header:
 
     @property
     def block_count(self) -> int:
-        return self._size("block_count") or 0
+        """Those that a token goes through: not what predicts several tokens at once (MTP), which some files have."""
+        return max(0, (self._size("block_count") or 0) - (self._size("nextn_predict_layers") or 0))
 
     @property
     def embedding_length(self) -> int:

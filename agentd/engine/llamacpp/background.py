@@ -12,7 +12,7 @@ from agentd.engine.chunks import ChunkBoundaries
 from agentd.engine.constraints import Compiler, Constraint
 from agentd.engine.encode import encode_example
 from agentd.engine.llamacpp.adapters import Adapters
-from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_zero_pages
+from agentd.engine.llamacpp.context import Context, anonymous_mappings, is_recurrent, release_zero_pages
 from agentd.engine.llamacpp.forward import Forward
 from agentd.engine.llamacpp.sampling import TokenSampler
 from agentd.engine.llamacpp.shared_serving import SharedServing
@@ -28,7 +28,7 @@ from agentd.host.openmp import Spinning
 from agentd.learn.encoded import Encoded, common_prefix
 from agentd.learn.objectives import example_objective
 from agentd.learn.philox import rademacher
-from agentd.limits import MICRO_BATCH
+from agentd.limits import MICRO_BATCH, RECURRENT_SEQUENCES
 
 # Large enough to keep the matrix kernels busy, small enough that repeating one after an interruption costs little.
 _N_SEQ = 64
@@ -69,7 +69,7 @@ class LlamaCppBackground:
         self._context = Context(
             self._model,
             n_ctx=min(cells, self.limit),
-            n_seq=_N_SEQ,
+            n_seq=RECURRENT_SEQUENCES if is_recurrent(self._model) else _N_SEQ,
             width=MICRO_BATCH,
             threads=self._threads,
             streams=False,

@@ -59,8 +59,10 @@ class Context:
         self._batch = lc.llama_batch_init(width, 0, n_seq)
         self._callbacks: list[Any] = [on_tensor]  # ctypes keeps no reference to what C calls
         self.width, self.n_seq = width, n_seq
-        # A prefix of a sequence may be kept, unless a state is carried from token to token.
-        self.reuses = not (lc.llama_model_is_recurrent(model) or lc.llama_model_is_hybrid(model))
+        # A state that sums up what was read cannot be cut back to a beginning of it.
+        self.recurrent = is_recurrent(model)
+        self.reuses = not self.recurrent  # a prefix of a sequence may be kept
+        self._interrupted: Callable[[], bool] | None = None
         self.boundaries = ChunkBoundaries()
         self.n_ctx = int(lc.llama_n_ctx(self._context))
         self.n_layer, self.n_embd = int(lc.llama_model_n_layer(model)), int(lc.llama_model_n_embd(model))
@@ -74,7 +76,13 @@ class Context:
         return self._context
 
     def abort_when(self, interrupted: Callable[[], bool]) -> None:
-        """Gives up a running decode as soon as `interrupted()` is true; asked after every graph node."""
+        """Gives up a running decode as soon as `interrupted()` is true; asked after every graph node.
+
+        Of a recurrent model, before every decode: what a decode that was given up has done to a state stays done.
+        """
+        if self.recurrent:
+            self._interrupted = interrupted
+            return
         callback = lc.ggml_abort_callback(lambda _: interrupted())
         self._callbacks.append(callback)
         lc.llama_set_abort_callback(self._context, callback, None)
@@ -89,6 +97,8 @@ class Context:
         """Runs one batch. `logit_rows` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
         if len(tokens) > self.width:  # C would write past the end of the batch
             raise EngineUnavailable(f"a batch of {len(tokens)} tokens does not fit {self.width}")
+        if self._interrupted is not None and self._interrupted():
+            raise Interrupted
         batch = self._batch
         for row, (token, position, owners) in enumerate(zip(tokens, positions, sequences, strict=True)):
             batch.token[row], batch.pos[row], batch.n_seq_id[row], batch.logits[row] = (
@@ -209,6 +219,11 @@ class Context:
             lc.llama_batch_free(self._batch)
             lc.llama_free(self._context)
             self._context = None
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether some or all blocks keep a state that sums up what was read."""
+    return bool(lc.llama_model_is_recurrent(model) or lc.llama_model_is_hybrid(model))
 
 
 def release_zero_pages(before: frozenset[tuple[int, int]]) -> int:

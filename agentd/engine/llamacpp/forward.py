@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agentd.engine.llamacpp.context import Context
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Interrupted, Scores
+from agentd.errors import InvalidRequest
 from agentd.learn.encoded import Encoded, Term, shared_prefix
 from agentd.limits import SCORED_ROWS
 
@@ -106,6 +107,10 @@ class Forward:
                     self._context.forget(sequence, batch.turns[done])
             turn = min((row for row in batch.turns if row > done), default=len(batch.tokens))
             end = min(done + self._width, turn)
+            if read is None and self._context.recurrent:
+                # llama.cpp puts what belongs to different sequences into another order, which a tap would have.
+                owners = batch.owners[done]
+                end = next((row for row in range(done, end) if batch.owners[row] != owners), end)
             scored = [row for row in score_rows if done <= row < end]
             if len(scored) > SCORED_ROWS:
                 end, scored = scored[SCORED_ROWS], scored[:SCORED_ROWS]
@@ -165,6 +170,9 @@ class Forward:
         """Adds an example; tokens that several of its sequences begin with are computed once, for all of them."""
         begin = len(self.prefix)
         n, shared = min(len(example.own), self.n_sequences), len(example.shared)
+        if len(example.own) > n and self._context.recurrent:
+            reason = f"of this model no more than {n} answers that part before their last token can be compared"
+            raise InvalidRequest(reason)
         first = len(batch.tokens)
         batch.tokens.extend(example.shared[begin:])
         batch.positions.extend(range(begin, shared))

@@ -10,7 +10,15 @@ from agentd.engine.probabilities import Floats
 from agentd.errors import EngineUnavailable
 
 # Block 0's input is the embedding, which architectures name and scale in their own ways; the last of these counts.
-_EMBEDDING = (b"embd", b"inp_embd", b"inp_scaled", b"inp_norm")
+_EMBEDDING = (
+    b"embd",
+    b"inp_embd",
+    b"model.input_embed",
+    b"model.embed_tokens",
+    b"inp_scaled",
+    b"inp_embd_scaled",
+    b"inp_norm",
+)
 
 
 class TapRecorder:
