@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from agentd import __version__
 from agentd.adapt.planning.dataset import readiness
+from agentd.api.budget import backpropagation
 from agentd.api.lenient import Body
 from agentd.api.requests import identifier, number, parse
 from agentd.api.schemas import AdaptBody, RecallBody, RollbackBody, TaskBody
@@ -54,7 +55,7 @@ async def status(request: Request) -> Response:
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),
             "last_pass": _ended(await s.store.call(passes.latest, 2)),
-            "backpropagation": _backpropagation(s),
+            "backpropagation": backpropagation(s.adaptation.probed),
             "pass": s.adaptation.progress_json(running_only=True),
             "requests": {"served": s.activity.served, "failed": s.activity.failed, **_load(s)},
             "engine_restarts": s.supervisor.restarts,
@@ -88,12 +89,6 @@ def _ended(latest: Sequence[Pass]) -> dict[str, Any] | None:
     """How the last pass that is over ended."""
     over = [row for row in latest if row.finished_at is not None]
     return {"id": over[0].id, "state": over[0].state, "reason": over[0].reason} if over else None
-
-
-def _backpropagation(s: Services) -> dict[str, Any] | None:
-    """What the trainer said of this model; None until the first pass is planned."""
-    probed = s.adaptation.probed
-    return probed and {"supported": bool(probed["supported"]), "reason": probed.get("reason")}
 
 
 def _state(s: Services) -> str:

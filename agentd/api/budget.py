@@ -50,10 +50,25 @@ async def budget(request: Request) -> Response:
             "workload": {**workload.as_json(), "note": note},
             "calibration": [factor.as_json() for factor in known["calibration"].values()],
             "passes": len(known["history"]),
+            "backpropagation": backpropagation(s.adaptation.probed),
             "plans": [each.as_json(terms=True) for each in considered],
             **_verdict(s, considered, free, reading.available),
         }
     )
+
+
+def backpropagation(probed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the trainer said of this model; None until the first pass is planned.
+
+    most_blocks  last blocks that can be trained; where not all can, `reason` says why
+    compared     whether blocks were compared with the engine's
+    """
+    return probed and {
+        "supported": bool(probed["supported"]),
+        "most_blocks": probed.get("most_blocks"),
+        "compared": probed.get("cosines") is not None,
+        "reason": probed.get("reason"),
+    }
 
 
 def _verdict(s: Services, considered: tuple[planner.Considered, ...], free: int, available: int) -> dict[str, Any]:

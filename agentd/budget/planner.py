@@ -80,6 +80,7 @@ def consider(
     runtime: Mapping[str, int] | None = None,
     bp: bool = True,
     no_bp_reason: str = "the trainer cannot build this architecture",
+    most_blocks: int | None = None,
     bf16: bool = False,
     calibration: Calibration | None = None,
     speed: Speed | None = None,
@@ -90,11 +91,15 @@ def consider(
     overruns: Sequence[Overrun] = (),
 ) -> tuple[Considered, ...]:
     """Every plan that the wish allows, the best first, without those that turned out wrong in the same pass
-    (`overruns`). Raises PassRefused where the wish cannot be met at all."""
+    (`overruns`). Raises PassRefused where the wish cannot be met at all.
+
+    bp           whether the trainer can build the model's blocks; if not, or not all, `no_bp_reason` says why
+    most_blocks  last blocks that it can train, all of them where None
+    """
     dial = PlanSpace(arch, workload, runtime, corrected(calibration, overruns), bf16, in_place)
     wished = [
         plan
-        for plan in _wished(dial, method, blocks, bp, no_bp_reason)
+        for plan in _wished(dial, method, blocks, bp, no_bp_reason, most_blocks)
         if not any(overrun.excludes(plan) for overrun in overruns)
     ]
     if not wished:
@@ -145,14 +150,19 @@ def budget_of(available: int, reserve: int, limit: int | None = None) -> int:
     return budget if limit is None else min(budget, limit)
 
 
-def _wished(dial: PlanSpace, method: str, blocks: int | str, bp: bool, no_bp_reason: str) -> list[Plan]:
+def _wished(
+    dial: PlanSpace, method: str, blocks: int | str, bp: bool, no_bp_reason: str, most_blocks: int | None
+) -> list[Plan]:
     known = OF_ENGINE["transformers" if dial.in_place else "llamacpp"]
     if method not in ("auto", *known):
         raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")
     if not dial.in_place and not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
         raise PassRefused(f"backpropagation was asked for, but {no_bp_reason}; method mezo can be used")
+    most = dial.arch.n_layer if most_blocks is None or dial.in_place else most_blocks
+    if most < (dial.arch.n_layer if method == BLOCKWISE else 0 if blocks == "auto" else int(blocks)):
+        raise PassRefused(f"no more than the last {most} blocks can be trained by backpropagation: {no_bp_reason}")
     if blocks == "auto":
-        return [plan for plan in dial.plans(bp) if method in ("auto", plan.method)]
+        return [plan for plan in dial.plans(bp) if method in ("auto", plan.method) and plan.blocks <= most]
     k, n_layer = int(blocks), dial.arch.n_layer
     if not 0 <= k <= n_layer:
         raise PassRefused(f"{k} blocks were asked for, and the model has {n_layer}")

@@ -109,6 +109,9 @@ def _plans(answer: JSON, every: bool) -> None:
     if hidden := len(answer["plans"]) - len(rows):
         print(f"the best plan of each number of blocks; --all shows {hidden} more")
     print(output.clean(answer["why"]))
+    if (backpropagation := answer.get("backpropagation")) and backpropagation["reason"]:
+        blocks = backpropagation["most_blocks"] if backpropagation["supported"] else 0
+        print(output.clean(f"backpropagation in the last {blocks} blocks at most: {backpropagation['reason']}"))
     if answer["workload"]["note"]:
         print(output.clean(answer["workload"]["note"]))
     for factor in answer["calibration"]:

@@ -184,6 +184,9 @@ def _obstacles(status: JSON) -> Iterator[Check]:
     if backpropagation and not backpropagation["supported"]:
         finding = f"passes cannot use backpropagation: {backpropagation['reason']}"
         yield Check("learning", "warning", finding, "they use forward passes alone; see agentctl budget")
+    elif backpropagation and backpropagation["reason"]:
+        finding = f"passes train the last {backpropagation['most_blocks']} blocks at most: {backpropagation['reason']}"
+        yield Check("learning", "warning", finding, "agentctl budget shows which plans are left")
 
 
 def _disk(state_dir: Path) -> Iterator[Check]:

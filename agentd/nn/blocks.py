@@ -34,12 +34,14 @@ __all__ = ["Blocks", "Place", "Unsupported"]
 class Place:
     """Where a tensor of the file belongs: the attribute `leaf` of `module`, in the block `block` (None: the norm).
 
+    name       transformers' own, by which the model may no longer find it: parts of a block are replaced when it trains
     owner      (module, attribute) that holds `module`
     as_stored  whether the tensor's rows are in torch's order as they are in the file
     shared     whether other tensors of the file belong to the same attribute, or this one to others too
     """
 
     tensor: str
+    name: str
     block: int | None
     module: nn.Module
     leaf: str
@@ -82,6 +84,9 @@ class Blocks:
         self._own = {i: self._layers[i] for i in range(first, end)}
         self._stand_ins = [IdentityBlock(layer) for layer in self._layers]
         self._tensors = frame.tensors
+        # LFM2's file calls its final norm by the name of another family's norm behind the embedding.
+        norms = (name for name in ("output_norm", "token_embd_norm") if f"{name}.weight" in self._tensors.names)
+        self._norm_name = next(norms, None)
         self._places = self._find_places()
         self._space: dict[tuple[str, torch.dtype, torch.Size], torch.Tensor] = {}
         self.linears = {
@@ -160,7 +165,7 @@ class Blocks:
         places: dict[int | None, list[Place]] = {i: [] for i in (*self._own, None)}
         for tensor in self.file.tensors:
             block = next((i for i in self._own if tensor.startswith(f"blk.{i}.")), None)
-            if block is None and not tensor.startswith("output_norm."):
+            if block is None and not (self._norm_name and tensor.startswith(f"{self._norm_name}.")):
                 continue
             others: dict[str, Any] = {}
             stored = np.broadcast_to(np.float32(0), self.file.shape(tensor))
@@ -186,6 +191,7 @@ class Blocks:
         # Rows that the loader reorders would need the LoRA matrices reordered too, so these stay without.
         return Place(
             tensor,
+            name,
             block,
             module,
             leaf,
@@ -211,9 +217,9 @@ class Blocks:
                 turned = torch.from_numpy(converted[1])
                 weights = self._memory(place, "", dtype, turned.shape).copy_(turned)
             _fill(place.module, place.leaf, weights)
+        composed = {place.name: place for place in self._places[block] if place.shared}
         for name, weights in others.items():
-            path, _, leaf = name.rpartition(".")
-            _fill(self.model.get_submodule(path), leaf, weights)
+            _fill(composed[name].module, composed[name].leaf, weights)
 
     def _memory(self, place: Place, use: str, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         """Room for a tensor: of its own where all blocks stay, else the room its like of another block had."""
@@ -226,10 +232,10 @@ class Blocks:
 
     def _take_norm(self) -> nn.Module:
         """Takes the final norm out of the model, whose output then is that of the range."""
-        if "output_norm.weight" not in self._tensors.names:
+        if self._norm_name is None:
             raise Unsupported(self.file.path, "no final norm is known for its architecture")
         self._load(None)
-        path = self._tensors.names["output_norm.weight"].rpartition(".")[0]
+        path = self._tensors.names[f"{self._norm_name}.weight"].rpartition(".")[0]
         norm: nn.Module = self.model.get_submodule(path)
         owner, _, attribute = path.rpartition(".")
         setattr(self.model.get_submodule(owner), attribute, nn.Identity())
@@ -237,7 +243,11 @@ class Blocks:
         for part in (*self._own.values(), norm):
             for name, module in part.named_modules():
                 for leaf, value in (*module._parameters.items(), *module._buffers.items()):
-                    if value is not None and value.is_meta and (id(module), leaf) not in placed:
+                    if value is None or not value.is_meta or (id(module), leaf) in placed:
+                        continue
+                    if leaf == "bias":  # some families' files leave out those that are zero
+                        _fill(module, leaf, torch.zeros(value.shape))
+                    else:
                         raise Unsupported(self.file.path, f"the file has no tensor for {name}.{leaf}")
         norm.requires_grad_(False)
         return norm
@@ -270,7 +280,8 @@ class Blocks:
                     with torch.no_grad():
                         output = self.run(inputs)
                 except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-                    problem = f"{type(error).__name__}: {error}"
+                    if not as_tuple or not isinstance(error, (TypeError, AttributeError)):
+                        problem = f"{type(error).__name__}: {error}"  # rather than what comes of handing on a tuple
                     continue
                 if seen["in"].shape != inputs.shape or not torch.equal(seen["out"], output):
                     continue

@@ -4,6 +4,7 @@ transformers' norm and gated activation are a handful of torch's operations, eve
 is assumed of an architecture: a module is replaced only where values and gradients stay what they were.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -39,7 +40,8 @@ def fuse(blocks: Iterable[nn.Module], sample: nn.Module) -> list[str]:
 
 def _fused(module: nn.Module) -> Forward | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if set(module._parameters) == {"weight"} and isinstance(eps, float) and not module._modules:
+    alone = len(inspect.signature(module.forward).parameters) == 1  # some norms take a gate besides
+    if set(module._parameters) == {"weight"} and isinstance(eps, float) and not module._modules and alone:
         return partial(_norm, module, eps)
     is_gated = all(isinstance(getattr(module, part, None), nn.Linear) for part in _PARTS)
     return partial(_gated, module) if is_gated else None

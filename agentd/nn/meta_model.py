@@ -7,16 +7,29 @@ from functools import cache, cached_property
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from agentd.errors import TrainerFailed
 from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.model_config import config_values, per_block_inputs
 from agentd.nn.structure import block_list
+from agentd.nn.tensor_map import Array, TensorMap
 
-Array = NDArray[np.float32]
+_THEIRS = (
+    "bloom",
+    "falcon",
+    "gpt-oss",
+    "gpt2",
+    "gpt_oss",
+    "mamba",
+    "minimax-m2",
+    "nemotron",
+    "stablelm",
+    "t5",
+    "t5encoder",
+)
+"""Architectures left to transformers' own loader: it knows how each of them stores what no rule here says."""
 
 
 class Unsupported(TrainerFailed):
@@ -29,20 +42,24 @@ class Unsupported(TrainerFailed):
 
 def read_config(file: GGUFFile) -> tuple[Any, dict[str, Any]]:
     """transformers' configuration of the model, and the raw values it was made of. Raises Unsupported."""
-    from transformers import modeling_gguf_pytorch_utils as loader
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
-        with _replaced(gguf, "GGUFReader", lambda _: file.reader()):
-            values = loader.load_gguf_checkpoint(str(file.path), return_tensors=False)["config"]
+        if file.header.architecture in _THEIRS:
+            from transformers import modeling_gguf_pytorch_utils as loader
+
+            with _replaced(gguf, "GGUFReader", lambda _: file.reader()):
+                values = loader.load_gguf_checkpoint(str(file.path), return_tensors=False)["config"]
+        else:
+            values = config_values(file.path, file.header, CONFIG_MAPPING)
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise Unsupported(file.path, f"architecture {file.header.architecture!r}: {error}") from error
     return config, values
 
 
-class TensorMap:
-    """What transformers makes of a GGUF file's tensors in `model`: `names` has its own name of each."""
+class _LoaderMap:
+    """What transformers' loader makes of a GGUF file's tensors; the interface is TensorMap's."""
 
     def __init__(self, file: GGUFFile, model: nn.Module, values: dict[str, Any]) -> None:
         """`values` are read_config's. Raises Unsupported."""
@@ -57,15 +74,18 @@ class TensorMap:
             raise Unsupported(file.path, str(error)) from error
 
     def convert(self, tensor: str, stored: Array, parts: dict[str, torch.Tensor]) -> tuple[str, Array] | None:
-        """transformers' name for a tensor and its weights as torch holds them: `stored` itself where they are the same.
-
-        None if it has no name of its own there, because several of the file's make one of transformers', or one makes
-        several (experts); what it contributes to is put into `parts`.
-        """
+        """See TensorMap."""
         converted = self._processor.process(
             weights=stored, name=tensor, tensor_key_mapping=self.names, parsed_parameters={"tensors": parts}
         )
         return None if converted.name not in self.names else (self.names[converted.name], converted.weights)
+
+
+def tensor_map(file: GGUFFile, model: nn.Module, config: Any, values: dict[str, Any]) -> TensorMap | _LoaderMap:
+    """Where the file's tensors belong in `model`; the rest is what read_config gave. Raises Unsupported."""
+    if file.header.architecture in _THEIRS:
+        return _LoaderMap(file, model, values)
+    return TensorMap(file, model, config)
 
 
 class IdentityBlock(nn.Module):
@@ -90,11 +110,15 @@ class MetaModel:
 
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
+        if per_block_inputs(file.tensors):
+            reason = "its blocks take an embedding of the token each, besides the hidden states that are tapped"
+            raise Unsupported(file.path, reason)
         self.config, self._values = read_config(file)
         self.n_blocks = int(self.config.num_hidden_layers)
         try:
             with _parameters_on_meta(), redirect_stdout(sys.stderr):
                 self.module: Any = build(self.config, torch.float32)
+            scale_rope(file, self.module)
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise Unsupported(file.path, f"transformers cannot build it: {error}") from error
         try:
@@ -103,8 +127,24 @@ class MetaModel:
             raise Unsupported(file.path, "its blocks are not in one list") from None
 
     @cached_property
-    def tensors(self) -> TensorMap:
-        return TensorMap(self._file, self.module, self._values)
+    def tensors(self) -> TensorMap | _LoaderMap:
+        return tensor_map(self._file, self.module, self.config, self._values)
+
+
+def scale_rope(file: GGUFFile, model: nn.Module) -> None:
+    """Divides rope's frequencies by the file's factors: those of Llama 3, or the short ones of LongRoPE (the engine
+    takes the long ones beyond the context that the model was first trained for)."""
+    name = next((n for n in ("rope_freqs.weight", "rope_factors_short.weight") if n in file.tensors), None)
+    if name is None:
+        return
+    factors = file.load(name)
+    attention = file.header.metadata.get(f"{file.header.architecture}.rope.scaling.attn_factor")
+    for module in model.modules():
+        frequencies = module._buffers.get("inv_freq")
+        if frequencies is not None and frequencies.shape == factors.shape:
+            module._buffers["inv_freq"] = frequencies / factors
+            if attention is not None:
+                module.attention_scaling = attention
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("spec", nargs="?", type=Path, help="the pass to train, a JSON file")
     what.add_argument("--probe", type=Path, metavar="MODEL", help="print whether blocks of this GGUF can be trained")
+    parser.add_argument("--sample", type=Path, help="with --probe: what the engine computes, to compare blocks with")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _join_group()
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             _import_lean()
             from agentd.trainer.probe import probe
 
-            emit(probe(options.probe))
+            emit(probe(options.probe, options.sample))
             return 0
         spec = read_spec(options.spec)
         _import_lean()

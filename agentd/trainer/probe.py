@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from agentd.errors import TrainerFailed
 from agentd.host import page_cache
 from agentd.host.cpu import multiplies_bf16
 from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.meta_model import IdentityBlock, MetaModel, Unsupported
 
 
-def probe(path: Path) -> dict[str, Any]:
-    """The answer as the daemon gets it; `rank_1` counts the parameters of LoRA with rank 1 in the last block, and
-    `runtime_bytes` is what this process takes: a trainer before its first step, which has forgotten what its start ran;
-    `start_bytes` what it took at most until then.
+def probe(path: Path, sample: Path | None = None) -> dict[str, Any]:
+    """The answer as the daemon gets it.
+
+    most_blocks          last blocks that compute what the engine computes, by `sample` (agreement.py); without one all
+    reason               why none can be trained, or which block computes something else
+    cosines              of the comparison, None without one
+    trunk, backward      tokens per second through one block, as agreement.py times them; with a sample alone
+    trainable_per_block  `rank_1` counts the parameters of LoRA with rank 1 in the last block
+    runtime_bytes        what this process takes: a trainer before its first step, its start's code given back
+    start_bytes          what it took at most until then
 
     Raises ModelUnusable for a file that is no model.
     """
@@ -28,9 +35,11 @@ def probe(path: Path) -> dict[str, Any]:
         parameters = _rank_1_parameters(file)
     except Unsupported as error:
         reason = error.reason
-    return {
+    answer = {
         "supported": reason is None,
         "reason": reason,
+        "most_blocks": header.block_count if reason is None else 0,
+        "cosines": None,
         "architecture": header.architecture,
         "blocks": header.block_count,
         "hidden_size": header.embedding_length,
@@ -39,6 +48,22 @@ def probe(path: Path) -> dict[str, Any]:
         "start_bytes": _memory("VmHWM"),
         "runtime_bytes": _settled(),
     }
+    if sample is not None and reason is None:
+        answer |= _compared(file, sample)
+    return answer
+
+
+def _compared(file: GGUFFile, sample: Path) -> dict[str, Any]:
+    from agentd.trainer.agreement import compare
+
+    try:
+        agreement = compare(file, sample)
+    except TrainerFailed as error:
+        return {"supported": False, "reason": getattr(error, "reason", str(error)), "most_blocks": 0}
+    most = len(agreement.cosines) - agreement.first
+    cosines = [round(cosine, 4) for cosine in agreement.cosines]
+    answer = {"supported": most > 0, "reason": agreement.reason, "most_blocks": most, "cosines": cosines}
+    return {**answer, "trunk": agreement.forward, "backward": agreement.backward}
 
 
 def _settled() -> int | None:

@@ -13,6 +13,7 @@ from agentd.nn.blocks import Blocks
 from agentd.nn.tree_mask import Tree
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
+_SHAPE, _AT = (3, 7), ((0, 4), (1, 6), (1, 2), (2, 3))  # what is tried: sequences and tokens, and where they are scored
 
 
 class Scored:
@@ -37,8 +38,8 @@ class AtScoredRows(nn.Module):
             whole: torch.Tensor = self.module(x)
             return whole
         some = self.module(x.flatten(0, 1)[rows][None])[0]
-        out: torch.Tensor = some.new_zeros(x.shape[0] * x.shape[1], some.shape[-1])
-        return out.index_copy(0, rows, some).view(*x.shape[:2], -1)
+        out: torch.Tensor = some.new_zeros(x.shape[0] * x.shape[1], *some.shape[1:])
+        return out.index_copy(0, rows, some).view(*x.shape[:2], *some.shape[1:])
 
 
 class Suffix:
@@ -97,18 +98,35 @@ class Suffix:
         reduced = []
         for child_name, child in module.named_children():
             path = f"{name}.{child_name}".lstrip(".")
-            if self._is_position_wise(child):
-                setattr(module, child_name, AtScoredRows(child, self.scored))
+            if self._is_position_wise(child) and self._can_replace(module, child_name, child):
                 reduced.append(path)
             else:
                 reduced += self._reduce(child, path)
         return reduced
 
+    def _can_replace(self, module: nn.Module, name: str, child: nn.Module) -> bool:
+        """Replaces it, unless its owner asks more of it than to run."""
+        inputs, rows = self._tried()
+        with torch.no_grad():
+            before = self(inputs, None, rows)
+            setattr(module, name, AtScoredRows(child, self.scored))
+            try:
+                after = self(inputs, None, rows)
+                if torch.allclose(before, after, rtol=1e-4, atol=1e-5 * before.abs().max().item()):
+                    return True
+            except _FAILURES:
+                pass
+        setattr(module, name, child)
+        return False
+
+    def _tried(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random input, and the rows of it that are scored."""
+        inputs = torch.randn(*_SHAPE, self.blocks.n_embd, generator=torch.Generator().manual_seed(2))
+        return inputs, torch.tensor([s * _SHAPE[1] + position for s, position in _AT])
+
     def _is_position_wise(self, child: nn.Module) -> bool:
-        shape, at = (3, 7), [(0, 4), (1, 6), (1, 2), (2, 3)]
-        inputs = torch.randn(*shape, self.blocks.n_embd, generator=torch.Generator().manual_seed(2))
+        shape, (inputs, rows) = _SHAPE, self._tried()
         hidden_rows = torch.ones(shape, dtype=torch.bool)
-        rows = torch.tensor([s * shape[1] + position for s, position in at])
         hidden_rows.view(-1)[rows] = False
         calls: list[None] = []
 

@@ -24,6 +24,7 @@ from agentd.adapt import rebuild
 from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.passes import base as passes_base
 from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning import agreement
 from agentd.api.services import Services
 from agentd.config import schema as configuration
 from agentd.config.schema import Config
@@ -279,8 +280,12 @@ async def _fork_engine(*command: str, pass_fds: list[int], **_: Any) -> ForkedEn
         os._exit(status)
 
 
-async def _supported(self: Training, model: Path) -> dict[str, Any]:
+async def _supported(self: Training, model: Path, sample: Path | None = None) -> dict[str, Any]:
     return {"supported": True, "reason": None}
+
+
+async def _no_sample(*_: Any) -> None:
+    """The trainer would compare nothing with it."""
 
 
 async def _dead_trainer(
@@ -310,6 +315,7 @@ def prepare() -> None:
 
     vars(engine_client)["asyncio"] = _Subprocesses()
     Training.probe = _supported  # type: ignore[method-assign]
+    vars(agreement)["sample"] = _no_sample
     Training.run = _dead_trainer  # type: ignore[method-assign]
     vars(passes_base)["drift_corpus"] = lambda: drift_corpus()[:2]
 

@@ -2,6 +2,7 @@
 control vectors in the trunk."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from agentd.adapt.passes.imported import AdapterImport
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_process import Training
+from agentd.adapt.planning import agreement
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.overhead import engine_runtime, needed
 from agentd.adapt.planning.setting import Setting
 from agentd.budget.expectation import ZO_STEPS
-from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.footprint import TRAINER_START
+from agentd.budget.model_shapes import F32, ModelShapes
 from agentd.budget.planner import Choice
 from agentd.config.schema import Config
 from agentd.engine.process.supervisor import Supervisor
@@ -23,6 +26,8 @@ from agentd.formats.gguf_header import Header
 from agentd.host import memory
 from agentd.models import ModelFile
 from agentd.revision.archive import Archive
+
+logger = logging.getLogger(__name__)
 
 _PREFIXES = 8  # what is kept of prompts beyond slots may take one part in so many of what is free
 
@@ -33,7 +38,7 @@ class LlamaCpp(LanguageKind):
     def __init__(self, model: ModelFile) -> None:
         super().__init__(model)
         self._probed: dict[str, Any] | None = None
-        self._measured = False
+        self._measured = self._compared = False
         self._prefixes = 0
 
     def shapes(self, config: Config) -> ModelShapes:
@@ -61,9 +66,18 @@ class LlamaCpp(LanguageKind):
     async def probe(
         self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
     ) -> dict[str, Any]:
-        """Asks the trainer once whether it can build this model's blocks, and measures a session in the engine once."""
-        if self._probed is None:
-            self._probed = await trainer.probe(self.model.path)
+        """Asks the trainer once whether it can build this model's blocks and whether they compute what the engine's do,
+        and measures a session in the engine once."""
+        sample = None
+        if engine_is_free and not self._compared and await self._can_compare(config):
+            sample, self._compared = await agreement.sample(engine, self.shapes(config).n_layer, folder), True
+        try:
+            if self._probed is None or sample is not None:
+                self._probed = {**(self._probed or {}), **await trainer.probe(self.model.path, sample)}
+        finally:
+            agreement.discard(folder)
+        if self._probed["reason"]:
+            logger.warning("backpropagation: %s", self._probed["reason"])
         if engine_is_free and not self._measured:
             shapes, context = self.shapes(config), config.context
             reading = await asyncio.to_thread(memory.read)
@@ -71,6 +85,13 @@ class LlamaCpp(LanguageKind):
                 self._probed["engine_runtime_bytes"] = await engine_runtime(engine, shapes, context, folder)
                 self._measured = True
         return self._probed
+
+    async def _can_compare(self, config: Config) -> bool:
+        """Whether there is memory for a trainer with one block beside a session in the engine."""
+        shapes = self.shapes(config)
+        largest = max(shapes.block_parameters, default=0) * F32
+        reading = await asyncio.to_thread(memory.read)
+        return reading.available - config.memory.reserve >= needed(shapes, config.context) + TRAINER_START + largest
 
     def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
         plan = choice.plan

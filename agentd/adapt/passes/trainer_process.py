@@ -79,10 +79,11 @@ class Training:
         """Ends the trainer at once; what it had since it last wrote is lost."""
         self._signal(signal.SIGKILL)
 
-    async def probe(self, model: Path) -> dict[str, Any]:
-        """Whether the trainer can build this model's blocks: {"supported", "reason", ...}."""
+    async def probe(self, model: Path, sample: Path | None = None) -> dict[str, Any]:
+        """Whether the trainer can build this model's blocks: {"supported", "reason", ...}, see trainer/probe.py."""
         answer: dict[str, Any] = {"supported": False, "reason": "the trainer gave no answer"}
-        await self._spawn(["--probe", str(model)], answer.update)
+        more = [] if sample is None else ["--sample", str(sample)]
+        await self._spawn(["--probe", str(model), *more], answer.update)
         return answer
 
     async def _spawn(

@@ -56,6 +56,7 @@ class Machine:
         keys = {"trainer": "runtime_bytes", "trainer's start": "start_bytes", "engine": "engine_runtime_bytes"}
         return {
             "bp": bool(self.probed["supported"]),
+            "most_blocks": self.probed.get("most_blocks"),
             "no_bp_reason": str(self.probed.get("reason")),
             "bf16": bool(self.probed.get("bf16")),
             "runtime": {process: int(self.probed[key]) for process, key in keys.items() if self.probed.get(key)},

@@ -15,7 +15,7 @@ from agentd.engine.transformers.learning import from_peft
 from agentd.errors import Conflict
 from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.lora_blocks import write_adapter
-from agentd.nn.meta_model import TensorMap, read_config
+from agentd.nn.meta_model import read_config, tensor_map
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -42,7 +42,7 @@ def write_gguf(base: Path, module: nn.Module, factors: Factors, path: Path) -> N
     if base.is_dir():
         raise Conflict("the base is no GGUF file, and an adapter's names are those of one; use --format safetensors")
     file = GGUFFile(base)
-    tensors = TensorMap(file, module, read_config(file)[1])
+    tensors = tensor_map(file, module, *read_config(file))
     theirs = {ours: name for name, ours in tensors.names.items()}
     pairs = {}
     for layer, (a, b) in factors.items():

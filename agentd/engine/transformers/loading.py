@@ -26,7 +26,7 @@ from agentd.engine.transformers.vocabulary import Vocabulary
 from agentd.errors import AgentdError, ModelUnusable
 from agentd.host.cpu import multiplies_bf16
 from agentd.nn.gguf_file import GGUFFile
-from agentd.nn.meta_model import TensorMap, Unsupported, build, read_config
+from agentd.nn.meta_model import Unsupported, build, read_config, scale_rope, tensor_map
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def load(source: Source, dtype: str = "auto", device: str = "auto") -> Loaded:
     with _quiet(source.path):
         config = _config(source)
         module = _build(config, kind)
+        if source.is_gguf:
+            scale_rope(GGUFFile(source.path), module)
         if "past_key_values" not in inspect.signature(module.forward).parameters:
             raise ModelUnusable(
                 source.path, "it keeps no keys and values but a state of its own (its GGUF may run in engine llamacpp)"
@@ -114,8 +116,15 @@ def _config(source: Source) -> Any:
     from transformers import AutoConfig
 
     if source.is_gguf:
+        from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+        file = GGUFFile(source.path)
+        name = file.header.architecture
+        if name not in GGUF_SUPPORTED_ARCHITECTURES and name.replace("moe", "_moe") not in GGUF_SUPPORTED_ARCHITECTURES:
+            # its vocabulary could not be read
+            raise ModelUnusable(source.path, f"transformers does not know GGUFs of architecture {name!r}")
         try:
-            return read_config(GGUFFile(source.path))[0]
+            return read_config(file)[0]
         except Unsupported as error:
             raise ModelUnusable(source.path, f"transformers does not know it: {error.reason}") from None
     return AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
@@ -160,7 +169,7 @@ def _base(source: Source, module: nn.Module, config: Any, dtype: torch.dtype) ->
 def _dequantise(source: Source, module: nn.Module, config: Any, target: Mapping[str, torch.Tensor]) -> None:
     """Writes a GGUF's tensors, one in memory at a time."""
     file = GGUFFile(source.path)
-    tensors = TensorMap(file, module, read_config(file)[1])
+    tensors = tensor_map(file, module, *read_config(file))
     others: dict[str, torch.Tensor] = {}  # of which the file has parts (experts)
     written = set()
     for name in file.tensors:

@@ -306,6 +306,16 @@ def gemma3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def gemma3(path: Path) -> Any:
+    """transformers' own model of it. Its loader takes heads to be 256 wide; llama.cpp goes by the file."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    for layer in model.model.layers:
+        layer.self_attn.scaling = layer.self_attn.head_dim**-0.5
+    return model.requires_grad_(False).eval()
+
+
 @pytest.fixture
 def small_model() -> Any:
     """Writes a model of one block that claims to be of some architecture."""

@@ -21,7 +21,7 @@ from agentd.trainer.learner import Learner
 from agentd.trainer.loop import make_learner
 from agentd.trainer.shortcuts import Suffix
 from agentd.trainer.spec import parse_spec
-from tests.engine.trainer.conftest import N_LAYER, Case, distinct, write_encoded
+from tests.engine.trainer.conftest import N_LAYER, Case, distinct, gemma3, write_encoded
 
 PLACES = {
     "attn_v": "self_attn.v_proj",
@@ -218,10 +218,7 @@ def test_the_control_vector_is_added_behind_its_block(model_path: Path) -> None:
 
 def test_gemma3_with_windows_and_norms_is_transformers_own(gemma3_path: Path) -> None:
     """Blocks 3 and 4 slide over 8 tokens, block 5 sees everything; the embeddings are scaled before block 0."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(gemma3_path.parent, gguf_file=gemma3_path.name, dtype=torch.float32)
-    model = model.requires_grad_(False).eval()
+    model = gemma3(gemma3_path)
     generator = torch.Generator().manual_seed(0)
     prefix = torch.randint(0, 260, (1, 12), generator=generator)
     tokens = torch.cat([prefix.expand(3, -1), torch.randint(0, 260, (3, 14), generator=generator)], dim=1)

@@ -77,6 +77,8 @@ def test_the_probe_reads_the_metadata(model_path: Path, run_trainer: Any) -> Non
     assert answer == {
         "supported": True,
         "reason": None,
+        "most_blocks": N_LAYER,
+        "cosines": None,
         "architecture": "llama",
         "blocks": N_LAYER,
         "hidden_size": 576,

@@ -15,7 +15,7 @@ from agentd.learn.encoded import Encoded
 from agentd.nn.lora_blocks import write_adapter
 from agentd.trainer import trunk
 from agentd.trainer.spec import parse_spec
-from tests.engine.trainer.conftest import N_LAYER, distinct, write_encoded
+from tests.engine.trainer.conftest import N_LAYER, distinct, gemma3, write_encoded
 
 FIRST = 5
 
@@ -92,14 +92,12 @@ def test_the_parents_adapter_and_control_vector_are_in_it(
 
 
 def test_scaled_embeddings_and_windows(gemma3_path: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(gemma3_path.parent, gguf_file=gemma3_path.name, dtype=torch.float32)
+    model = gemma3(gemma3_path)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 260, (3, 26), generator=generator)
     tokens[:, :12] = tokens[0, :12]
     with torch.no_grad():
-        hidden = model.eval()(tokens, output_hidden_states=True).hidden_states[4]
+        hidden = model(tokens, output_hidden_states=True).hidden_states[4]
     encoded = [Encoded.of([sequence], [], 0, [(0, 25, 7)]) for sequence in tokens.tolist()]
     states = computed(
         {

@@ -9,7 +9,7 @@ from agentd.budget.calibration import Factor, family
 from agentd.budget.expectation import ZO_STEPS, PastPass, Speed, in_place_steps, prior_gain, seconds_for
 from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.plan import PlanSpace
-from agentd.budget.planner import choose
+from agentd.budget.planner import choose, consider
 from agentd.budget.workload import Workload
 from agentd.errors import PassRefused
 from agentd.formats.gguf_header import read_header
@@ -377,3 +377,17 @@ def test_the_time_of_training_goes_by_the_recipes_batches() -> None:
     calls = replace(WORK, prefix=500, tokens=640 * 30, examples=640, texts=True)
     setting = PastPass("suffix-bp", 16, 0.0, 0.0, micro_tokens=1024)
     assert seconds_for(calls, Speed(), setting) == seconds_for(replace(calls, batch=8), Speed(), setting)
+
+
+def test_no_plan_trains_blocks_that_compute_something_else(arch: ModelShapes) -> None:
+    reason = "torch and the engine compute different things in block 1"
+
+    def plans(**wish: Any) -> list[int]:
+        every = consider(arch, WORK, budget=1 << 40, most_blocks=5, no_bp_reason=reason, **wish)
+        return sorted({each.plan.blocks for each in every})
+
+    assert plans() == [0, 1, 2, 4]
+    assert plans(blocks=5) == [5]
+    for wish in ({"blocks": 6}, {"method": "blockwise-bp"}):
+        with pytest.raises(PassRefused, match=r"last 5 blocks.*block 1"):
+            plans(**wish)

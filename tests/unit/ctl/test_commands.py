@@ -302,6 +302,10 @@ def test_doctor_says_what_to_do_about_each_fault(daemon: ScriptedDaemon) -> None
         ({"held": {"battery": "the battery is at 12 %"}}, "at 12 %"),
         ({"last_pass": {"id": 7, "state": "refused", "reason": "no labels"}}, "pass 7, the last one, was refused"),
         ({"backpropagation": {"supported": False, "reason": "no such model"}}, "no such model"),
+        (
+            {"backpropagation": {"supported": True, "most_blocks": 3, "reason": "block 5 is another"}},
+            "last 3 blocks at most: block 5 is another",
+        ),
     ],
 )
 def test_doctor_warns_of_what_keeps_passes_from_learning(

@@ -49,3 +49,9 @@ def test_what_is_not_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         shape_model.main(["qwen3", "--size", "9B"])
     assert "tiny, 0.6B" in capsys.readouterr().err
+
+
+def test_the_document_has_every_family() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [[name, f"`{FAMILIES[name].architecture}`"] for name in sorted(FAMILIES)]
