@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"agentd {__version__}")
     parser.set_defaults(command=_run)
     commands = parser.add_subparsers(
-        title="commands", metavar="{run,config,fetch-model,restore,requantise,install-service,version}"
+        title="commands", metavar="{run,config,fetch-model,fit,restore,requantise,install-service,version}"
     )
     run = commands.add_parser("run", parents=[common], help="serve and learn, in the foreground (the default)")
     run.set_defaults(command=_run)
@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_config)
     fetch = commands.add_parser("fetch-model", parents=[common], help="fetch and check the configured model")
     fetch.set_defaults(command=_fetch_model)
+    fit = commands.add_parser("fit", parents=[common], help="whether a model serves and learns on this machine")
+    fit.add_argument("model", nargs="?", help="a GGUF file (default: the configured model)")
+    fit.add_argument("--json", action="store_true", help="print JSON")
+    fit.set_defaults(command=_fit)
     restore = commands.add_parser("restore", parents=[common], help="put a backup into the state directory")
     restore.add_argument("archive", type=Path, help="what `agentctl backup` wrote")
     restore.add_argument("--replace", action="store_true", help="move the state that is there aside")
@@ -108,6 +112,20 @@ def _fetch_model(options: argparse.Namespace) -> int:
     settings = _load(options)
     model = models.check(models.resolve(settings.model.path, _download_bar(), settings.engine), settings.engine)
     print(f"{model.path}\n{model.name}, {model.header.architecture}, {model.size} bytes, sha256 {model.sha256}")
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    import asyncio
+    import json
+
+    from agentd.adapt.fit import fit
+
+    settings = _load(options)
+    path = models.resolve(options.model or settings.model.path, _download_bar(), settings.engine)
+    model = models.check(path, settings.engine)
+    report = asyncio.run(fit(settings, model))
+    print(json.dumps(report.as_json(), indent=2) if options.json else report.as_text())
     return 0
 
 

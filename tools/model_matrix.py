@@ -70,7 +70,7 @@ class Family:
         self.background: LlamaCppBackground = self.engine.background(lambda: False)
         self.n_layer = self.engine.info.n_layer
         self.background.use(BASE)
-        self.examples = list(self._examples(12))
+        self.examples = list(self.make_examples(12))
         self.encoded = folder / "encoded.jsonl"
         self.encoded.write_text("".join(json.dumps(asdict(each)) + "\n" for each in self.examples))
 
@@ -174,7 +174,8 @@ class Family:
             return {"scores": [asdict(each) for part in self.background.score(some) for each in part]}
         return asdict(self.tap(some, range(request["first"], request["end"]), Path(request["path"])))
 
-    def _examples(self, n: int) -> Iterator[Encoded]:
+    def make_examples(self, n: int) -> Iterator[Encoded]:
+        """Which of two letters a text is made of."""
         for i in range(n):
             label = "yes" if i % 2 else "no"
             yield self.background.encode({"prompt": f"{_LETTERS[label] * (4 + i % 5)} {i}: "}, list(_LETTERS), label)

@@ -8,6 +8,7 @@ import pytest
 from agentd.nn.gguf_file import GGUFFile
 from agentd.trainer import agreement
 from tests.engine.trainer.conftest import LlamaCpp
+from tests.support.engine_samples import Interruption, score
 from tools import model_matrix
 from tools.shapes.families import FAMILIES
 
@@ -72,3 +73,26 @@ def test_a_block_that_disagrees_bounds_what_is_trained(tmp_path: Path) -> None:
     assert part.reason is not None
     assert "block 1" in part.reason
     assert part.cosines[0] == pytest.approx(whole.cosines[0])
+
+
+@pytest.mark.parametrize("name", ["granite4", "lfm2", "qwen3.5"])
+def test_a_recurrent_state_is_never_cut_back(name: str, tmp_path: Path) -> None:
+    """What a slot or a session had read before is in no answer, wherever the texts part and however often serving cuts
+    in."""
+    texts = ["the same beginning, then one", "the same beginning, and another end", "the same beginning"]
+    fresh = []
+    for text in texts:
+        with model_matrix.Family(name, tmp_path) as family:
+            fresh.append(family.greedy(text))
+    with model_matrix.Family(name, tmp_path) as family:
+        assert [family.greedy(text) for text in texts] == fresh
+        undisturbed = family.likelihoods()
+        family.background.close()
+        interruption = Interruption()
+        family.background = family.engine.background(interruption)
+        family.background.use("0")
+        encoded = list(family.make_examples(len(family.examples)))
+        interruption.at = {1, 2}
+        scores = score(family.background, encoded)
+        assert not interruption.at
+        assert [v for each in scores for v in (*each.choices, *each.target)] == pytest.approx(undisturbed, abs=1e-5)

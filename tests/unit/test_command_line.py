@@ -26,7 +26,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     output = agentd("--help").stdout
-    for command in ("run", "config", "fetch-model", "version", "--config"):
+    for command in ("run", "config", "fetch-model", "fit", "version", "--config"):
         assert command in output
 
 
