@@ -60,6 +60,13 @@ def m004_recall(db: Database) -> None:
 
 
 @migrations()
+def m005_recall_by_task(db: Database) -> None:
+    for statement in _RECALL_BY_TASK:
+        db.execute(statement)
+    faults.change("migration m005_recall_by_task")
+
+
+@migrations()
 def m006_api_keys(db: Database) -> None:
     for statement in _KEYS:
         db.execute(statement)
@@ -339,6 +346,26 @@ _RECALL = (
         corrections INTEGER NOT NULL DEFAULT 0, -- that there were
         decided_at TEXT
     ) STRICT""",
+)
+
+# Terms begin with the task's: one look into the index tells where a term stands in the task. It holds no texts and no
+# places in them, and `scope` alone says which examples there are.
+_BY_TASK = "{row}.scope || ' ' || {row}.scope || replace({row}.terms, ' ', ' ' || {row}.scope)"
+_RECALL_BY_TASK = (
+    "DROP TRIGGER recall_texts_indexed",
+    "DROP TRIGGER recall_texts_removed",
+    "DROP TABLE recall_index",
+    "CREATE VIRTUAL TABLE recall_index USING fts5 (terms, content = '', columnsize = 0, detail = none,"
+    " tokenize = 'ascii')",
+    f"""
+    CREATE TRIGGER recall_texts_indexed AFTER INSERT ON recall_texts BEGIN
+        INSERT INTO recall_index (rowid, terms) VALUES (NEW.id, {_BY_TASK.format(row="NEW")});
+    END""",
+    f"""
+    CREATE TRIGGER recall_texts_removed AFTER DELETE ON recall_texts BEGIN
+        INSERT INTO recall_index (recall_index, rowid, terms) VALUES ('delete', OLD.id, {_BY_TASK.format(row="OLD")});
+    END""",
+    f"INSERT INTO recall_index (rowid, terms) SELECT id, {_BY_TASK.format(row='recall_texts')} FROM recall_texts",
 )
 
 _SCORE = """

@@ -41,6 +41,7 @@ POINTS = {
         "migration m002_doubted_examples",
         "migration m003_scores",
         "migration m004_recall",
+        "migration m005_recall_by_task",
         "migration m006_api_keys",
         "feedback stored",
         "feedback forgotten",

@@ -7,7 +7,8 @@ One daemon gets the corrections as JSONL, the first n of the training rows (one 
 store, and so never recalled), and is asked held-out rows greedily, once with `recall: false` and for every n with
 `recall: true`: reviews of tools/reviews.py with two choices, home commands of tools/home.py (sentence templates that no
 training row has) with `tool_choice: required`. Milliseconds are those of whole requests at the client, one at a time.
-`--lookup` fills a store with examples whose words are drawn like those of the reviews, and looks up inputs alike.
+`--lookup` fills a store with examples whose words are drawn like those of the reviews, and looks up inputs alike:
+milliseconds by the clock, and of the processor, which other programs on the machine do not lengthen.
 """
 
 import argparse
@@ -127,13 +128,15 @@ def lookup(n: int) -> dict[str, Any]:
             added.append(1e3 * (time.perf_counter() - began))
         figures: dict[str, Any] = {"examples": n, "adding_2000_ms": round(statistics.median(added), 1)}
         for task in ("many", "few"):
-            took = []
+            took, used = [], []
             for _ in range(_LOOKUPS):
                 asked = partial(_look_up, task=task, input=input(text()))
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.process_time()
                 store.do(asked)
                 took.append(1e3 * (time.perf_counter() - began))
+                used.append(1e3 * (time.process_time() - cpu))
             figures[task] = {"median_ms": round(statistics.median(took), 2), "slowest_ms": round(max(took), 2)}
+            figures[task] |= {"median_cpu_ms": round(statistics.median(used), 2), "most_cpu_ms": round(max(used), 2)}
         return figures
 
 

@@ -1,6 +1,7 @@
 """Past corrections for a prompt: which are the nearest, and which must never be among them."""
 
 import json
+import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -134,13 +135,46 @@ def test_what_is_forgotten_is_in_no_index_and_no_file(store: Store, tmp_path: Pa
 
 
 def test_a_task_with_many_examples_is_looked_at_in_part_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall_index, "_COMMON", 5)
-    monkeypatch.setattr(recall_index, "_READ", 20)
+    for name, value in (("_READ", 20), ("_MOST", 5), ("_LEAST", 2), ("_CANDIDATES", 20)):
+        monkeypatch.setattr(recall_index, name, value)
     many = train(*(f"the lamp of room {n} painted p{n}" for n in range(200)))
     store.do(imports.add_many, [new(text) for text in many])
     assert texts(store, many[3], 1) == [many[3]]  # a rare term finds what is old
     newest = many[-20:]
     assert set(texts(store, "the lamp of a room", 3)) <= set(newest)
+
+
+def test_two_common_terms_together_find_what_is_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_READ", 20), ("_MOST", 5), ("_LEAST", 2)):
+        monkeypatch.setattr(recall_index, name, value)
+    both = train(*(f"dim the cellar, number {n}" for n in range(9)))[0]
+    others = train(*(text for n in range(40) for text in (f"dim the hall h{n}", f"open the cellar c{n}")))
+    store.do(imports.add_many, [new(text) for text in (both, *others)])
+    assert texts(store, "dim a cellar", 1) == [both]
+
+
+def test_a_look_up_reads_no_more_of_a_large_store(store: Store) -> None:
+    """Steps of SQLite's virtual machine, which are the same on every machine."""
+    words = [f"w{n}" for n in range(300)]
+    draw = random.Random(0)
+
+    def steps(n: int) -> int:
+        store.do(imports.add_many, [new(" ".join(draw.choices(words, k=12)) + f" u{n}-{i}") for i in range(n)])
+        count = 0
+
+        def tick() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        store.raw(lambda connection: connection.set_progress_handler(tick, 100))
+        assert len(store.do(recall_index.nearest, "home", " ".join(words[:12]), 4)) == 4
+        store.raw(lambda connection: connection.set_progress_handler(None, 0))
+        return count
+
+    steps(3000)
+    small, large = steps(3000), steps(9000)
+    assert large < 1.3 * small
 
 
 def test_an_older_store_is_indexed_when_it_is_opened(tmp_path: Path) -> None:
@@ -155,7 +189,7 @@ def test_an_older_store_is_indexed_when_it_is_opened(tmp_path: Path) -> None:
             "DROP TABLE recall",
             "DROP TABLE recalled_examples",
             "ALTER TABLE inferences DROP COLUMN recalled",
-            "DELETE FROM _sqlite_migrations WHERE name LIKE '%recall'",
+            "DELETE FROM _sqlite_migrations WHERE name LIKE '%recall%'",
         ):
             old.execute(statement)
         old.commit()
