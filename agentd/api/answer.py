@@ -20,7 +20,7 @@ from agentd.engine.reply import Reply, delta
 from agentd.engine.response_format import FormatConstraint
 from agentd.errors import AgentdError, InvalidRequest, NotALanguageModel
 from agentd.ids import now, uuid7
-from agentd.store import implicit, inferences, tasks
+from agentd.store import implicit, inferences, scores, tasks
 from agentd.store.inferences import Inference
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Answer:
             return
         try:
             self._recorded = True
-            await self._services.store.call(inferences.record, self._inference(self.finish or "cancelled"))
+            await self._services.store.call(scores.record, self._inference(self.finish or "cancelled"))
         except AgentdError as error:
             logger.error("inference %s was not recorded: %s", self.id, error)
             self._recorded = False
@@ -131,7 +131,7 @@ class Answer:
                 logger.error("inference %s was not recorded: %s", self.id, error)
 
         with contextlib.suppress(AgentdError):  # the store is closed already
-            self._services.store.submit(inferences.record, self._inference(finish)).add_done_callback(look)
+            self._services.store.submit(scores.record, self._inference(finish)).add_done_callback(look)
 
     def whole(self) -> dict[str, Any]:
         choice: dict[str, Any] = {

@@ -22,7 +22,7 @@ from agentd.api.services import Services, services
 from agentd.engine.protocol import Classification
 from agentd.errors import AgentdError, InvalidRequest, NotAClassifier
 from agentd.ids import now, uuid7
-from agentd.store import inferences
+from agentd.store import scores
 from agentd.store.inferences import Inference
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ async def _record(
     )
     about: dict[str, Any] = {"revision": answer.revision}
     try:
-        await s.store.call(inferences.record, row)
+        await s.store.call(scores.record, row)
     except AgentdError as error:
         logger.error("inference %s was not recorded: %s", row.id, error)
         about["recorded"] = False

@@ -2,13 +2,13 @@
 
 from sqlite_utils import Database
 
-from agentd.store import events, inferences, passes, revisions, transitions
+from agentd.store import events, passes, revisions, scores, transitions
 
 
 def recover(db: Database) -> list[str]:
     """Every pass that was cut short is failed with the reason; a trial is left to be resumed. Answers end as far as
     they had come."""
-    inferences.end_streams(db)
+    scores.end_streams(db)
     notes = []
     for row in passes.unfinished(db):
         reason = f"the daemon stopped while the pass was {row.state}"

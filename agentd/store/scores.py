@@ -14,6 +14,7 @@ from agentd.store import inferences, tasks
 from agentd.store.demonstrations import MESSAGE
 from agentd.store.feedback_targets import choice_of
 from agentd.store.inferences import STREAMING, Inference
+from agentd.store.room import Priority, priority
 from agentd.store.tasks import Task
 
 _JUDGING = ("label", "demonstration", "boolean", "preference")
@@ -40,7 +41,8 @@ def restate(db: Database, inference_id: str) -> None:
     replaces the one before, without any there is none.
 
     What was only inferred from behaviour says what is wrong and never what is right, and what an episode came to is no
-    verdict on one answer: both are left out. So is an answer of which the client has only the beginning.
+    verdict on one answer: both are left out. So is an answer of which the client has only the beginning, until it has
+    the rest.
     """
     inference = inferences.find(db, inference_id)
     verdict = None if inference is None or inference.finish_reason == STREAMING else _verdict(db, inference)
@@ -54,6 +56,23 @@ def restate(db: Database, inference_id: str) -> None:
         " correct = excluded.correct",
         [inference_id, feedback_id, task, inference.revision, inference.created_at[:10], right],
     )
+
+
+@priority(Priority.EXPENDABLE)
+def record(db: Database, inference: Inference) -> None:
+    """Stores an answer, see `inferences.record`; one that was judged while it streamed is scored when it is whole."""
+    inferences.record(db, inference)
+    if inference.finish_reason != STREAMING and _is_judged(db, inference.id):
+        restate(db, inference.id)
+
+
+def end_streams(db: Database) -> None:
+    """Scores what was judged of answers that a daemon which is gone was giving: no more of them comes."""
+    judged = "SELECT id FROM inferences WHERE finish_reason = ? AND id IN (SELECT inference_id FROM feedback)"
+    ids = [id for (id,) in db.execute(judged, [STREAMING])]
+    inferences.end_streams(db)
+    for id in ids:
+        restate(db, id)
 
 
 def scored_by(db: Database, feedback_ids: str) -> list[str]:
@@ -107,6 +126,10 @@ def is_right(kind: str, value: Any, inference: Inference, task: Task, *, calls: 
     if metric in metrics.GENERATED:
         return metrics.share_right(metric, inference.output, inference.tool_calls, right) == 1.0
     return None
+
+
+def _is_judged(db: Database, inference_id: str) -> bool:
+    return db.execute("SELECT 1 FROM feedback WHERE inference_id = ? LIMIT 1", [inference_id]).fetchone() is not None
 
 
 def _has_calls(db: Database, task: str) -> bool:

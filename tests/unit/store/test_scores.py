@@ -1,11 +1,12 @@
 """Every judged answer is scored as it was served, once, and counted by task, revision and day."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlite_utils import Database
 
-from agentd.store import feedback, forgetting, scores, tasks
+from agentd.store import feedback, forgetting, inferences, recovery, scores, tasks
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
 from agentd.store.forgetting import Selection
@@ -149,7 +150,20 @@ def test_counters_are_what_counting_gives(store: Store) -> None:
     assert store.do(scores.series, 2) == {"films": rows[-2:]}
 
 
-def test_an_unfinished_answer_has_no_score(store: Store) -> None:
+def test_an_answer_judged_while_it_streams_is_scored_when_it_is_whole(store: Store) -> None:
     inference = store.do(answer, "go", finish_reason="streaming")
     say(store, inference, "label", "good", "films")
     assert counted(store, "films") == []
+    begun = store.do(inferences.get, inference)
+    for _ in range(2):
+        store.do(scores.record, replace(begun, output="good", finish_reason="stop"))
+        assert counted(store, "films") == [Day(TODAY, 0, 1, 1)]
+
+
+def test_an_answer_that_a_crash_cut_off_is_scored_as_far_as_it_came(store: Store) -> None:
+    judged = store.do(answer, "so", finish_reason="streaming")
+    store.do(answer, "go", finish_reason="streaming", input={"prompt": "another"})
+    say(store, judged, "label", "good", "films")
+    store.do(recovery.recover)
+    assert counted(store, "films") == [Day(TODAY, 0, 1, 0)]
+    assert store.do(inferences.get, judged).finish_reason == "cancelled"
