@@ -1,5 +1,6 @@
 """Judges recall of tasks whose setting is `auto`, when nobody waits and no pass runs: examples are answered as they are
-served, with and without past corrections. A verdict is in the database before it takes effect."""
+served, with and without past corrections. A verdict is in the database before it takes effect. A board that is never
+idle gets its verdict, too: what has waited long enough is judged between its requests, which go first."""
 
 import asyncio
 import contextlib
@@ -7,7 +8,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FEWEST = 3  # corrections of a task that make it worth asking
 _AGAIN = 600.0  # seconds after which what could not be judged is tried again
+_LATEST = 900.0  # seconds after which it is judged though requests keep coming
 _GROWTH = 1.5  # times as many corrections after which it is judged again
 
 
@@ -51,7 +53,8 @@ class RecallJudge:
     ) -> None:
         self._config, self._store, self._engine, self._activity = config, store, engine, activity
         self._switch, self._kind, self._folder, self._free = switch, kind, folder, free
-        self._put_off: dict[str, float] = {}  # by task, when to try again
+        self._put_off: dict[str, tuple[float, str]] = {}  # by task, when to try again, and why not now
+        self._since: dict[str, float] = {}  # by task, when it was due first
         self._loop: asyncio.Task[None] | None = None
         self._work: asyncio.Task[None] | None = None
 
@@ -75,26 +78,62 @@ class RecallJudge:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._config().adapt.trigger.check)
-            settings = self._config().adapt
-            idle = self._activity.idle_seconds >= settings.trigger.idle
-            if not (settings.enabled and idle and self._free() and self._engine.ready) or self._activity.held:
-                continue
             with contextlib.suppress(AgentdError):
-                if (due := await self._due()) is not None and self._free():
-                    self._work = asyncio.create_task(self._judge(*due))
+                due = await self._due()
+                if due and (turn := self._turn(due)) is not None and self._free():
+                    self._work = asyncio.create_task(self._judge(turn, due[turn]))
                     await asyncio.wait({self._work})
 
-    async def _due(self) -> tuple[str, int] | None:
-        """A task that is to be judged, and how many corrections it has."""
-        counts = await self._store.call(examples.count)
-        for name, each in sorted(counts.items()):
+    async def _due(self) -> dict[str, int]:
+        """The tasks that are to be judged, and how many corrections they have. Of the others that are not judged yet it
+        is said why not."""
+        due: dict[str, int] = {}
+        self._switch.waits = {}
+        for name, each in sorted((await self._store.call(examples.count)).items()):
             n, row = sum(each["train"].values()), self._switch.row(name)
-            if self._switch.setting(name) != "auto" or n < FEWEST or time.monotonic() < self._put_off.get(name, 0.0):
+            if self._switch.setting(name) != "auto":
+                continue
+            if n < FEWEST:
+                if row.decided_at is None:
+                    self._switch.waits[name] = f"{FEWEST - n} more corrections"
                 continue
             grown = n >= max(row.corrections + 2, _GROWTH * row.corrections) or 2 * n < row.corrections
             if row.decided_at is None or row.revision != self._engine.revision or grown:
-                return name, n
-        return None
+                due[name] = n
+        now = time.monotonic()
+        self._since = {name: self._since.get(name, now) for name in due}
+        return due
+
+    def _turn(self, due: Mapping[str, int]) -> str | None:
+        """The task that is judged now. Of all others it is said what they wait for."""
+        settings, now = self._config().adapt, time.monotonic()
+        turn: str | None = None
+        idle, latest = self._activity.idle_seconds >= settings.trigger.idle, min(_LATEST, settings.trigger.latest)
+        held: str | None = None
+        if not settings.enabled:
+            held = "adapt.enabled, which is false"
+        elif not self._engine.ready or self._activity.held:
+            held = "the engine"
+        elif not self._free():
+            held = "the end of a pass or a trial"
+        for name in due:
+            again, why = self._put_off.get(name, (now, ""))
+            left = self._since[name] + latest - now
+            if held is not None:
+                self._switch.waits[name] = held
+            elif again > now:
+                self._switch.waits[name] = f"another try in {(again - now) / 60:.0f} min: {why}"
+            elif not idle and left > 0:
+                self._switch.waits[name] = (
+                    f"{settings.trigger.idle:g} s without a request (adapt.trigger.idle); in {left / 60:.0f} min it is "
+                    "judged all the same"
+                )
+            elif turn is None:
+                turn = name
+                self._switch.waits[name] = "its examples to be answered, which is going on"
+            else:
+                self._switch.waits[name] = "others that are judged first"
+        return turn
 
     async def _judge(self, name: str, corrections: int) -> None:
         revision, config = self._engine.revision, self._config()
@@ -106,15 +145,21 @@ class RecallJudge:
                 verdict = Judgement(False, None, "no example of the task has an answer that is known to be right", {})
             elif (reason := await asyncio.to_thread(self._too_large, asked)) is not None:
                 logger.info("recall is not judged now: %s", reason)
-                self._put_off[name] = time.monotonic() + _AGAIN
+                self._postpone(name, reason)
                 return
             else:
                 on = self._switch.row(name).active
                 verdict = await self._examine(asked, revision, on)
+                if verdict.figures["n"] < min(FEWEST, len(asked.questions)):
+                    self._postpone(name, "hardly anything was answered in time (adapt.gate.max_time)")
+                    return
             await self._conclude(name, verdict, revision, corrections)
         except Exception as error:
             logger.warning("recall was not judged: %s", error, exc_info=not isinstance(error, AgentdError))
-            self._put_off[name] = time.monotonic() + _AGAIN
+            self._postpone(name, str(error))
+
+    def _postpone(self, name: str, reason: str) -> None:
+        self._put_off[name] = time.monotonic() + _AGAIN, reason
 
     async def _conclude(self, name: str, verdict: Judgement, revision: int, corrections: int) -> None:
         before = self._switch.row(name)
@@ -131,6 +176,7 @@ class RecallJudge:
         if row is None:
             return
         self._switch.note(row)
+        self._put_off.pop(name, None)
         turned = "stays " if before.active == verdict.active and before.decided_at else ""
         message = f"task {name}: {turned}{'on' if verdict.active else 'off'}: {verdict.reason}"
         await self._store.call(events.add, "recall", message, revision=revision or None, data=verdict.figures)

@@ -19,6 +19,8 @@ class RecallSwitch:
     def __init__(self, config: Callable[[], Config], store: Store) -> None:
         self._config, self._store = config, store
         self._rows: dict[str, Recall] = {}
+        self.waits: dict[str, str] = {}
+        """By task, what its next judgement waits for, where one is due or none was made yet."""
 
     async def load(self) -> None:
         """Takes in what the store says. Raises StorageFailed."""
@@ -61,11 +63,16 @@ class RecallSwitch:
     def as_json(self, task: str) -> dict[str, Any]:
         """Of a task, for people: setting, whether it is on, why and with which figures."""
         setting, row = self.setting(task), self._row(task)
+        waits = self.waits.get(task) if setting == "auto" else None
+        reason = row.reason if setting == "auto" else f"set to {setting}"
+        if reason is None and waits is not None:
+            reason = f"not judged yet, it waits for {waits}"
         return {
             "setting": setting,
             "on": self.k(task) > 0,
             "k": row.k or (K if self.k(task) else None),
-            "reason": row.reason if setting == "auto" else f"set to {setting}",
+            "reason": reason,
+            "waits_for": waits,
             "figures": row.figures,
             "decided_at": row.decided_at,
         }

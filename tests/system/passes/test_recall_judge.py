@@ -1,12 +1,15 @@
 """Recall judged by a daemon itself: three corrections, no request, and a verdict that is shown and survives."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.tiny_passes import gguf
 from tools.daemon import DaemonProcess, eventually
 
 SETTINGS: dict[str, Any] = {
@@ -60,9 +63,35 @@ def test_it_is_switched_on_where_it_helps_and_says_so(daemon: DaemonProcess) -> 
 
 def test_what_is_off_is_not_judged_and_a_verdict_survives(daemon: DaemonProcess) -> None:
     eventually(lambda: recall(daemon, "codes")["decided_at"], 60)
+    eventually(lambda: recall(daemon, "free")["waits_for"] is None, 60)
     before = recall(daemon, "free")
     assert recall(daemon, "off")["decided_at"] is None
     daemon.stop()
     daemon.start()
     assert recall(daemon, "free") == before
     assert not list((daemon.state / "passes").glob("recall/*"))
+
+
+def test_a_board_that_is_never_idle_gets_its_verdict(tmp_path: Path) -> None:
+    trigger = {"idle": "1h", "latest": "1h", "check": "100ms", "min_examples": 10**6}
+    settings = {"adapt": {"enabled": True, "trigger": trigger, "gate": {"min_holdout": 10**6}}}
+    model = gguf(tmp_path)
+    with DaemonProcess(model, settings) as daemon:
+        daemon.start()
+
+        def correct(n: int) -> None:
+            said = daemon.ask(f"number {n}", max_tokens=2, metadata={"task": "codes"}).json["id"]
+            value = {"inference_id": said, "kind": "label", "value": ("yes", "no")[n % 2], "task": "codes"}
+            assert daemon.post("/v1/feedback", value).status == 201
+
+        correct(1)
+        eventually(lambda: recall(daemon, "codes")["waits_for"] == "2 more corrections", 30)
+        for n in range(2, 14):
+            correct(n)
+        eventually(lambda: "without a request" in (recall(daemon, "codes")["waits_for"] or ""), 30)
+        assert "judged all the same" in recall(daemon, "codes")["reason"]
+        trigger["latest"] = "0s"
+        daemon.configure(model, settings)
+        os.kill(daemon.pid, signal.SIGHUP)
+        eventually(lambda: daemon.ask("again", max_tokens=2) and recall(daemon, "codes")["decided_at"], 60)
+        assert recall(daemon, "codes")["figures"]["n"] > 0
