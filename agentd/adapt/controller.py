@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
 from agentd import ids
+from agentd.adapt import consolidation
 from agentd.adapt.gate.skills import Baseline
 from agentd.adapt.kinds.kind import EngineKind
 from agentd.adapt.passes import memory_control
@@ -134,6 +136,7 @@ class Adaptation:
                 raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
             await asyncio.wait({self._task})  # it only tidies up
         self.require_engine()
+        self._require_something_to_consolidate(options)
         await self._end_sifting()
         seed = self._config.adapt.seed
         self._starting = True
@@ -159,9 +162,22 @@ class Adaptation:
         if not self._engine.ready:
             raise EngineUnavailable(f"{self._engine.problem or 'the engine is starting'}; try again when it serves")
 
+    def _require_something_to_consolidate(self, options: Mapping[str, Any]) -> None:
+        """Raises Conflict."""
+        if options.get("consolidate") and self._engine.revision == 0:
+            raise Conflict("the base model serves; there is nothing to learn again from it")
+
+    async def _recalled(self) -> dict[str, int]:
+        """By task with recall, how many past corrections its prompts have."""
+        counts = {name: self.recall.k(name) for name in await self._store.call(examples.count)}
+        return {name: k for name, k in counts.items() if k}
+
     async def dry_run(self, options: dict[str, Any]) -> dict[str, Any]:
         """The plan a pass would follow now. Raises PassRefused."""
-        plan = await self._prepare.plan(self._config, options, self._config.adapt.seed, engine_is_free=False)
+        self._require_something_to_consolidate(options)
+        plan = await self._prepare.plan(
+            self._config, options, self._config.adapt.seed, engine_is_free=False, recalled=await self._recalled()
+        )
         counts = {role: len(plan.data.of(role)) for role in ("train", "dev", "holdout")}
         return {**plan.setting.as_json(), "examples": counts, "left_out": plan.data.left_out}
 
@@ -263,9 +279,11 @@ class Adaptation:
     async def _plan(
         self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch
     ) -> tuple[Attempt, Dataset]:
-        plan = await self._prepare.plan(self._config, options, seed + progress.id, engine_is_free=True)
+        plan = await self._prepare.plan(
+            self._config, options, seed + progress.id, engine_is_free=True, recalled=await self._recalled()
+        )
         await self._planned(progress, plan.setting)
-        means = await self._means(progress, seed)
+        means = await self._means(progress, seed, relearn=bool(options.get("consolidate")))
         self._training = Training(self._activity, means.folder / "trainer.log", self._group)
         return self.kind.make_pass(means, plan, self._training, memory), plan.data
 
@@ -276,10 +294,11 @@ class Adaptation:
         await self._store.call(passes.advance, progress.id, "planned")
         return self.kind.import_pass(await self._means(progress, seed), imported), data
 
-    async def _means(self, progress: Progress, seed: int) -> Means:
+    async def _means(self, progress: Progress, seed: int, *, relearn: bool = False) -> Means:
         folder = self.folder(progress.id)
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        return Means(self._config, self._store, self._engine, self.files, progress, folder, seed, self._baseline)
+        tools = (self._config, self._store, self._engine, self.files)
+        return Means(*tools, progress, folder, seed, self._baseline, relearn)
 
     async def _planned(self, progress: Progress, setting: PassSetting) -> None:
         progress.method, progress.blocks = setting.method, setting.blocks
@@ -339,11 +358,20 @@ class Adaptation:
             return
         try:
             if not self._sifting.result():  # else what is left is counted at the next look
-                await self.start(trigger, {})
+                await self.start(trigger, await self._options())
         except (Conflict, EngineUnavailable):
             pass
         except AgentdError as error:
             logger.warning("no pass starts by itself: %s", error)
+
+    async def _options(self) -> dict[str, Any]:
+        """Of a pass that starts by itself: whether it learns everything again from the base."""
+        adapt = self._config.adapt
+        reason = await self._store.call(consolidation.due, adapt.consolidate, adapt.gate.max_drift)
+        if reason is None or self._engine.revision == 0:
+            return {}
+        await self._event("consolidation", f"the next pass learns everything again from the base: {reason}")
+        return {"consolidate": True}
 
     async def _sift(self, seed: int) -> bool:
         await self._judge.stop()  # there is one session of background work

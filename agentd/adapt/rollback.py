@@ -20,13 +20,13 @@ class Rollback:
         self._store, self._engine, self._files, self._tell = store, engine, files, tell
 
     async def target(self, revision: int | None) -> int:
-        """What a rollback leads to: the given revision, or the parent of what serves.
+        """What a rollback leads to: the given revision, or what served before the pass that made the one that does.
 
         Raises Conflict where that cannot serve, RevisionCorrupt where its files are damaged.
         """
         serving = self._engine.revision
         if revision is None:
-            revision = (await self._store.call(revisions.get, serving)).parent
+            revision = await self._store.call(revisions.predecessor, serving)
             if revision is None:
                 raise Conflict("the base model serves; there is nothing to go back to")
         row = await self._store.call(revisions.get, revision)

@@ -129,7 +129,9 @@ async def _scores(s: Services) -> dict[str, list[dict[str, Any]]]:
 async def list_revisions(request: Request) -> Response:
     s = services(request)
     rows = await s.store.call(revisions.all)
-    return JSONResponse({"revisions": [_revision(s, row) for row in rows]})
+    before = await s.store.call(lambda db: [revisions.predecessor(db, row.id) for row in rows])
+    both = zip(rows, before, strict=True)
+    return JSONResponse({"revisions": [{**_revision(s, row), "predecessor": id} for row, id in both]})
 
 
 async def show_revision(request: Request) -> Response:
@@ -181,7 +183,7 @@ async def progress(request: Request) -> Response:
 async def adapt(request: Request) -> Response:
     s = services(request)
     body = await parse(request, AdaptBody, s.config.serve.max_body)
-    options = body.model_dump(exclude_none=True, exclude={"dry_run"})
+    options = body.model_dump(exclude_defaults=True, exclude={"dry_run"})
     if body.dry_run:
         return JSONResponse({"plan": await s.adaptation.dry_run(options)})
     return JSONResponse({"pass": await s.adaptation.start("manual", options)}, 202)

@@ -271,6 +271,7 @@ class AdaptBody(Body):
     method: Method | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
+    consolidate: bool = Field(False, description="learn everything again from the base")
     dry_run: bool = False
 
 
@@ -281,7 +282,7 @@ class RecallBody(Body):
 
 
 class RollbackBody(Body):
-    """POST /admin/rollback. Without a revision: the parent of the one that serves."""
+    """POST /admin/rollback. Without a revision: what served before the one that does."""
 
     revision: int | None = Field(None, ge=0, le=MAX_INTEGER)
     reason: str | None = Field(None, max_length=1000)

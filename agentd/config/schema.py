@@ -144,6 +144,19 @@ class TrialSettings(Section):
     )
 
 
+class ConsolidateSettings(Section):
+    depth: Integer = key(
+        8,
+        "passes on each other after which the next one learns everything again from the base; 0: none does by itself",
+        ge=0,
+        le=10**6,
+    )
+    drift: Number = key(0.6, "share of adapt.gate.max_drift from which on it does, too", ge=0, le=1)
+    max_examples: Integer = key(
+        4096, "training examples that it learns from, as far as memory allows", ge=1, le=_MAX_COUNT
+    )
+
+
 class HoldSettings(Section):
     temperature: Annotated[Number, Field(ge=20, le=150)] | None = key(
         90.0, "°C of the hottest sensor above which no pass runs; null = off"
@@ -172,6 +185,7 @@ class AdaptSettings(Section):
     gate: GateSettings = GateSettings()
     trial: TrialSettings = TrialSettings()
     hold: HoldSettings = HoldSettings()
+    consolidate: ConsolidateSettings = ConsolidateSettings()
 
 
 class FeedbackSettings(Section):

@@ -1,5 +1,6 @@
 """Starting, stopping and holding back passes."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,15 +42,33 @@ def adapt(
     for name, value in (("blocks", blocks), ("zo_steps", zo_steps)):
         if value is not None:
             body[name] = _count(name, value)
+    _start(body, socket, follow=not dry_run and not no_wait, as_json=as_json)
+
+
+def consolidate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the pass and do not follow it.")] = False,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Learn everything again from the base, in one pass, and follow it until it ends.
+
+    What comes of it serves if it is no worse on any task than what serves now. Ctrl-C detaches; the pass goes on.
+    """
+    body: JSON = {"consolidate": True, **({"dry_run": True} if dry_run else {})}
+    _start(body, socket, follow=not dry_run and not no_wait, as_json=as_json)
+
+
+def _start(body: JSON, socket: Path | None, *, follow: bool, as_json: bool) -> None:
     daemon = Daemon(socket)
     answer = daemon.post("/admin/adapt", body)
-    if not dry_run and not no_wait:
+    if follow:
         if not as_json:
             output.say(f"pass {answer['pass']} started")
         watch(daemon, answer["pass"], as_json)
     elif as_json:
         output.document(answer)
-    elif dry_run:
+    elif "plan" in answer:
         _plan(answer["plan"])
     else:
         output.facts(answer)

@@ -104,7 +104,7 @@ def _show(name: str, value: object) -> object:
 
 def rollback(
     revision: Annotated[
-        int | None, typer.Argument(metavar="R", help="The revision to serve; the serving one's parent if left out.")
+        int | None, typer.Argument(metavar="R", help="The revision to serve; if left out, what served before.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the history.")] = None,
@@ -142,7 +142,7 @@ def _target(revisions: list[JSON], number: int | None) -> tuple[JSON, JSON]:
     """The serving revision and the one to go to. Raises CtlError where there is none."""
     known = {revision["id"]: revision for revision in revisions}
     serving = next((revision for revision in revisions if revision["serving"]), known[0])
-    goal = serving["parent"] if number is None else number
+    goal = serving["predecessor"] if number is None else number
     if goal is None:
         raise CtlError("the base model serves: there is nothing to roll back to; name a revision to roll forward")
     if goal not in known:

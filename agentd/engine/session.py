@@ -3,6 +3,7 @@
 Every handler is a generator: it yields progress (or None) where serving may cut in, and returns its result.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -111,9 +112,7 @@ class Session(OperationSession):
             for number, line in enumerate(lines):
                 example = json.loads(line)
                 try:
-                    recalled = example.get("recalled")
-                    example["input"] = input_with_recalled(self._background.vocabulary, example["input"], recalled)
-                    encoded = self._background.encode(**{name: example[name] for name in _ENCODED if name in example})
+                    encoded = self._encoded(example)
                     out.write(json.dumps(asdict(encoded)) + "\n")
                 except AgentdError as error:
                     encoded = Encoded.of([], [], 0, [])
@@ -122,6 +121,16 @@ class Session(OperationSession):
                 if number % 32 == 31:
                     yield number + 1
         return len(self._examples)
+
+    def _encoded(self, example: dict[str, Any]) -> Encoded:
+        """With what is recalled for it, where there is room for any of that. Raises AgentdError."""
+        encode = self._background.encode
+        fields = {name: example[name] for name in _ENCODED if name in example}
+        if (recalled := example.get("recalled")) is not None:
+            with contextlib.suppress(AgentdError):
+                input = input_with_recalled(self._background.vocabulary, example["input"], recalled)
+                return encode(**{**fields, "input": input})
+        return encode(**fields)
 
     def _score(self, op: ScoreExamples) -> Steps[int, list[Scores]]:
         by_length, back = _sorted(self._numbered(op.examples))

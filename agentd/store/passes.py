@@ -69,6 +69,12 @@ def create(db: Database, trigger: str, parent_revision: int, seed: int, options:
     return latest(db, 1)[0]
 
 
+def last_consolidation(db: Database) -> int:
+    """The number of the last pass that was to learn everything again from the base; 0 where there was none."""
+    statement = "SELECT max(id) FROM passes WHERE json_extract(options, '$.consolidate')"
+    return int(db.execute(statement).fetchone()[0] or 0)
+
+
 def last_end(db: Database) -> str | None:
     """When the last pass ended."""
     row = db.execute("SELECT max(finished_at) FROM passes").fetchone()

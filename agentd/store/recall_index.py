@@ -87,6 +87,7 @@ def nearest(
     limit: int,
     suits: Callable[[str], bool] = lambda id: True,
     without: Collection[str] = (),
+    apart: bool = False,
 ) -> list[str]:
     """Ids of at most `limit` usable training examples of the task, the most similar first, no two of them
     near-duplicates: of those the one of the highest weight, then the newest. Where fewer share a term with the text,
@@ -94,15 +95,17 @@ def nearest(
 
     suits    whether an example may be among them, by its id
     without  text keys of examples that are not to be among them
+    apart    nor near-duplicates of the text itself
     """
+    own = frozenset(terms_of(text))
     matches = _matches(db, task, terms_of(text), set(without))
     chosen: list[Match] = []
     for match in matches:
-        if len(chosen) >= limit and not any(_alike(match, other) for other in chosen):
+        if len(chosen) >= limit and not any(_alike(match.terms, other.terms) for other in chosen):
             continue
-        if not suits(match.id):
+        if (apart and _alike(match.terms, own)) or not suits(match.id):
             continue
-        twin = next((i for i, other in enumerate(chosen) if _alike(match, other)), None)
+        twin = next((i for i, other in enumerate(chosen) if _alike(match.terms, other.terms)), None)
         if twin is None:
             chosen.append(match)
         elif (match.weight, match.updated_at) > (chosen[twin].weight, chosen[twin].updated_at):
@@ -215,5 +218,5 @@ def _newest(db: Database, task: str, limit: int, without: set[str]) -> list[str]
     return [id for id, key in db.execute(usable, [to_json(rows), task]) if key not in without][:limit]
 
 
-def _alike(a: Match, b: Match) -> bool:
-    return len(a.terms & b.terms) >= _ALIKE * len(a.terms | b.terms)
+def _alike(a: frozenset[str], b: frozenset[str]) -> bool:
+    return len(a & b) >= _ALIKE * len(a | b)

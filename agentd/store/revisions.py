@@ -90,6 +90,16 @@ def activate(db: Database, revision: int, reason: str) -> Activation:
     return history(db, 1)[0]
 
 
+def predecessor(db: Database, id: int) -> int | None:
+    """What a revision took the place of: its parent, or where it was learned again from the base what served then.
+    None for the base. Raises NotFound."""
+    row = get(db, id)
+    served = "SELECT parent_revision FROM passes JOIN revisions ON revisions.id = parent_revision"
+    usable = "revisions.state IN ('base', 'committed')"
+    before = db.execute(f"{served} WHERE passes.id = ? AND {usable}", [row.pass_id]).fetchone()
+    return int(before[0]) if before else row.parent
+
+
 def history(db: Database, limit: int) -> list[Activation]:
     """Newest first."""
     return select(db, Activation, "ORDER BY id DESC LIMIT ?", [limit])

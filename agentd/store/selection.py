@@ -48,6 +48,14 @@ def for_training(db: Database, limit: int, seed: int, tasks: Sequence[str] | Non
     return Draw(_newest_first(db, new) + _by_id(db, sorted(used[: limit - len(new)])), undrawn)
 
 
+def for_relearning(db: Database, limit: int, seed: int, tasks: Sequence[str] | None = None) -> Draw:
+    """At most `limit` training examples of these tasks, used ones and new ones alike; shares and turns as in
+    `for_training`."""
+    undrawn: list[str] = []
+    every = _by_task(db, "train", ["new", "used"], tasks, lambda group, n: _both_ends(db, group, n), seed, undrawn)
+    return Draw(_newest_first(db, list(itertools.islice(_by_turns(every), limit))), undrawn)
+
+
 def holdout(db: Database, task: str, limit: int, known: set[str] | None = None) -> list[Example]:
     """At most `limit` of the task's held-out examples, the newest of each label in its share; those of weight w are a
     share w of theirs.

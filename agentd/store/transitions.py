@@ -34,7 +34,8 @@ def commit(db: Database, revision: int, number: int) -> None:
     """The trial is passed. `number` is 0 where no pass made the revision."""
     trials.finish(db, revision, "passed")
     revisions.set_state(db, revision, "committed")
-    revisions.activate(db, revision, f"pass {number} committed")
+    again = bool(number) and passes.get(db, number).options.get("consolidate")
+    revisions.activate(db, revision, f"pass {number} committed" + (", learned again from the base" if again else ""))
     if number:
         passes.advance(db, number, "committed")
 

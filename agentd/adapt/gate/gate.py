@@ -172,9 +172,11 @@ def judge(
     seed: int,
     no_calls: Mapping[str, NoCall] = _NONE,
     skills: Mapping[str, Skill] = _NONE,
+    improves: bool = True,
 ) -> Verdict:
     """The candidate must be finite, stay under the drift cap, lose none of the base's skills and on no task, call no
-    tools where none is wanted more often than before, and be better on one task that it learned.
+    tools where none is wanted more often than before, and be better on one task that it learned. Where it is to know no
+    more than what serves it need not be better (`improves` false).
 
     What was established before counts for itself: new feedback that contradicts it, as flipped labels do, brings new
     holdout along that agrees with it, and could outvote the old. A pass is not to lose answers there, nor confidence in
@@ -248,6 +250,8 @@ def judge(
         there = {name: figures[name]["established"] for name in contradicted}
         reason = f"it lost on the holdout that earlier revisions were judged by: {_described(contradicted, there)}"
         return Verdict(False, reason, figures, drift, shown)
+    if not improves:
+        return Verdict(True, f"it is as good: {_described(list(figures), figures)}", figures, drift, shown)
     if not winners:
         smallest = min(
             (min(f.get("p_accuracy", 1.0), f["p_loss"]) for n, f in figures.items() if n in adapted), default=1

@@ -56,7 +56,8 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Means:
-    """What every attempt works with. `folder` is its own, and exists."""
+    """What every attempt works with. `folder` is its own, and exists; `relearn`: it begins at the base, not at what
+    serves."""
 
     config: Config
     store: Store
@@ -66,6 +67,7 @@ class Means:
     folder: Path
     seed: int
     baseline: Baseline
+    relearn: bool = False
 
 
 class Attempt(ABC):
@@ -78,8 +80,9 @@ class Attempt(ABC):
         self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
         self._progress, self._folder, self._seed = means.progress, means.folder, means.seed
         self._baseline = means.baseline
-        self._parent = means.engine.revision
-        self._origin = self._parent  # what the candidate is made from
+        self._parent = means.engine.revision  # what serves, which the candidate is compared with
+        self._relearn = means.relearn
+        self._origin = 0 if means.relearn else self._parent  # what the candidate is made from
         self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
         self.learned = Learned()  # once the gate has judged it
@@ -89,7 +92,10 @@ class Attempt(ABC):
         try:
             written = len(data.members)
             data = await self._encode(data)
-            await self._learn(await self._with_replay(data, written))
+            learned = await self._with_replay(data, written)
+            if self._origin != self._parent:
+                await self._engine.call(Use(str(self._origin)))
+            await self._learn(learned)
             await self._advance("trained")
             verdict = await self._gate(data)
         finally:
@@ -106,7 +112,7 @@ class Attempt(ABC):
 
     @abstractmethod
     async def _learn(self, data: Dataset) -> None:
-        """Makes a candidate, starting from the parent, which the engine uses when this begins."""
+        """Makes a candidate, starting from the origin, which the engine uses when this begins."""
 
     @abstractmethod
     async def _stage_candidate(self) -> None:
@@ -155,6 +161,8 @@ class Attempt(ABC):
         await self._store.call(passes.update, self._progress.id, n_train=n_train, n_holdout=n_holdout)
         for name, why in data.left_out.items():
             await self._event("left out", f"task {name}: {why}")
+        if n := sum(member.recalled is not None for member in data.members):
+            await self._event("recall", f"{n} of {n_train} training examples have past corrections in their prompts")
         if data.unusable:
             context = self._config.context
             await self._store.call(examples.set_aside, data.unusable, read, context, self._progress.id)
@@ -216,6 +224,7 @@ class Attempt(ABC):
                 seed=self._seed,
                 no_calls=no_calls,
                 skills=shown,
+                improves=not self._relearn,
             )
         )
         for name, samples in answers.samples().items():
@@ -241,6 +250,7 @@ class Attempt(ABC):
             "tasks": verdict.figures,
             **({"skills": verdict.skills} if verdict.skills else {}),
             "n_train": len(data.of("train", "dev")),
+            **({"instead_of": self._parent} if self._relearn else {}),
         }
         digest = await asyncio.to_thread(self._files.write, number, files, manifest)
         summary = {name: {"before": f["before"], "after": f["after"], "n": f["n"]} for name, f in verdict.tasks.items()}

@@ -81,7 +81,7 @@ class ClassifierPass(Attempt):
             learn = Learn(
                 train=[member.number for member in data.of("train")],
                 dev=[member.number for member in data.of("dev")],
-                parent=self._parent,
+                parent=self._origin,
                 bp_layers=setting.blocks,
                 frozen=setting.frozen,
                 steps=setting.steps,

@@ -67,7 +67,7 @@ class AdaptationPass(Attempt):
     async def _train_blocks(self, data: Dataset) -> None:
         """Backpropagation in the last blocks: in as many as memory allows at any time, see memory_control.py."""
         members = data.of("train", "replay", "dev")
-        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        adapter, control = await asyncio.to_thread(self._files.weights, self._origin)
         at, steps = 0, 1  # how far training is
         while self._setting.blocks:
             options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT)
@@ -229,11 +229,11 @@ class AdaptationPass(Attempt):
             self._new[CONTROL] = control
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
-        files = await asyncio.to_thread(self._files.verified, self._parent)
+        files = await asyncio.to_thread(self._files.verified, self._origin)
         files = {name: path for name, path in files.items() if name in (ADAPTER, CONTROL)} | self._new
         if self._steps:
             path = self._folder / LEDGER
-            await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._parent, self._steps))
+            await asyncio.to_thread(ledger.write, path, ledger.Ledger(self._origin, self._steps))
             files[LEDGER] = path
         setting = self._setting
         return files, {"method": setting.method, "blocks": setting.blocks, "zo_steps": len(self._steps)}
@@ -241,7 +241,7 @@ class AdaptationPass(Attempt):
     # --- helpers
 
     async def _stage_candidate(self) -> None:
-        adapter, control = await asyncio.to_thread(self._files.weights, self._parent)
+        adapter, control = await asyncio.to_thread(self._files.weights, self._origin)
         await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
 
     def _on_training(self, event: dict[str, Any]) -> None:

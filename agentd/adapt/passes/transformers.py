@@ -103,7 +103,7 @@ class InPlacePass(Attempt):
         anything = bool(self._steps) or self._moved.exists()
         if anything and not changes and (trajectory.best_loss is None or trajectory.best_step == self._taken):
             self._reached = await self._engine.call(Digest())
-        await self._engine.call(Use(str(self._parent)))  # the copy that learned is given up
+        await self._engine.call(Use(str(self._origin)))  # the copy that learned is given up
         best = trajectory.best_step if trajectory.best_loss is not None else self._taken
         self._progress.message = f"best of {self._taken} steps: step {best}"
 
@@ -122,7 +122,7 @@ class InPlacePass(Attempt):
             trajectory = await zeroth_order.run(
                 self._engine,
                 **arguments,
-                weights=str(self._parent),
+                weights=str(self._origin),
                 epsilon=EPSILON_CHANGES if changes else EPSILON,
                 in_place=True,
                 remade=changes,

@@ -32,7 +32,7 @@ class Member:
     """An example in its role: `train`, `dev`, `holdout`, or `replay`, which is the model's own (replay.py). `number` is
     its place in the engine's session; `established` that it judged an earlier revision that was committed. `advantage`
     says of a scored answer how much better it is than the task's others, from -1 to 1; `whole` that a text comes to its
-    end."""
+    end; `recalled` is what stands in its prompt besides, {"turns", "tokens"} as engine.protocol.Recalled has them."""
 
     number: int
     example: Example
@@ -41,6 +41,7 @@ class Member:
     established: bool = False
     advantage: float = 1.0
     whole: bool = True
+    recalled: dict[str, Any] | None = None
 
     @property
     def choices(self) -> list[str]:
@@ -61,11 +62,13 @@ class Member:
 
     def as_line(self) -> dict[str, Any]:
         """As the engine encodes it: {"input", "choices", "target"}, of a preference "rejected", of what was judged
-        "objective" and "weight", "whole". Target and rejected are texts or assistant messages."""
+        "objective" and "weight", "whole", "recalled". Target and rejected are texts or assistant messages."""
         example = self.example
         line: dict[str, Any] = {"input": example.input, "choices": self.choices}
         if not self.whole:
             line["whole"] = False
+        if self.recalled is not None:
+            line["recalled"] = self.recalled
         if example.kind == PREFERENCE:
             pair = json.loads(example.target)
             return {**line, "target": pair["chosen"], "rejected": pair["rejected"]}
@@ -190,15 +193,21 @@ def readiness(db: Database, gate: GateSettings) -> Readiness:
     return Readiness(by_task)
 
 
-def select(db: Database, *, limit: int, seed: int, gate: GateSettings) -> Dataset:
+def select(db: Database, *, limit: int, seed: int, gate: GateSettings, relearn: bool = False) -> Dataset:
     """Takes what a pass learns from, and what judges it.
 
     Examples of tasks that are not ready wait, and take no other's place. Every task with holdout is judged, adapted or
-    not. Raises PassRefused when nothing can be learned.
+    not. With `relearn` the pass begins at the base: what was learned before is learned again, ready or not, and has no
+    smaller share than what is new. Raises PassRefused when nothing can be learned, or be judged.
     """
     known = {task.name: task for task in tasks.all(db)}
-    left_out = readiness(db, gate).waiting
-    drawn = selection.for_training(db, limit, seed, [name for name in known if name not in left_out])
+    ready = readiness(db, gate)
+    left_out = {name: why for name, why in ready.waiting.items() if not (relearn and ready.tasks[name].learned)}
+    if relearn and not ready.ready:
+        why = "; ".join(f"task {name}: {reason}" for name, reason in ready.waiting.items())
+        raise PassRefused(f"no task could be judged: {why or 'there are no examples'}")
+    draw = selection.for_relearning if relearn else selection.for_training
+    drawn = draw(db, limit, seed, [name for name in known if name not in left_out])
     old = selection.established(db)
     holdout = {name: selection.holdout(db, name, gate.max_holdout, old.get(name, set())) for name in known}
     roles = [(example, "dev" if is_dev(example.text_key) else "train") for example in drawn.examples]

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agentd.adapt.kinds.kind import EngineKind, PassPlan
@@ -11,6 +13,7 @@ from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import Conditions, Machine
+from agentd.adapt.recall.practice import with_recall
 from agentd.config.schema import Config
 from agentd.engine.operations import Abandon, Encode, Open
 from agentd.engine.process.activity import Activity
@@ -32,19 +35,29 @@ class Preparation:
         self._kind, self._store, self._engine, self._activity, self._folders = kind, store, engine, activity, folders
         self.probed: dict[str, Any] | None = None  # what the machine can do, once it was looked at
 
-    async def plan(self, config: Config, options: dict[str, Any], seed: int, *, engine_is_free: bool) -> PassPlan[Any]:
+    async def plan(
+        self,
+        config: Config,
+        options: dict[str, Any],
+        seed: int,
+        *,
+        engine_is_free: bool,
+        recalled: Mapping[str, int] = MappingProxyType({}),
+    ) -> PassPlan[Any]:
         """The best setting, and how to find another one. Raises PassRefused.
 
+        options         as the pass has them; `consolidate`: it begins at the base
         engine_is_free  no session is open in the engine and none will be meanwhile, so that it can be measured
+        recalled        by task, with how many past corrections its prompts are served
         """
-        data = await self._select(config, seed)
         self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
         trainer = Training(self._activity, self._folders / "probe.log")
         self.probed = await self._kind.probe(
             config, self._engine, trainer, self._folders, engine_is_free=engine_is_free
         )
         machine = Machine(self.probed, await earlier_passes(self._store))
-        setting = await asyncio.to_thread(self._kind.setting, config, data, options, machine)
+        data, setting = await self._fitting(config, options, seed, machine)
+        data, setting = await self._prompted(config, options, seed, machine, data, setting, recalled)
 
         async def replan(conditions: Conditions) -> Any:
             try:
@@ -55,6 +68,41 @@ class Preparation:
 
         return PassPlan(setting, data, replan)
 
+    async def _fitting(
+        self, config: Config, options: dict[str, Any], seed: int, machine: Machine
+    ) -> tuple[Dataset, Any]:
+        """The examples and the best setting for them. Where a pass is to learn everything again, as much of it as fits
+        into memory, but no less than other passes take."""
+        least, relearn = config.adapt.max_examples, bool(options.get("consolidate"))
+        limit = max(least, config.adapt.consolidate.max_examples) if relearn else least
+        while True:
+            data = await self._select(config, seed, limit, relearn=relearn)
+            try:
+                return data, await asyncio.to_thread(self._kind.setting, config, data, options, machine)
+            except PassRefused:
+                if limit <= least:
+                    raise
+                limit = max(least, min(limit, len(data.of("train", "dev"))) // 2)
+
+    async def _prompted(
+        self,
+        config: Config,
+        options: dict[str, Any],
+        seed: int,
+        machine: Machine,
+        data: Dataset,
+        setting: Any,
+        recalled: Mapping[str, int],
+    ) -> tuple[Dataset, Any]:
+        """With recall in some prompts, unless their length would cost blocks or methods."""
+        prompted = await with_recall(self._store, data, recalled, config.adapt.recall_tokens, seed)
+        if prompted is not data:
+            with contextlib.suppress(PassRefused):
+                other = await asyncio.to_thread(self._kind.setting, config, prompted, options, machine)
+                if (other.method, other.blocks) == (setting.method, setting.blocks):
+                    return prompted, other
+        return data, setting
+
     async def sift(self, config: Config, seed: int) -> bool:
         """Before a pass starts by itself with this seed: sets aside what the engine cannot use of its examples, and
         what calls tools that are gone, so that it starts on nothing that would turn out useless. Returns whether less
@@ -64,7 +112,7 @@ class Preparation:
         """
         before = await self._store.call(datasets.readiness, config.adapt.gate)
         with contextlib.suppress(PassRefused):  # a pass that is refused all the same says why
-            await self._set_aside(config, await self._select(config, seed))
+            await self._set_aside(config, await self._select(config, seed, config.adapt.max_examples))
         after = await self._store.call(datasets.readiness, config.adapt.gate)
         return after.new < before.new
 
@@ -90,11 +138,11 @@ class Preparation:
         if data.unusable:
             await self._store.call(examples.set_aside, data.unusable, read, config.context)
 
-    async def _select(self, config: Config, seed: int) -> Dataset:
-        adapt = config.adapt
+    async def _select(self, config: Config, seed: int, limit: int, *, relearn: bool = False) -> Dataset:
+        gate = config.adapt.gate
         await self._store.call(schema_drift.review)
         return await self._store.call(
-            lambda db: datasets.select(db, limit=adapt.max_examples, seed=seed, gate=adapt.gate)
+            lambda db: datasets.select(db, limit=limit, seed=seed, gate=gate, relearn=relearn)
         )
 
 

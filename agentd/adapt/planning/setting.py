@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from agentd.adapt.gate.answers import GateAnswers
 from agentd.adapt.gate.skills import probes
 from agentd.adapt.planning import replay
-from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.budget import history
 from agentd.budget.plan import Overrun
 from agentd.budget.planner import Choice
@@ -159,13 +159,22 @@ def estimate(config: Config, data: Dataset) -> Workload:
     own = replay.questions(data, 0)
     inputs = [member.example.input for member in data.members] + [question.input for question in own]
     ordered = [dict(sorted(input.items(), key=lambda item: item[0] != "tools")) for input in inputs]
+    besides = [_recalled(member) for member in data.members] + [""] * len(own)
     workload = Workload.estimated(
-        [json.dumps(input, ensure_ascii=False) for input in ordered],
+        [json.dumps(input, ensure_ascii=False) + more for input, more in zip(ordered, besides, strict=True)],
         [member.answers for member in data.members] + [{"x" * int(replay.TOKENS * _CHARACTERS)}] * len(own),
         rank=config.adapt.rank,
         context=config.context,
     )
     return with_answers(workload, config, data)
+
+
+def _recalled(member: Member) -> str:
+    """What stands in its prompt besides, at most as long as that may be."""
+    if member.recalled is None:
+        return ""
+    text = json.dumps(member.recalled["turns"], ensure_ascii=False)
+    return text[: int(member.recalled["tokens"] * _CHARACTERS)]
 
 
 def with_answers(workload: Workload, config: Config, data: Dataset) -> Workload:

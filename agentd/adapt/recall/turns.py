@@ -44,12 +44,14 @@ def recollect(
     tokens: int,
     form: Mapping[str, Any],
     without: Collection[str] = (),
+    apart: bool = False,
 ) -> Recollection:
     """The `k` nearest corrections of the task that an answer to `input` could look like.
 
     choices  the only answers, if it has to be one of them
     form     what else the answer has to be: `response_format` or `grammar`, as the input of an example has it
     without  text keys of examples that are not to be among them
+    apart    nor any whose input is nearly the same
     """
     declared = tasks.find(db, task)
     text = input_text(dict(input), declared.prompt if declared else None)
@@ -63,7 +65,7 @@ def recollect(
         turns[id] = turn
         return True
 
-    ids = recall_index.nearest(db, task, text, k, suits, without)
+    ids = recall_index.nearest(db, task, text, k, suits, without, apart)
     return Recollection(tuple(ids), tuple(turns[id] for id in ids))
 
 

@@ -85,6 +85,7 @@ def planned(tmp_path: Path) -> Iterator[tuple[Store, Any, Dataset]]:
             folder=tmp_path,
             seed=0,
             baseline=Baseline(),
+            relearn=False,
         )
         assert set(means.__dict__) == set(Means.__dataclass_fields__)
         data = Dataset([Member(i, example, "train", task) for i, example in enumerate(read)], {}, undrawn=undrawn)

@@ -208,3 +208,13 @@ def test_labels_that_are_edited_are_recalled_as_they_are_now(store: Store) -> No
 
     assert store.do(target) == "darker"
     assert json.dumps(store.do(examples.count))
+
+
+def test_what_says_nearly_the_same_can_be_left_out(store: Store) -> None:
+    base = "the heating in the guest room is far too loud at night and nobody can sleep there"
+    twins = train(*(f"{base} {end}" for end in ("now", "again", "today", "honestly", "really", "sadly")))
+    others = train(*(f"the heating on floor {n} is cold" for n in range(6)))
+    for text in (*twins, *others):
+        store.do(examples.add, new(text))
+    assert texts(store, base, 1)[0] in twins
+    assert set(texts(store, base, 3, apart=True)) <= set(others)
