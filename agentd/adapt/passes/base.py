@@ -92,10 +92,10 @@ class Attempt(ABC):
         try:
             written = len(data.members)
             data = await self._encode(data)
-            learned = await self._with_replay(data, written)
+            mixed = await self._with_replay(data, written)
             if self._origin != self._parent:
                 await self._engine.call(Use(str(self._origin)))
-            await self._learn(learned)
+            await self._learn(mixed)
             await self._advance("trained")
             verdict = await self._gate(data)
         finally:

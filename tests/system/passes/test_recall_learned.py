@@ -74,15 +74,11 @@ def test_some_prompts_have_corrections_and_recall_is_judged_again(tmp_path: Path
             assert recalled
             assert not recalled & (own | held_out)
 
-        after = eventually(
-            lambda: verdict(daemon) if verdict(daemon)["decided_at"] != before["decided_at"] else None, 60
-        )
+        after = another_than(daemon, before)
         figures = after["figures"]
         assert figures["source"] == "holdout"
         if max(figures["with"].values()) <= figures["without"]:
             assert not after["on"], "the weights do as well alone"
         roll(daemon, 0)
-        again = eventually(
-            lambda: verdict(daemon) if verdict(daemon)["decided_at"] != after["decided_at"] else None, 60
-        )
+        again = another_than(daemon, after)
         assert again["figures"]["n"] == figures["n"]

@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def learn(db: Database, state: str = "committed", drift: float = 0.0, **options: Any) -> None:
+def learn(db: Database, /, state: str = "committed", drift: float = 0.0, **options: Any) -> None:
     """A pass that ended so, on what served."""
     serving = revisions.committed(db)
     row = passes.create(db, "manual", serving, 0, options)

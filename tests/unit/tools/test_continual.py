@@ -54,7 +54,7 @@ def night(*states: str) -> dict[str, Any]:
     return {"seconds": 5.0, "over": True, "passes": [{"state": state} for state in states]}
 
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"part": "first", "seed": 0, "task": "a", "corrections": 5, "column": "base", "right": 0.5, "ms": 10.0},
     {"part": "first", "seed": 0, "task": "a", "corrections": 5, "column": "recall", "right": 0.75, "ms": 20.0},
     {"part": "first", "seed": 0, "task": "a", "corrections": 10, "column": "recall", "right": 1.0, "ms": 30.0},
