@@ -67,7 +67,7 @@ def daemon() -> Iterator[DaemonProcess]:
             body = {"inference_id": id, "kind": "label", "value": "no", "source": "program"}
             assert daemon.post("/v1/feedback", body).json["state"] == "quarantined"
         tools = [{"type": "function", "function": TOOL}]
-        assert daemon.ask(HOSTILE[0], choices=HOSTILE, metadata={"episode": HOSTILE[1]}).status == 200
+        assert daemon.ask(HOSTILE[0], choices=HOSTILE, max_tokens=100, metadata={"episode": HOSTILE[1]}).status == 200
         assert daemon.ask("Lights!", tools=tools, tool_choice="required", max_tokens=80).status == 200
         assert daemon.ask("Say something.", max_tokens=8).status == 200
         for i in range(3):
