@@ -239,7 +239,9 @@ class DaemonProcess:
         """
         uri = f"{(self.state / 'agentd.db').as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            # an index of terms holds nothing of its own, and cannot be read row by row
+            own = "type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL TABLE%'"
+            tables = [name for (name,) in db.execute(f"SELECT name FROM sqlite_master WHERE {own}")]
             tables.remove("events")
             return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 

@@ -158,14 +158,14 @@ def _wished(
         raise PassRefused(f"this engine has no method {method!r}; it has {', '.join(known)}")
     if not dial.in_place and not bp and (method in ("suffix-bp", "elasticzo", BLOCKWISE) or blocks not in ("auto", 0)):
         raise PassRefused(f"backpropagation was asked for, but {no_bp_reason}; method mezo can be used")
+    if blocks != "auto" and not 0 <= int(blocks) <= dial.arch.n_layer:
+        raise PassRefused(f"{blocks} blocks were asked for, and the model has {dial.arch.n_layer}")
     most = dial.arch.n_layer if most_blocks is None or dial.in_place else most_blocks
     if most < (dial.arch.n_layer if method == BLOCKWISE else 0 if blocks == "auto" else int(blocks)):
         raise PassRefused(f"no more than the last {most} blocks can be trained by backpropagation: {no_bp_reason}")
     if blocks == "auto":
         return [plan for plan in dial.plans(bp) if method in ("auto", plan.method) and plan.blocks <= most]
     k, n_layer = int(blocks), dial.arch.n_layer
-    if not 0 <= k <= n_layer:
-        raise PassRefused(f"{k} blocks were asked for, and the model has {n_layer}")
     if k == 0:
         if method in ("suffix-bp", BLOCKWISE, "bp"):
             raise PassRefused(f"{method} with 0 blocks would train nothing; give it blocks, or use mezo")

@@ -42,6 +42,7 @@ STATUS = {
     "backpropagation",
     "last_pass",
     "stale_examples",
+    *("tcp", "keys"),
     *("version", "pid", "uptime_seconds", "model", "state", "problem", "held", "revision", "trial", "pass", "requests"),
     *("engine_restarts", "feedback", "examples", "unusable_examples", "memory", "next_trigger", "state_dir", "socket"),
 }
