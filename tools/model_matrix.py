@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentd.adapt.planning.agreement import ANSWERS
+from agentd.adapt.planning.engine_sample import ANSWERS
 from agentd.engine.llamacpp.background import LlamaCppBackground
 from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import BASE, Generate, Sampling, TapIndex
@@ -89,7 +89,7 @@ class Family:
         return answer
 
     def sample(self) -> Path:
-        """As adapt/planning/agreement.py writes it."""
+        """As adapt/planning/engine_sample.py writes it."""
         text = "the quick brown fox jumps over it"
         example = self.background.encode({"prompt": text}, ANSWERS, ANSWERS[0])
         tap, path = self.folder / "sample.f32", self.folder / "sample.json"

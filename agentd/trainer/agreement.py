@@ -58,7 +58,7 @@ class Agreement:
 
 
 def compare(file: GGUFFile, sample: Path) -> Agreement:
-    """`sample` is the JSON file of adapt/planning/agreement.py.
+    """`sample` is the JSON file of adapt/planning/engine_sample.py.
 
     Raises Unsupported where blocks cannot be built, TrainerFailed for a sample that does not fit.
     """

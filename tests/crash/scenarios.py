@@ -24,7 +24,7 @@ from agentd.adapt import rebuild
 from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.passes import base as passes_base
 from agentd.adapt.passes.trainer_process import Training
-from agentd.adapt.planning import agreement
+from agentd.adapt.planning import engine_sample
 from agentd.api.services import Services
 from agentd.config import schema as configuration
 from agentd.config.schema import Config
@@ -315,7 +315,7 @@ def prepare() -> None:
 
     vars(engine_client)["asyncio"] = _Subprocesses()
     Training.probe = _supported  # type: ignore[method-assign]
-    vars(agreement)["sample"] = _no_sample
+    vars(engine_sample)["sample"] = _no_sample
     Training.run = _dead_trainer  # type: ignore[method-assign]
     vars(passes_base)["drift_corpus"] = lambda: drift_corpus()[:2]
 

@@ -12,7 +12,7 @@ from agentd.adapt.passes.imported import AdapterImport
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_process import Training
-from agentd.adapt.planning import agreement
+from agentd.adapt.planning import engine_sample
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.overhead import engine_runtime, needed
 from agentd.adapt.planning.setting import Setting
@@ -70,12 +70,12 @@ class LlamaCpp(LanguageKind):
         and measures a session in the engine once."""
         sample = None
         if engine_is_free and not self._compared and await self._can_compare(config):
-            sample, self._compared = await agreement.sample(engine, self.shapes(config).n_layer, folder), True
+            sample, self._compared = await engine_sample.sample(engine, self.shapes(config).n_layer, folder), True
         try:
             if self._probed is None or sample is not None:
                 self._probed = {**(self._probed or {}), **await trainer.probe(self.model.path, sample)}
         finally:
-            agreement.discard(folder)
+            engine_sample.discard(folder)
         if self._probed["reason"]:
             logger.warning("backpropagation: %s", self._probed["reason"])
         if engine_is_free and not self._measured:

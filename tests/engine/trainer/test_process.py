@@ -157,6 +157,5 @@ def test_steps_that_are_too_large_are_taken_back(tap: Path, make_spec: Any, run_
     run = run_trainer(make_spec(1, tap, options={"batch": 4, "max_epochs": 20, "patience": 20, "lr": 1e4}))
     assert run.status == 0, run.log
     backs, done = run.kind("back"), run.events[-1]
-    assert backs
-    assert backs[0]["step"] == 0
+    assert backs, "the first step may help by chance, the next ones do not"
     assert done["dev_loss_after"] < done["dev_loss_before"], "smaller steps from the same start lead down"
