@@ -6,6 +6,8 @@ import { button, code, fill, h, redraw, toast } from "./dom.js";
 const PAGES = [["", "Now"], ["review", "Review"], ["learning", "Learning"], ["revisions", "Revisions"], ["tasks", "Tasks"], ["quarantine", "Quarantine"], ["events", "Events"]];
 const main = document.getElementById("main"), lost = document.getElementById("lost");
 let leaving = new AbortController(), watchers = [], listeners = [], timer = null, unfollow = null;
+// Counts times of being signed in and out: what was asked before says nothing about now, and must not wipe a half-typed token.
+let session = 0, out = false;
 
 const app = {
   status: null, waiting: null, live: false,
@@ -29,20 +31,26 @@ const app = {
 
 function complain(error) {
   if (error.name === "AbortError") return;
+  if (error.signedOut && out) return;
   if (error.signedOut) signIn();
   else toast(error.message, { error: true });
 }
 
 async function refresh() {
   clearTimeout(timer);
+  if (out) return undefined;
   let pause = 5000;
+  const asked = session;
   try {
-    app.status = await get("/admin/status");
+    const status = await get("/admin/status");
+    if (asked !== session) return undefined;
+    app.status = status;
     lost.hidden = true;
     frame(app.status);
     for (const fn of [...watchers]) fn(app.status);
     if (app.status.pass || route().name === "") pause = 2000;
   } catch (error) {
+    if (asked !== session) return undefined;
     if (error.signedOut) return signIn();
     if (!(error instanceof ApiError)) throw error;
     lost.hidden = false;
@@ -102,10 +110,14 @@ async function navigate(focus = true) {
 
 async function trade(token) {
   await post("/ui/session", { token });
+  session += 1;
+  out = false;
   history.replaceState(null, "", "#/");
 }
 
 function signIn(problem = null) {
+  session += 1;
+  out = true;
   clearTimeout(timer);
   leaving.abort();
   watchers = [];

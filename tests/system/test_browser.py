@@ -107,6 +107,11 @@ def test_nobody_gets_in_without_a_token(daemon: DaemonProcess, page: Page) -> No
     page.type("not a token")
     page.click("Sign in")
     page.has("is not known here", "main [role=alert]")
+    page.type("half a token")
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")  # asks anew, and is refused
+    page.run("new Promise((done) => setTimeout(done, 500))")
+    assert page.run("document.querySelector('input').value") == "half a token"
+    page.has("is not known here", "main [role=alert]")
     page.run("document.querySelector('input').value = ''")
     page.type(f"http://127.0.0.1/ui/#key={daemon.post('/admin/dashboard', admin=True).json['token']}")
     page.press("Enter")
