@@ -245,12 +245,10 @@ class Owner(threading.Thread):
                 self._findings.problem(f"a swap took {answer['swap_ms']:.0f} ms")
 
 
-def kill_at_random(
-    daemon: DaemonProcess, findings: Findings, seed: int, stopping: threading.Event, every: float
-) -> None:
+def kill_at_random(daemon: DaemonProcess, findings: Findings, seed: int, calm: threading.Event, every: float) -> None:
     """Ends the engine, then it or the trainer while there is one, every `every` seconds or so."""
     generator = random.Random(seed)
-    while not stopping.wait(generator.uniform(0.5, 1.5) * every):
+    while not calm.wait(generator.uniform(0.5, 1.5) * every):
         pids = daemon.pids()
         name = "trainer" if "trainer" in pids and findings.kills and generator.random() < 0.5 else "engine"
         if name in pids:
@@ -263,24 +261,27 @@ def kill_at_random(
 
 
 def soak(daemon: DaemonProcess, seconds: float, *, seed: int = 0, every: float = 12.0, passes: int = 0) -> Findings:
-    """Runs everything for `seconds`, or longer until `passes` have ended (at most four times as long), and
-    checks what is left."""
-    findings, stopping = Findings(), threading.Event()
+    """Runs everything for `seconds`, then without kills until `passes` have come to a verdict (at most twenty times as
+    long: only what never happens is a fault), and checks what is left."""
+    findings, stopping, calm = Findings(), threading.Event(), threading.Event()
     process = psutil.Process(daemon.pids()["daemon"])
     descriptors = process.num_fds()
     threads: list[threading.Thread] = [Client(daemon, findings, number, stopping) for number in range(CLIENTS)]
     threads.append(Owner(daemon, findings, seed, stopping))
-    killer = (daemon, findings, seed, stopping, every)
+    killer = (daemon, findings, seed, calm, every)
     threads.append(threading.Thread(target=kill_at_random, args=killer, daemon=True))
     for thread in threads:
         thread.start()
     began = time.monotonic()
     while process.is_running():
         elapsed = time.monotonic() - began
-        if elapsed >= seconds and (findings.passes >= passes or elapsed >= 4 * seconds):
-            break
+        if elapsed >= seconds:
+            calm.set()
+            if findings.passes >= passes or elapsed >= 20 * seconds:
+                break
         findings.memory.append(process.memory_info().rss)
         time.sleep(min(1.0, seconds / 60))
+    calm.set()
     stopping.set()
     for thread in threads:
         thread.join(60)
