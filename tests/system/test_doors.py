@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -130,11 +131,33 @@ def test_revoking_takes_effect_at_once_and_outlives_a_kill(daemon: DaemonProcess
     assert goes not in daemon.log
 
 
+def test_the_dashboard_of_another_machine_comes_through_the_port(daemon: DaemonProcess, remote: Remote) -> None:
+    add(daemon, "any")
+    eventually(lambda: listens(remote))
+    shown = agentctl(daemon, "dashboard", "--tcp")
+    assert shown.returncode == 0, shown.stderr
+    address = urlsplit(shown.stdout.strip())
+    assert address.netloc == f"{socket.gethostname()}:{remote._port}"
+    assert remote.send("GET", "/ui/").status == 200
+    token, host = {"token": address.fragment.removeprefix("key=")}, f"127.0.0.1:{remote._port}"
+    assert remote.send("POST", "/ui/session", token, Origin="http://evil.example").status == 403
+    answer = remote.send("POST", "/ui/session", token, Origin=f"http://{host}")
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert remote.send("GET", "/admin/status", Cookie=cookie).status == 200
+    assert remote.send("POST", "/admin/pause", {}, Cookie=cookie, Origin="http://evil.example").status == 403
+    assert agentctl(daemon, "dashboard", "--tcp", "--port", "1").returncode == 2
+
+
 def test_loopback_is_open_unless_it_is_said_otherwise() -> None:
     port = free_port()
     remote = Remote(port)
-    with DaemonProcess(settings={"serve": {"tcp": f"127.0.0.1:{port}"}}) as daemon:
+    with DaemonProcess() as daemon:
         daemon.start()
+        assert "set serve.tcp" in agentctl(daemon, "dashboard", "--tcp").stderr
+        daemon.stop()
+        daemon.configure(None, {"serve": {"tcp": f"127.0.0.1:{port}"}})
+        daemon.start()
+        assert agentctl(daemon, "dashboard", "--tcp").stdout.startswith(f"http://127.0.0.1:{port}/ui/#key=")
         key = add(daemon, "a")
         for brought in (None, "unused", key):
             assert remote.send("POST", "/v1/chat/completions", ASK, brought).status == 200
