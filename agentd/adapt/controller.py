@@ -112,10 +112,9 @@ class Adaptation:
         self._config = config
         self.triggers.reconfigure(config.adapt.trigger, enabled=config.adapt.enabled)
 
-    @property
-    def probed(self) -> dict[str, Any] | None:
-        """What the trainer says of this model, once it was asked."""
-        return self._prepare.probed
+    async def known(self) -> dict[str, Any] | None:
+        """What this machine can do for a pass of this model, once it was looked at."""
+        return await self._prepare.known()
 
     @property
     def serving(self) -> int:

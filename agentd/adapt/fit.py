@@ -5,15 +5,12 @@ them, and both are timed. What a pass of 400 examples takes follows from the sam
 """
 
 import asyncio
-import json
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentd.adapt import kinds
-from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.kinds.kind import LanguageKind
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning.setting import Machine
@@ -22,10 +19,8 @@ from agentd.budget.expectation import Speed
 from agentd.budget.planner import Considered
 from agentd.budget.workload import Workload
 from agentd.config.schema import Config
-from agentd.engine.operations import Abandon, Encode, Open, ScoreExamples, Use
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
-from agentd.engine.protocol import BASE, Generate, Sampling
 from agentd.errors import EngineUnavailable, NotALanguageModel
 from agentd.host import memory
 from agentd.models import ModelFile
@@ -127,27 +122,22 @@ async def _fit(kind: LanguageKind, config: Config, model: ModelFile, before: int
     )
     await engine.start()
     try:
-        rates = await _rates(engine, folder)
         trainer = Training(activity, folder / "probe.log")
         probed = await kind.probe(config, engine, trainer, folder, engine_is_free=True)
     finally:
         await engine.stop()
-    for name in ("backward", "trunk"):
-        if probed.get(name):
-            rates[name] = float(probed[name])
     texts = [f"{'word ' * (_TEXT // 5)}{number}" for number in range(EXAMPLES)]
     workload = Workload.estimated(texts, rank=config.adapt.rank, context=config.context)
     serving = footprint.serving_terms(shapes, kv_tokens=config.context)
     # The engine's weights are there whether it runs or not; beside them a pass has what was free before.
     taken = footprint.total(serving)
     available = max(0, before - taken)
-    speed = replace(Speed(), **rates)
+    machine = Machine(probed)
     considered = planner.consider(
         shapes,
         workload,
         budget=planner.budget_of(available, config.memory.reserve, config.memory.limit),
-        speed=speed,
-        **Machine(probed).as_arguments(),
+        **machine.as_arguments(),
     )
     names = {"name": model.name, "architecture": shapes.name, "blocks": shapes.n_layer, "bytes": shapes.weight_bytes}
     return Fit(
@@ -156,8 +146,8 @@ async def _fit(kind: LanguageKind, config: Config, model: ModelFile, before: int
         int(probed.get("most_blocks") or 0),
         probed.get("cosines") is not None,
         probed.get("reason"),
-        speed,
-        tuple(rates),
+        machine.speed,
+        tuple(machine.rates),
         available,
         config.memory.reserve,
         _best(considered),
@@ -172,34 +162,6 @@ def _best(considered: tuple[Considered, ...]) -> tuple[Considered, ...]:
         if key not in smallest or each.plan.needed < smallest[key].plan.needed:
             smallest[key] = each
     return tuple(sorted(smallest.values(), key=lambda each: each.plan.needed))
-
-
-async def _rates(engine: Supervisor, folder: Path) -> dict[str, float]:
-    """Tokens per second of scoring many short texts at once, and of one answer."""
-    source, target = folder / "rates.jsonl", folder / "rates-encoded.jsonl"
-    texts = [text[:200] for text in drift_corpus()[:8]]
-    lines = [{"input": {"prompt": text}, "choices": [" yes", " no"], "target": " yes"} for text in texts]
-    source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    await engine.call(Open())
-    try:
-        await engine.call(Encode(source, target))
-        await engine.call(Use(BASE))
-        trees = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-        usable = [i for i, tree in enumerate(trees) if "error" not in tree]
-        n = sum(len(trees[i]["shared"]) + sum(map(len, trees[i]["own"])) for i in usable)
-        seconds = 0.0
-        for _ in range(2):  # the first time pages of the file come in
-            begin = time.monotonic()
-            await engine.call(ScoreExamples(usable))
-            seconds = time.monotonic() - begin
-    finally:
-        await engine.call(Abandon())
-    rates = {"forward": n / max(seconds, 1e-6)}
-    request = Generate("fit", {"prompt": texts[0]}, Sampling(temperature=0, seed=0), max_tokens=_ANSWER)
-    times = [time.monotonic() async for piece in engine.generate(request) if piece.text or piece.logprobs]
-    if len(times) > 2:  # from the first to the last
-        rates["answer"] = (len(times) - 1) / max(times[-1] - times[0], 1e-6)
-    return rates
 
 
 async def _no_fallback(error: Exception, _: int) -> int:

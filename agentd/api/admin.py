@@ -55,7 +55,7 @@ async def status(request: Request) -> Response:
             "revision": s.supervisor.revision,
             "trial": await s.adaptation.trial_json(),
             "last_pass": _ended(await s.store.call(passes.latest, 2)),
-            "backpropagation": backpropagation(s.adaptation.probed),
+            "backpropagation": backpropagation(await s.adaptation.known()),
             "pass": s.adaptation.progress_json(running_only=True),
             "requests": {"served": s.activity.served, "failed": s.activity.failed, **_load(s)},
             "engine_restarts": s.supervisor.restarts,

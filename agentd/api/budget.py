@@ -33,7 +33,8 @@ async def budget(request: Request) -> Response:
     reading = await asyncio.to_thread(lambda: probe.read(sensors=SensorReader().read))
     memory = s.config.memory
     # The trainer is asked what it can do when the first pass is planned; until then it is taken to know the model.
-    probed = s.adaptation.probed or {"supported": True, "bf16": multiplies_bf16()}
+    found = await s.adaptation.known()
+    probed = found or {"supported": True, "bf16": multiplies_bf16()}
     machine = Machine(probed, await earlier_passes(s.store))
     known = machine.as_arguments()
     free = budget_of(reading.available, memory.reserve, memory.limit)
@@ -50,7 +51,7 @@ async def budget(request: Request) -> Response:
             "workload": {**workload.as_json(), "note": note},
             "calibration": [factor.as_json() for factor in known["calibration"].values()],
             "passes": len(known["history"]),
-            "backpropagation": backpropagation(s.adaptation.probed),
+            "backpropagation": backpropagation(found),
             "plans": [each.as_json(terms=True) for each in considered],
             **_verdict(s, considered, free, reading.available),
         }

@@ -73,6 +73,13 @@ def m006_api_keys(db: Database) -> None:
     faults.change("migration m006_api_keys")
 
 
+@migrations()
+def m007_measurements(db: Database) -> None:
+    for statement in _MEASUREMENTS:
+        db.execute(statement)
+    faults.change("migration m007_measurements")
+
+
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
         {statements}
@@ -423,4 +430,13 @@ _KEYS = (
         revoked_at TEXT
     ) STRICT""",
     "CREATE UNIQUE INDEX api_keys_valid ON api_keys (name) WHERE revoked_at IS NULL",
+)
+
+_MEASUREMENTS = (
+    """
+    CREATE TABLE measurements (
+        key TEXT PRIMARY KEY, -- what they depend on, hashed
+        facts TEXT NOT NULL, -- JSON
+        at TEXT NOT NULL
+    ) STRICT""",
 )

@@ -63,12 +63,25 @@ class EngineKind(ABC, Generic[S]):
             "gpu_layers": config.model.gpu_layers,
         }
 
+    def probed_under(self) -> str | None:
+        """What the facts of `probe` depend on, hashed; None where they cost nothing and are not worth keeping. Reads
+        files."""
+        return None
+
     async def probe(
-        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+        self,
+        config: Config,
+        engine: Supervisor,
+        trainer: Training,
+        folder: Path,
+        *,
+        engine_is_free: bool,
+        known: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """What this machine can do for a pass, and what that costs: {"supported", "reason", ...}, see `Machine`.
 
         engine_is_free  no session is open in the engine and none will be meanwhile, so that it can be measured
+        known           what it was an earlier time, under the same `probed_under`
         """
         return {"supported": True}
 

@@ -2,10 +2,13 @@
 control vectors in the trunk."""
 
 import asyncio
+import hashlib
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import agentd
 from agentd.adapt.kinds.kind import LanguageKind, PassPlan
 from agentd.adapt.passes.base import Attempt, Means
 from agentd.adapt.passes.imported import AdapterImport
@@ -14,6 +17,7 @@ from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import engine_sample
 from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.engine_speed import engine_speed
 from agentd.adapt.planning.overhead import engine_runtime, needed
 from agentd.adapt.planning.setting import Setting
 from agentd.budget.expectation import ZO_STEPS
@@ -23,7 +27,7 @@ from agentd.budget.planner import Choice
 from agentd.config.schema import Config
 from agentd.engine.process.supervisor import Supervisor
 from agentd.formats.gguf_header import Header
-from agentd.host import memory
+from agentd.host import machine, memory
 from agentd.models import ModelFile
 from agentd.revision.archive import Archive
 
@@ -63,19 +67,41 @@ class LlamaCpp(LanguageKind):
         }
         return {**super().settings(config), "prefixes": prefixes}
 
+    def probed_under(self) -> str:
+        """The model, the code that builds its blocks, and the machine."""
+        code = hashlib.sha256()
+        for package in ("nn", "trainer", "learn"):
+            for source in sorted((Path(agentd.__file__).parent / package).rglob("*.py")):
+                code.update(source.read_bytes())
+        libraries = [version(name) for name in ("llama-cpp-python", "torch")]
+        parts = [self.model.sha256, code.hexdigest(), *libraries, *machine.identity()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     async def probe(
-        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+        self,
+        config: Config,
+        engine: Supervisor,
+        trainer: Training,
+        folder: Path,
+        *,
+        engine_is_free: bool,
+        known: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Asks the trainer once whether it can build this model's blocks and whether they compute what the engine's do,
-        and measures a session in the engine once."""
+        """Asks the trainer whether it can build this model's blocks and whether they compute what the engine's do, and
+        measures the engine's speed and what a session costs it: each once."""
+        if self._probed is None and known is not None and "cosines" in known:
+            self._probed, self._compared = known, known["cosines"] is not None
+            self._measured = known.get("engine_runtime_bytes") is not None and known["context"] == config.context
         sample = None
         if engine_is_free and not self._compared and await self._can_compare(config):
             sample, self._compared = await engine_sample.sample(engine, self.shapes(config).n_layer, folder), True
         try:
-            if self._probed is None or sample is not None:
+            if self._probed is None or sample is not None or "cosines" not in self._probed:  # it gave no answer
                 self._probed = {**(self._probed or {}), **await trainer.probe(self.model.path, sample)}
         finally:
             engine_sample.discard(folder)
+        if engine_is_free and "forward" not in self._probed:
+            self._probed.update(await engine_speed(engine, folder))
         if self._probed["reason"]:
             logger.warning("backpropagation: %s", self._probed["reason"])
         if engine_is_free and not self._measured:
@@ -83,7 +109,7 @@ class LlamaCpp(LanguageKind):
             reading = await asyncio.to_thread(memory.read)
             if reading.available - config.memory.reserve >= needed(shapes, context):
                 self._probed["engine_runtime_bytes"] = await engine_runtime(engine, shapes, context, folder)
-                self._measured = True
+                self._probed["context"], self._measured = context, True
         return self._probed
 
     async def _can_compare(self, config: Config) -> bool:

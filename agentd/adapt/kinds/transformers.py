@@ -38,7 +38,14 @@ class Transformers(LanguageKind):
         return served_shapes(self.model.header, config.model.dtype)
 
     async def probe(
-        self, config: Config, engine: Supervisor, trainer: Training, folder: Path, *, engine_is_free: bool
+        self,
+        config: Config,
+        engine: Supervisor,
+        trainer: Training,
+        folder: Path,
+        *,
+        engine_is_free: bool,
+        known: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         return {"supported": False, "reason": "engine transformers learns in place, without a trainer"}
 

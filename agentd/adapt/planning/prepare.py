@@ -18,8 +18,8 @@ from agentd.config.schema import Config
 from agentd.engine.operations import Abandon, Encode, Open
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
-from agentd.errors import PassRefused
-from agentd.store import examples, passes, schema_drift
+from agentd.errors import AgentdError, PassRefused
+from agentd.store import examples, measurements, passes, schema_drift
 from agentd.store.database import Store
 
 SIFTED = "sifted"  # the folder of what the engine reads before a pass starts by itself
@@ -33,7 +33,9 @@ class Preparation:
         self, kind: EngineKind[Any], store: Store, engine: Supervisor, activity: Activity, folders: Path
     ) -> None:
         self._kind, self._store, self._engine, self._activity, self._folders = kind, store, engine, activity, folders
-        self.probed: dict[str, Any] | None = None  # what the machine can do, once it was looked at
+        self._probed: dict[str, Any] | None = None
+        self._key: str | None = None  # under which that is kept
+        self._asked = False
 
     async def plan(
         self,
@@ -52,10 +54,8 @@ class Preparation:
         """
         self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
         trainer = Training(self._activity, self._folders / "probe.log")
-        self.probed = await self._kind.probe(
-            config, self._engine, trainer, self._folders, engine_is_free=engine_is_free
-        )
-        machine = Machine(self.probed, await earlier_passes(self._store))
+        probed = await self._probe(config, trainer, engine_is_free)
+        machine = Machine(probed, await earlier_passes(self._store))
         data, setting = await self._fitting(config, options, seed, machine)
         data, setting = await self._prompted(config, options, seed, machine, data, setting, recalled)
 
@@ -67,6 +67,27 @@ class Preparation:
                 return await asyncio.to_thread(self._kind.setting, config, data, anything, machine, conditions)
 
         return PassPlan(setting, data, replan)
+
+    async def known(self) -> dict[str, Any] | None:
+        """What the machine can do, as this process found or an earlier one; None where none has looked yet."""
+        if not self._asked:
+            self._asked = True
+            self._key = await asyncio.to_thread(self._kind.probed_under)
+            if self._key:
+                self._probed = await self._store.call(measurements.recall, self._key)
+        return self._probed
+
+    async def _probe(self, config: Config, trainer: Training, engine_is_free: bool) -> dict[str, Any]:
+        """What the machine can do: measured once, and kept over restarts."""
+        known = await self.known()
+        before = dict(known or {})
+        self._probed = await self._kind.probe(
+            config, self._engine, trainer, self._folders, engine_is_free=engine_is_free, known=known
+        )
+        if self._key and self._probed != before:
+            with contextlib.suppress(AgentdError):  # costs time at the next start, no more
+                await self._store.call(measurements.remember, self._key, self._probed)
+        return self._probed
 
     async def _fitting(
         self, config: Config, options: dict[str, Any], seed: int, machine: Machine

@@ -11,6 +11,7 @@ from agentd.adapt.gate.skills import probes
 from agentd.adapt.planning import replay
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.budget import history
+from agentd.budget.expectation import Speed
 from agentd.budget.plan import Overrun
 from agentd.budget.planner import Choice
 from agentd.budget.recipe import recipe
@@ -18,6 +19,8 @@ from agentd.budget.workload import Workload
 from agentd.config.schema import Config
 from agentd.learn.encoded import Encoded, shared_prefix
 
+MEASURED = ("forward", "answer", "backward", "trunk")
+"""Of a `Speed`: by adapt/planning/engine_speed.py and by trainer/agreement.py."""
 ALPHA = 2.0  # LoRA alpha in units of the rank
 _CHARACTERS = 4.2  # of a token
 _PATIENCE = 4  # evaluations, of which an epoch has two
@@ -51,6 +54,15 @@ class Machine:
     probed: Mapping[str, Any]
     earlier: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """What was measured of its `Speed`."""
+        return {name: float(self.probed[name]) for name in MEASURED if self.probed.get(name)}
+
+    @property
+    def speed(self) -> Speed:
+        return replace(Speed(), **self.rates)
+
     def as_arguments(self) -> dict[str, Any]:
         """As `budget.planner.consider` takes it."""
         keys = {"trainer": "runtime_bytes", "trainer's start": "start_bytes", "engine": "engine_runtime_bytes"}
@@ -62,6 +74,7 @@ class Machine:
             "runtime": {process: int(self.probed[key]) for process, key in keys.items() if self.probed.get(key)},
             "calibration": history.calibration(self.earlier),
             "history": history.outcomes(self.earlier),
+            "speed": self.speed,
         }
 
 

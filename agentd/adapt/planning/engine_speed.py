@@ -1,0 +1,62 @@
+"""How fast the engine is with this model on this machine: what a plan's time follows from."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from agentd.adapt.gate.drift_corpus import drift_corpus
+from agentd.engine.operations import Abandon, Encode, Open, ScoreExamples, Use
+from agentd.engine.process.supervisor import Supervisor
+from agentd.engine.protocol import BASE, Generate, Sampling
+from agentd.errors import AgentdError
+
+logger = logging.getLogger(__name__)
+
+_CHARACTERS = 200  # of a text: some fifty tokens
+_TEXTS = 8
+_SOON = 1.0  # seconds for two texts; slower engines are measured well enough by these
+_ANSWER = 24  # tokens that are generated to be timed
+
+
+async def engine_speed(engine: Supervisor, folder: Path) -> dict[str, float]:
+    """Tokens per second: `forward` of scoring many short texts at once, `answer` of generating one; what could not be
+    measured is not there. No one else may have a session in the engine meanwhile; `folder` must exist."""
+    rates: dict[str, float] = {}
+    try:
+        rates["forward"] = await _forward(engine, folder)
+        text = drift_corpus()[0][:_CHARACTERS]
+        request = Generate("speed", {"prompt": text}, Sampling(temperature=0, seed=0), max_tokens=_ANSWER)
+        times = [time.monotonic() async for piece in engine.generate(request) if piece.text or piece.logprobs]
+        if len(times) > 2:  # from the first to the last
+            rates["answer"] = (len(times) - 1) / max(times[-1] - times[0], 1e-6)
+    except (AgentdError, OSError) as error:
+        logger.info("how fast the engine is could not be measured: %s", error)
+    return rates
+
+
+async def _forward(engine: Supervisor, folder: Path) -> float:
+    source, target = folder / "speed.jsonl", folder / "speed-encoded.jsonl"
+    texts = [text[:_CHARACTERS] for text in drift_corpus()[:_TEXTS]]
+    lines = [{"input": {"prompt": text}, "choices": [" yes", " no"], "target": " yes"} for text in texts]
+    try:
+        source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        await engine.call(Open())
+        try:
+            await engine.call(Encode(source, target))
+            await engine.call(Use(BASE))
+            trees = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+            usable = [i for i, tree in enumerate(trees) if "error" not in tree]
+            for some in (usable[:2], usable):  # at first pages of the file come in
+                tokens = sum(len(trees[i]["shared"]) + sum(map(len, trees[i]["own"])) for i in some)
+                begin = time.monotonic()
+                await engine.call(ScoreExamples(some))
+                seconds = time.monotonic() - begin
+                if seconds > _SOON:
+                    break
+            return tokens / max(seconds, 1e-6)
+        finally:
+            await engine.call(Abandon())
+    finally:
+        for path in (source, target):
+            path.unlink(missing_ok=True)
