@@ -13,6 +13,7 @@ How tokens are computed and sampled is the engine's matter.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import wait
@@ -39,7 +40,8 @@ from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-_SHORT = 128  # tokens of a prompt that are computed at once while others wait for their next token
+_STALL = 0.5  # seconds, about, that others may wait for their next token while a piece of a prompt is computed
+_SHORTEST = 32  # tokens of such a piece: shorter ones take hardly less time
 _WAIT = 0.002  # seconds that a step waits for a constraint, or for its mask
 
 
@@ -61,6 +63,7 @@ class Serving(Generic[W]):
         self._context, self._vocabulary, self._limit, self._registry = context, vocabulary, per_slot, registry
         self._samplers, self._compiler, self._prefixes = samplers, compiler, prefixes
         self._slots: list[Slot[W]] = [Slot(i) for i in range(slots or context.n_seq)]
+        self._prompt_rate = 256.0  # tokens per second, until it is known
         self._waiting: deque[Job[W]] = deque()
         self._preparing: list[Job[W]] = []
         self._submitted = 0
@@ -306,7 +309,9 @@ class Serving(Generic[W]):
             room -= stop - start
             ends.append((slot, job, stop, len(tokens) - 1 if stop == len(job.prompt) else None))
         self._context.use(jobs[0].adapters)
+        began = time.perf_counter()
         self._context.decode(tokens, positions, sequences, [row for *_, row in ends if row is not None])
+        self._noted(len(tokens), time.perf_counter() - began)
         pieces = []
         for slot, job, stop, row in ends:
             start = len(slot.tokens)
@@ -329,10 +334,17 @@ class Serving(Generic[W]):
         return [self._sample(slot, row)]
 
     def _piece_length(self) -> int:
-        """Tokens of a prompt that are computed at once: the fewer, the sooner the others have their next token."""
+        """Tokens of a prompt that are computed at once: the fewer, the sooner the others have their next token, and the
+        more often they wait."""
         longest = self._context.boundaries.longest
-        decoding = any(slot.job and slot.job.prompted for slot in self._slots)
-        return min(_SHORT, longest) if decoding else longest
+        if not any(slot.job and slot.job.prompted for slot in self._slots):
+            return longest
+        return min(longest, max(_SHORTEST, int(self._prompt_rate * _STALL) // _SHORTEST * _SHORTEST))
+
+    def _noted(self, tokens: int, seconds: float) -> None:
+        """How fast prompts are computed just now; short pieces say little of that."""
+        if tokens >= _SHORTEST:
+            self._prompt_rate += 0.3 * (tokens / max(seconds, 1e-6) - self._prompt_rate)
 
     def _generate(self, slots: list[Slot[W]]) -> list[Piece]:
         jobs = [slot.job for slot in slots if slot.job]

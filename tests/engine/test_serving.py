@@ -87,7 +87,13 @@ def test_all_of_a_conversation_is_taken_over_but_for_a_seed_what_was_computed_al
     assert repeated.last.cached_tokens > 0
 
 
-def test_a_long_prompt_leaves_the_others_their_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rate, longest", [(1.0, 32), (100.0, 32), (250.0, 96), (1e6, 256)])
+def test_a_long_prompt_leaves_the_others_their_turn(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, rate: float, longest: int
+) -> None:
+    serving = engine._serving  # type: ignore[attr-defined]
+    monkeypatch.setattr(serving, "_noted", lambda tokens, seconds: None)
+    monkeypatch.setattr(serving, "_prompt_rate", rate)  # tokens a second: a piece takes half a second
     free = Sampling(temperature=0)
     engine.submit(chat("talker", QUESTIONS[2], free, max_tokens=24))
     while not engine.step():
@@ -101,11 +107,18 @@ def test_a_long_prompt_leaves_the_others_their_turn(engine: Engine, monkeypatch:
         decode(tokens, *rest)
 
     monkeypatch.setattr(context, "decode", counted)
-    answer = ask(engine, chat("long", "one two three four " * 40, free, max_tokens=2))[0]
-    assert answer.last.prompt_tokens > 130
+    answer = ask(engine, chat("long", f"{rate} " + "one two three four " * 70, free, max_tokens=2))[0]
+    assert answer.last.prompt_tokens > 256
     first = pieces[: next(i for i, n in enumerate(pieces) if i and n > 1) + 1]
-    assert max(first) <= 128
+    assert max(pieces) == longest
     assert 1 in first  # a token of the talker between two pieces
+
+
+def test_how_long_prompts_take_is_known_from_those_that_came(engine: Engine) -> None:
+    serving = engine._serving  # type: ignore[attr-defined]
+    serving._prompt_rate = 1.0
+    ask(engine, chat("long", "five six seven eight " * 40, Sampling(temperature=0), max_tokens=1))
+    assert serving._prompt_rate > 20
 
 
 def test_short_prompts_that_come_together_are_read_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
