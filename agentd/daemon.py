@@ -21,6 +21,7 @@ from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
 from agentd.api.server import Server, address_of, tcp_socket, unix_socket
 from agentd.api.services import Services
+from agentd.api.telemetry import Telemetry
 from agentd.api.tls import Tls
 from agentd.config.reload import compare
 from agentd.config.schema import Config, HoldSettings, TaskSettings
@@ -175,6 +176,9 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
     holds = Holds(hold_settings, activity, sensors, tell, model.verify)
     services = Services(config, store, supervisor, activity, adaptation, model, holds)
     services.authorities.append(ui.by_session)
+    if config.serve.telemetry.endpoint:
+        services.telemetry = await asyncio.to_thread(Telemetry, config.serve.telemetry.endpoint, services.model_name)
+        stack.push_async_callback(asyncio.to_thread, services.telemetry.close)
     await services.recall.load()
     await services.keys.load()
     return services, serving(services, stack, notifier)

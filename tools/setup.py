@@ -19,7 +19,7 @@ STEPS = {
     # By its pinned version: for a mere "torch" pip may choose a build of gigabytes.
     "torch: a download of 200 MB for the CPU build, 3 GB where pip finds the CUDA build": ("torch",),
     "llama.cpp: compiled here, for some 5 minutes on 2 cores": ("llama-cpp-python",),
-    "agentd and the rest": ("--no-build-isolation", "--editable", ".[dev,clients,digits,mcp,peft,plot]"),
+    "agentd and the rest": ("--no-build-isolation", "--editable", ".[dev,clients,digits,mcp,otel,peft,plot]"),
 }
 COMPILERS = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}
 HINTS = {

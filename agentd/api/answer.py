@@ -15,6 +15,7 @@ from agentd.adapt.recall.turns import Recollection, recollect
 from agentd.api.lenient import MAX_INTEGER
 from agentd.api.schemas import Completion
 from agentd.api.services import Services
+from agentd.api.telemetry import Told
 from agentd.engine.protocol import Generate, Piece, Sampling
 from agentd.engine.reply import Reply, delta
 from agentd.engine.response_format import FormatConstraint
@@ -46,13 +47,17 @@ class Answer:
         author: str | None,
         episode: str | None = None,
         about: Mapping[str, Any] = _NOTHING,
+        traceparent: str | None = None,
     ) -> None:
-        """`about` is stored with the parameters of the request. Raises UnknownModel, NotALanguageModel."""
+        """`about` is stored with the parameters of the request; `traceparent` is its header of this name.
+
+        Raises UnknownModel, NotALanguageModel.
+        """
         if s.model.classifier:
             raise NotALanguageModel(s.model_name)
         self.model = s.resolve(body.model)
         self._services, self.body, self._input, self._kind = s, body, input, kind
-        self._author, self._episode, self._about = author, episode, about
+        self._author, self._episode, self._about, self._traceparent = author, episode, about, traceparent
         limit = max_tokens or s.config.serve.max_tokens
         self._logprobs, self._max_tokens = logprobs, limit if limit > 0 else MAX_INTEGER
         self.id = _PREFIXES[kind] + uuid7()
@@ -65,6 +70,7 @@ class Answer:
         self._logprob_list: list[dict[str, Any]] = []
         self._offset, self._decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
         self._recorded: bool | None = None
+        self._told = False
         self._begun = False  # whether the beginning of a stream is recorded
         self._recollection: Recollection | None = None  # None: nothing was looked up
 
@@ -86,16 +92,43 @@ class Answer:
                         self.finish = piece.finish
                         seconds = time.perf_counter() - self._start
                         self._services.traffic.observe(piece, self._ttft / 1e3, seconds)
+                        self._tell()
                         await self.record()
                     elif self.body.stream and not self._begun and self.body.store is not False:
                         self._begun = True
                         self._submit(inferences.STREAMING)  # whoever has the id may say something about it
                     yield piece
-        except AgentdError:
+        except AgentdError as error:
             self._record_part("error")
+            self._tell(error.code)
             raise
         finally:
             self._record_part("cancelled")
+            self._tell("cancelled")
+
+    def _tell(self, error: str | None = None) -> None:
+        """Once, how the answer ended, to whoever collects that."""
+        telemetry = self._services.telemetry
+        if telemetry is None or self._told:
+            return
+        self._told = True
+        wanted = {name: getattr(self.body, name) for name in ("temperature", "top_p", "top_k", "seed")}
+        telemetry.answered(
+            Told(
+                id=self.id,
+                operation="text_completion" if self._kind == "completion" else "chat",
+                model=self.model,
+                last=self.last,
+                finish=self.finish,
+                seconds=self.seconds,
+                first=self.first_token_seconds,
+                error=error,
+                task=self._task,
+                episode=self._episode,
+                parameters={**wanted, "max_tokens": self._max_tokens},
+                traceparent=self._traceparent,
+            )
+        )
 
     def _observe(self) -> None:
         """What this request says about the answers before it, where that is wanted."""

@@ -36,6 +36,7 @@ async def chat_completions(request: Request) -> Response:
         kind="chat",
         author=author(request),
         episode=episode(request, body.metadata),
+        traceparent=request.headers.get("traceparent"),
     )
     return await _respond(request, answer)
 
@@ -54,6 +55,7 @@ async def completions(request: Request) -> Response:
         kind="completion",
         author=author(request),
         episode=episode(request, body.metadata),
+        traceparent=request.headers.get("traceparent"),
     )
     return await _respond(request, answer)
 

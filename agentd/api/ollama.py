@@ -165,6 +165,7 @@ async def _answer(
         kind="chat" if isinstance(inner, ChatCompletion) else "completion",
         author=author(request),
         episode=episode(request, body.metadata),
+        traceparent=request.headers.get("traceparent"),
     )
     form = _Lines(answer, name, chat=isinstance(body, OllamaChat))
     pieces, headers = answer.pieces(), ignored_fields(body)

@@ -44,6 +44,7 @@ async def responses(request: Request) -> Response:
             kind="response",
             author=author(request),
             episode=episode(request, body.metadata),
+            traceparent=request.headers.get("traceparent"),
             about={"response": about},
         )
         headers = ignored_fields(body)

@@ -13,6 +13,7 @@ from agentd.api.access import Authority
 from agentd.api.key_ring import KeyRing
 from agentd.api.peers import RateLimiter
 from agentd.api.sessions import Sessions
+from agentd.api.telemetry import Telemetry
 from agentd.api.traffic import Traffic
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
@@ -35,6 +36,7 @@ class Services:
     model_created: int = 0
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     traffic: Traffic = field(default_factory=Traffic)
+    telemetry: Telemetry | None = None
     wrong_credentials: RateLimiter = field(default_factory=RateLimiter)
     keys: KeyRing = field(init=False)
     authorities: list[Authority] = field(init=False)  # of kinds of credentials, in the order they are asked

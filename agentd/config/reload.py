@@ -10,6 +10,7 @@ FIXED = frozenset(
     {
         *("engine", "state.dir", "model.path", "model.context", "model.threads", "model.gpu_layers", "model.dtype"),
         *("serve.socket", "serve.admin_socket", "serve.tcp", "serve.require_key", "serve.slots"),
+        "serve.telemetry.endpoint",
         *("serve.tls.certificate", "serve.tls.key"),  # what the files hold is read again
     }
 )

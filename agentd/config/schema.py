@@ -28,6 +28,7 @@ from agentd.config.values import (
     Size,
     Switch,
     Text,
+    Url,
 )
 from agentd.errors import InvalidConfig
 from agentd.host import cpu
@@ -83,6 +84,12 @@ class TlsSettings(Section):
     key: File | None = key(None, "PEM file of its private key, without a password")
 
 
+class TelemetrySettings(Section):
+    endpoint: Url | None = key(
+        None, "an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; null: nothing is sent"
+    )
+
+
 class ServeSettings(Section):
     socket: File | None = key(None, "UNIX socket of the API (mode 0660); the runtime directory's api.sock")
     admin_socket: File | None = key(None, "UNIX socket of the admin API (mode 0600); admin.sock beside it")
@@ -98,6 +105,7 @@ class ServeSettings(Section):
     max_import: Size = key(64 * 2**20, "bytes of a JSONL body of examples")
     strict: bool = key(False, "refuse unknown fields of chat and completion requests; they are ignored otherwise")
     prefixes: PrefixSettings = PrefixSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     aliases: Names = key((), "names besides `default` and its own under which clients may ask for the model")
     max_tokens: Integer = key(512, "tokens of an answer when the request names no limit", ge=1, le=1 << 20)
 

@@ -110,6 +110,12 @@ def _origins(value: Any) -> tuple[str, ...]:
     return tuple(origin.lower() for origin in origins)
 
 
+def _url(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", value):
+        raise ValueError(f"{value!r} is no address such as http://127.0.0.1:4318 (http or https, no user, no query)")
+    return value
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 Size = Annotated[int, BeforeValidator(lambda value: int(_bytes(value)))]  # bytes
@@ -122,3 +128,4 @@ File = Annotated[Path, BeforeValidator(_path)]  # ~ and $VARIABLES are expanded
 QuietHours = Annotated[str, BeforeValidator(_quiet_hours)]  # HH:MM-HH:MM
 Address = Annotated[str, BeforeValidator(_address)]  # HOST:PORT
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]  # as browsers send them in Origin
+Url = Annotated[str, BeforeValidator(_url)]  # http(s)://HOST[:PORT][/PATH]
