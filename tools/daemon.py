@@ -1,5 +1,6 @@
 """A real daemon in a process of its own, and HTTP to it: tests, demos and benchmarks look at it the way clients do."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ import psutil
 import yaml
 
 from agentd.ctl.client import Daemon
+from agentd.ctl.errors import CtlError
+from agentd.ctl.progress import Ended, follow, view
 from tools import tiny_model
 
 T = TypeVar("T")
@@ -317,3 +321,19 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         known = merged.get(name)
         merged[name] = _merged(known, value) if isinstance(known, dict) and isinstance(value, Mapping) else value
     return merged
+
+
+async def followed(daemon: Daemon, number: int) -> Ended:
+    """How pass `number` ends, its progress shown meanwhile. One that is cancelled ends at once: a thread that went on
+    looking would keep the process. Raises NotReachable."""
+    cancelled = threading.Event()
+
+    def pause(seconds: float) -> None:
+        if cancelled.wait(seconds):
+            raise CtlError("nobody waits any more")
+
+    try:
+        with view() as progress:
+            return await asyncio.to_thread(follow, daemon, number, progress, sleep=pause)
+    finally:
+        cancelled.set()

@@ -87,7 +87,7 @@ def test_all_of_a_conversation_is_taken_over_but_for_a_seed_what_was_computed_al
     assert repeated.last.cached_tokens > 0
 
 
-@pytest.mark.parametrize("rate, longest", [(1.0, 32), (100.0, 32), (250.0, 96), (1e6, 256)])
+@pytest.mark.parametrize(("rate", "longest"), [(1.0, 32), (100.0, 32), (250.0, 96), (1e6, 256)])
 def test_a_long_prompt_leaves_the_others_their_turn(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, rate: float, longest: int
 ) -> None:

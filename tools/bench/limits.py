@@ -27,11 +27,10 @@ from rich.console import Console
 
 from agentd.config import schema
 from agentd.ctl.errors import CtlError
-from agentd.ctl.progress import follow, view
 from agentd.host import cgroup
 from agentd.host.memory import reclaimable
 from tools import reviews
-from tools.daemon import REVIEWS, DaemonProcess, ToolFailed
+from tools.daemon import REVIEWS, DaemonProcess, ToolFailed, followed
 from tools.demo.reviews import TASK, ReviewAgent
 from tools.demo.traffic import Traffic
 
@@ -156,9 +155,7 @@ async def _adapt(at: Limited, mezo_steps: int | None) -> dict[str, Any]:
             plan = (await asyncio.to_thread(at.daemon.ctl.post, "/admin/adapt", {"dry_run": True}))["plan"]
             wishes = {"zo_steps": mezo_steps} if plan["method"] == "mezo" else {}
     number = (await asyncio.to_thread(at.daemon.ctl.post, "/admin/adapt", wishes))["pass"]
-    with view() as progress:
-        ended = await asyncio.to_thread(follow, at.daemon.ctl, number, progress)
-    return dict(ended.answer)
+    return dict((await followed(at.daemon.ctl, number)).answer)
 
 
 def _found(ended: dict[str, Any], traffic: Traffic, at: Limited) -> dict[str, Any]:

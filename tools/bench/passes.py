@@ -20,9 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from agentd.config import schema
-from agentd.ctl.progress import follow, view
 from tools import reviews
-from tools.daemon import REVIEWS, DaemonProcess, ToolFailed
+from tools.daemon import REVIEWS, DaemonProcess, ToolFailed, followed
 from tools.demo.reviews import TASK, ReviewAgent, accuracy
 from tools.demo.traffic import Traffic
 
@@ -47,8 +46,7 @@ async def measure(model: Path, method: str, examples: int, judged: int, sparse: 
             await agent.judge_all(rows[:8], lambda: None)  # serving has the memory that it needs
             number = (await asyncio.to_thread(daemon.ctl.post, "/admin/adapt", wishes))["pass"]
             async with Traffic(agent, sparse) as traffic:
-                with view() as progress:
-                    ended = await asyncio.to_thread(follow, daemon.ctl, number, progress)
+                ended = await followed(daemon.ctl, number)
             answers = await agent.judge_all(rows, lambda: None)
         finally:
             await agent.close()

@@ -31,7 +31,7 @@ class Home(Story):
     config: Path = ROOT / "configs" / "home.yaml"
     task = home.TASK
     measured = "commands done right, of other sentence templates"
-    sparse = 2.0  # behind its tools a request is ten times as long
+    sparse = (2.0, 5.0)  # behind its tools a request is ten times as long: oftener, and there is little time to learn
     same = 8  # half of such a prompt is computed again for an exact answer
     promises: ClassVar[Promises] = {
         "at most 10 % of the commands done right before": lambda figures: figures["accuracy_before"] <= 0.10,

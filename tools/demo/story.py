@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agentd.ctl.errors import CtlError
-from agentd.ctl.progress import Ended, follow, view
-from tools.daemon import DaemonProcess, ToolFailed
+from agentd.ctl.progress import Ended
+from tools.daemon import DaemonProcess, ToolFailed, followed
 from tools.demo.agent import Agent, Answer
 from tools.demo.report import Promises, Report
 from tools.demo.traffic import BURST_EVERY, EVERY, LENGTH, QUESTIONS, Traffic, contradictions
@@ -49,7 +49,8 @@ class Story(ABC):
     task: str
     measured: str  # what `right` is the share of
     promises: ClassVar[Promises]
-    sparse: ClassVar[float] = 1.0  # times as long between the other clients' requests
+    # times as long between the other clients' requests, on the idle daemon and during the pass
+    sparse: ClassVar[tuple[float, float]] = (1.0, 1.0)
     same: ClassVar[int] = 60  # held-out questions whose answers are compared, besides the free texts
 
     def __init__(self, daemon: DaemonProcess, console: Console, options: argparse.Namespace) -> None:
@@ -100,13 +101,13 @@ class Story(ABC):
             counts = (await asyncio.to_thread(self.daemon.ctl.get, "/admin/examples", limit=1))["counts"][self.task]
             say(f"  {summary}: {counts['train']['new']} to learn from, {counts['holdout']} held back for the gate\n")
 
-            every = f"a request every {EVERY * self.sparse:g} s, ten at once every {BURST_EVERY * self.sparse:g} s"
-            say(f"3 [bold]Other clients[/bold]: {every}; first on the idle daemon")
-            async with Traffic(self.client, self.sparse) as idle:
-                await asyncio.sleep(IDLE_SECONDS * self.sparse)
+            quick, slow = self.sparse
+            say(f"3 [bold]Other clients[/bold]: {_pace(quick)}; first on the idle daemon")
+            async with Traffic(self.client, quick) as idle:
+                await asyncio.sleep(IDLE_SECONDS * quick)
 
-            say("4 [bold]A pass[/bold], with the same clients")
-            async with Traffic(self.client, self.sparse) as busy:
+            say("4 [bold]A pass[/bold], with the same clients" + ("" if quick == slow else f": {_pace(slow)}"))
+            async with Traffic(self.client, slow) as busy:
                 ended = await self._adapt()
             report.add_pass(ended.answer["pass"], ended.answer["events"])
             report.print_pass(self.console)
@@ -151,8 +152,7 @@ class Story(ABC):
         if self.options.blocks != "auto":
             wishes["blocks"] = int(self.options.blocks)
         number = (await asyncio.to_thread(self.daemon.ctl.post, "/admin/adapt", wishes))["pass"]
-        with view() as progress:
-            return await asyncio.to_thread(follow, self.daemon.ctl, number, progress)
+        return await followed(self.daemon.ctl, number)
 
     async def _switch(self, revision: int) -> dict[str, Any]:
         return await asyncio.to_thread(self.daemon.ctl.post, "/admin/rollback", {"revision": revision})
@@ -166,6 +166,10 @@ class Story(ABC):
     def bar(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
         return Progress(*columns, console=self.console, transient=True)
+
+
+def _pace(sparse: float) -> str:
+    return f"a request every {EVERY * sparse:g} s, ten at once every {BURST_EVERY * sparse:g} s"
 
 
 def tell(story: type[Story], options: argparse.Namespace) -> int:

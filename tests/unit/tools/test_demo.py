@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from rich.console import Console
 
+from tests.support import tiny_passes
 from tools import home
-from tools.daemon import DaemonProcess
+from tools.daemon import DaemonProcess, followed
 from tools.demo.agent import Answer
 from tools.demo.home_agent import HomeAgent
 from tools.demo.report import Report
@@ -89,3 +91,20 @@ def test_a_promise_that_is_not_kept_is_named(after: float) -> None:
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert kept == (after > 0.5)
     assert ("✗ at least half" in printed) != kept
+
+
+@pytest.mark.slow
+def test_who_stops_waiting_for_a_pass_does_not_stay_until_it_ends() -> None:
+    with DaemonProcess(None, {**tiny_passes.LLAMACPP, "model": {"context": 1024, "threads": 1}}) as daemon:
+        daemon.start()
+        tiny_passes.teach(daemon)
+        number = tiny_passes.begin(daemon, method="mezo", zo_steps=100_000)
+
+        async def impatient() -> None:
+            with anyio.fail_after(1):
+                await followed(daemon.ctl, number)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(impatient())  # joins the threads that are left
+        assert not tiny_passes.progress(daemon)["done"]
+        assert daemon.post("/admin/cancel", admin=True).status == 200
