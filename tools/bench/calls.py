@@ -7,6 +7,7 @@ declared function with arguments of its schema; right is one that the leaderboar
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -15,6 +16,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from agentd.config import paths
 from tools.daemon import DaemonProcess, UnixConnection, streaming
 
 PARTS = ("required", "auto", "masks", "first-token")
+_CLIENTS = 4
 _PATIENCE = 600.0  # seconds for an answer, on machines that others use as well
 CHAT = "/v1/chat/completions"
 REQUIREMENT = "bfcl-eval==2026.3.23"
@@ -95,36 +99,56 @@ def as_schema(tree: Any) -> Any:
     return schema
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """`opened`: a call was begun; `whole`: and ended before max_tokens did."""
+
+    opened: bool
+    whole: bool
+    valid: bool
+    right: bool
+
+
 def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
-    n_asked = opened = valid = right = whole = 0
-    for messages, tools, answer in questions(kind):
-        if n_asked == n:
-            break
-        n_asked += 1
-        if n_asked % 50 == 0:
-            print(f"{kind}, {choice}: {n_asked} asked", file=sys.stderr, flush=True)
-        body = {
-            "messages": messages,
-            "tools": tools,
-            "tool_choice": choice,
-            "temperature": 0,
-            "max_tokens": 512 if choice == "required" else 128,
-        }
-        data = json.dumps({**body, "parallel_tool_calls": False}).encode()
-        with contextlib.closing(UnixConnection(daemon.api, timeout=_PATIENCE)) as connection:
-            got = connection.answer("POST", CHAT, data)
-        assert got.status == 200, got.body[:300]
-        chosen = got.json["choices"][0]
-        calls = chosen["message"].get("tool_calls") or []
-        opened += bool(calls)
-        whole += chosen["finish_reason"] == "tool_calls"
-        if calls and chosen["finish_reason"] == "tool_calls":
-            schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
-            called, arguments = calls[0]["function"]["name"], json.loads(calls[0]["function"]["arguments"])
-            valid += called in schemas and jsonschema_rs.is_valid(schemas[called], arguments)
-            right += called in answer and matches(arguments, answer[called])
+    """The first `n` questions, `_CLIENTS` at a time: how many are valid and right is looked at here, not how fast."""
+    asked = list(itertools.islice(questions(kind), n))
+    outcomes: list[Outcome] = []
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        for outcome in clients.map(lambda question: called(daemon, choice, *question), asked):
+            outcomes.append(outcome)
+            if len(outcomes) % 50 == 0:
+                print(f"{kind}, {choice}: {len(outcomes)} asked", file=sys.stderr, flush=True)
+    opened, whole, valid, right = (
+        sum(getattr(outcome, name) for outcome in outcomes) for name in ("opened", "whole", "valid", "right")
+    )
     cut = opened - whole
-    return f"{kind}, {choice}: {n_asked} asked, {opened} calls, {cut} cut by max_tokens, {valid} valid, {right} right"
+    return (
+        f"{kind}, {choice}: {len(asked)} asked, {opened} calls, {cut} cut by max_tokens, {valid} valid, {right} right"
+    )
+
+
+def called(
+    daemon: DaemonProcess, choice: str, messages: list[Any], tools: list[dict[str, Any]], answer: dict[str, Any]
+) -> Outcome:
+    body = {
+        "messages": messages,
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 512 if choice == "required" else 128,
+    }
+    with contextlib.closing(UnixConnection(daemon.api, timeout=_PATIENCE)) as connection:
+        got = connection.answer("POST", CHAT, json.dumps(body).encode())
+    assert got.status == 200, got.body[:300]
+    chosen = got.json["choices"][0]
+    calls, whole = chosen["message"].get("tool_calls") or [], chosen["finish_reason"] == "tool_calls"
+    if not calls or not whole:
+        return Outcome(bool(calls), whole, valid=False, right=False)
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    name, arguments = calls[0]["function"]["name"], json.loads(calls[0]["function"]["arguments"])
+    valid = name in schemas and bool(jsonschema_rs.is_valid(schemas[name], arguments))
+    return Outcome(True, True, valid, right=name in answer and matches(arguments, answer[name]))
 
 
 def matches(arguments: dict[str, Any], allowed: dict[str, list[Any]]) -> bool:
