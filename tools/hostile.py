@@ -6,6 +6,7 @@ the engine does not restart, another client is served meanwhile at its pace, and
 
 import json
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ _SLOWER = 3.0  # times as long as in peace another client's requests may take: t
 _MASK = 0.015  # seconds that the limits of engine/constraints leave one mask, in a step that all requests share
 _TOKENS = 24  # of an answer
 _OTHER = 8  # tokens of another client's
+_TOLD = 200  # constraints between two lines of progress
 _IDLE = 60  # requests that show what is usual
 
 Body = dict[str, Any]
@@ -86,6 +88,8 @@ def attack(connect: Callable[[], Sender], cases: int, seed: int, limit: float = 
             status, answer = client.send("POST", "/v1/completions", data, {"content-type": "application/json"})
             report.slowest = max(report.slowest, time.monotonic() - start)
             report.cases[kind] += 1
+            if report.cases.total() % _TOLD == 0:
+                print(f"{report.cases.total()} of {cases} sent", file=sys.stderr, flush=True)
             report.statuses[status] += 1
             if status not in (200, 400):
                 report.problems.append(f"{status}: {kind}: {json.dumps(body)[:300]}: {answer[:300]!r}")

@@ -184,6 +184,9 @@ class AdaptSettings(Section):
     rank: Integer = key(8, "rank of the LoRA matrices", ge=1, le=256)
     max_examples: Integer = key(1024, "training examples of one pass, replayed ones included", ge=1, le=_MAX_COUNT)
     zo_steps: Annotated[Integer, Field(ge=0, le=10**6)] | Literal["auto"] = key("auto", "zeroth-order steps of a pass")
+    max_time: Duration = key(
+        14400.0, "seconds from a pass's start to the end of its training; what is learned by then is judged", ge=10
+    )
     seed: Integer = key(0, "seed of everything random in a pass", ge=0, le=2**63 - 1)
     recall: Switch = key(
         "auto", "put past corrections of a task into its prompts: off, on, or auto, where that was shown to help"

@@ -40,7 +40,7 @@ from agentd.errors import AgentdError, ContextLengthExceeded, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-_STALL = 0.5  # seconds, about, that others may wait for their next token while a piece of a prompt is computed
+_STALL = 0.75  # seconds, about, that others wait for their next token while a piece of a prompt is computed
 _SHORTEST = 32  # tokens of such a piece: shorter ones take hardly less time
 _WAIT = 0.002  # seconds that a step waits for a constraint, or for its mask
 

@@ -32,6 +32,7 @@ _JUDGEMENTS = 2  # by dev, in an epoch
 _SMALLER = 0.25  # steps, where they were too large
 _SEARCH = 2  # times as much patience, as long as nothing is gained
 _ALIKE = 64  # examples that are put into batches by length; more would leave less to chance
+_PACE = 3  # steps after which it is known how long one takes
 _KEEP_EVERY = 5.0  # seconds after which what was learned is written again: no more is lost with this process
 
 
@@ -55,7 +56,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     training = [example for example in spec.examples if not example.dev]
     dev = [example for example in spec.examples if example.dev]
     per_epoch = math.ceil(len(training) / options.batch)
-    steps = per_epoch * options.max_epochs
+    steps = most = per_epoch * options.max_epochs
     done = options.first_step
 
     def park(written: bool) -> None:
@@ -72,6 +73,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     page_cache.forget()
     emit({"event": "ready", "seconds": round(time.monotonic() - start, 3)})
 
+    deadline = start + options.seconds
     start = last_write = time.monotonic()
     keeping = spec.output.with_name(f"kept-{spec.output.name}")
     best = _Best(spec, learner)
@@ -94,11 +96,16 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     if dev:
         best.look(options.first_step, learner.evaluate(dev), emit)
     parts: list[list[Example]] = []
-    for step in range(options.first_step + 1, steps + 1):
+    began = time.monotonic()
+    while done < steps:
+        step = done + 1
         epoch, i = divmod(step - 1, per_epoch)
         if not i or not parts:
             parts = batches_of(training, options.seed, epoch, options.batch)
         done = step
+        taken, now = step - 1 - options.first_step, time.monotonic()
+        if taken >= _PACE:  # the step size goes down towards the last one, whichever that is
+            steps = max(step, min(most, step - 1 + int((deadline - now) * taken / (now - began))))
         try:
             loss = learner.step(parts[i], scale * options.lr * schedule(step, steps))
         except LossNotFinite:  # nothing was moved by this step; those before it were too large
@@ -120,7 +127,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             learner.write(keeping, durable=False)
             emit({"event": "kept", "step": step, "steps": steps})
             last_write = time.monotonic()
-        if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0):
+        if dev and (i + 1 == per_epoch or (i + 1) % judge_every == 0 or step == steps):
             best.look(step, learner.evaluate(dev), emit)
             if best.failures and not goes_on():
                 break

@@ -42,6 +42,7 @@ class TrainOptions:
     checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
     first_step    steps that an earlier, parked training did
+    seconds       from the start of this process until training ends: fewer steps are taken where all take longer
     """
 
     rank: int = _number(8, least=1)
@@ -58,6 +59,7 @@ class TrainOptions:
     micro_tokens: int = _number(384, least=1)
     bf16: bool = False
     first_step: int = _number(0)
+    seconds: float = _number(86400.0)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ async def run(
     moved: Path,
     on_step: Callable[[StepResult], None],
     period: int = 1,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> Trajectory:
     """Takes `steps` steps from the weights that the session uses, whose rule says what learns, and leaves the
     session where the run ended. `moved` then has what backpropagation moves at the best point; there is no such file
@@ -73,6 +74,7 @@ async def run(
             trajectory=trajectory,
         ),
         on_step,
+        out_of_time,
     )
     if not judged and steps:
         await asyncio.to_thread(oracle.write_moved, moved)

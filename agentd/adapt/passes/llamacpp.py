@@ -44,7 +44,9 @@ class AdaptationPass(Attempt):
     ) -> None:
         super().__init__(means)
         self._training, self._setting, self._model = training, setting, model
-        self._control = MemoryControl(memory, means.config.memory.floor, replan, self._event)
+        self._control = MemoryControl(
+            memory, means.config.memory.floor, means.config.adapt.max_time, replan, self._event
+        )
         self._memory = memory
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
@@ -75,6 +77,7 @@ class AdaptationPass(Attempt):
             total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
             options["first_step"] = place(at, steps, total)
             options["lr"] *= self._step_scale
+            options["seconds"] = self._control.seconds_left
             learning = Backpropagation(
                 self._engine,
                 self._training,

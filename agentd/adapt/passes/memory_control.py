@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from agentd.adapt.passes.progress import MemoryWatch, Progress
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning.setting import Conditions, Setting
-from agentd.budget.expectation import HORIZON
 from agentd.budget.footprint import MIB
 from agentd.budget.plan import Overrun, Plan
 from agentd.budget.workload import Workload
@@ -30,7 +29,7 @@ LOW_FOR = 20.0  # seconds under memory.floor that a pass outlasts where it canno
 DWELL = 8.0  # seconds between two looks at whether the dial can be turned up
 MOVES = 16  # in a pass; then training ends with what it has
 MOVES_UP = 8  # moves after which the dial is not turned up any more: the others are for memory that goes away
-LONGEST = HORIZON  # seconds from a pass's start to the end of its training: what takes longer is worth nothing
+_LATE = 1.1  # of the time that training has, after which a trainer that has not ended by itself is stopped
 _EARLY = 0.7  # of a schedule; behind it a larger setting has no time left to make up for its start
 _ROOM = 1.15  # a larger setting must fit with this factor before it is taken, so that the dial does not swing
 _PARK = 20.0  # seconds for the trainer's current step; then it is killed, and what it wrote last counts
@@ -60,17 +59,20 @@ class Move:
 
 
 class MemoryControl:
-    """`note(kind, message, **data)` records an event; `clock` tells seconds."""
+    """`longest`: seconds from the pass's start to the end of its training. `note(kind, message, **data)` records an
+    event; `clock` tells seconds."""
 
     def __init__(
         self,
         memory: MemoryWatch,
         floor: int,
+        longest: float,
         replan: Replan,
         note: Note,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory, self._floor, self._replan, self._note, self._clock = memory, floor, replan, note, clock
+        self._longest = longest
         self._started = clock()
         self._overruns: tuple[Overrun, ...] = ()
         self._workload: Workload | None = None
@@ -90,13 +92,18 @@ class MemoryControl:
     @property
     def out_of_time(self) -> bool:
         """Whether training has to end now."""
-        return self._clock() - self._started > LONGEST
+        return self._clock() - self._started > _LATE * self._longest
+
+    @property
+    def seconds_left(self) -> float:
+        """For training."""
+        return max(0.0, self._started + self._longest - self._clock())
 
     @property
     def exhausted(self) -> str | None:
         """Why training ends with what it has; None as long as it may go on."""
         if self.out_of_time:
-            return f"{LONGEST / 3600:.0f} hours have passed since the pass began"
+            return f"{self._longest / 60:.0f} minutes have passed since the pass began (adapt.max_time)"
         if self.moves >= MOVES:
             return f"memory made it stop {self.moves} times"
         return None

@@ -116,6 +116,7 @@ class InPlacePass(Attempt):
             "nll_weight": NLL_WEIGHT,
             "seed": self._seed + self._progress.id,
             "on_step": self._on_step,
+            "out_of_time": lambda: self._progress.seconds > self._config.adapt.max_time,
         }
         if setting.method in FORWARD_ONLY:
             changes = setting.method in CHANGES

@@ -159,3 +159,14 @@ def test_steps_that_are_too_large_are_taken_back(tap: Path, make_spec: Any, run_
     backs, done = run.kind("back"), run.events[-1]
     assert backs, "the first step may help by chance, the next ones do not"
     assert done["dev_loss_after"] < done["dev_loss_before"], "smaller steps from the same start lead down"
+
+
+def test_who_has_little_time_takes_fewer_steps_and_looks_at_the_last(
+    tap: Path, make_spec: Any, run_trainer: Any
+) -> None:
+    options = {"batch": 4, "max_epochs": 100_000, "patience": 1_000_000, "seconds": 10.0}
+    run = run_trainer(make_spec(1, tap, options=options))
+    assert run.status == 0, run.log
+    steps, judged = run.kind("step"), run.kind("dev")
+    assert 3 < len(steps) < steps[0]["steps"]
+    assert steps[-1]["steps"] == steps[-1]["step"] == judged[-1]["step"] == run.events[-1]["steps"]

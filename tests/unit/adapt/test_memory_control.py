@@ -17,6 +17,7 @@ from agentd.budget.plan import Plan
 from agentd.budget.workload import Workload
 
 MB = 10**6
+LONGEST = 1800.0  # seconds that a pass may train
 MEZO_CHUNKS = 34  # of zeroth-order steps, all there are in a pass
 SHAPES = ModelShapes.dense("llama", n_layer=30, n_embd=576, n_head=9, n_head_kv=3, n_ff=1536, n_vocab=49152, tied=True)
 WORK = Workload(seq_len=60, tokens=24_000, examples=400, prefix=30)
@@ -57,7 +58,7 @@ class Pass:
         self.now = 0.0
         self.events: list[tuple[str, str]] = []
         self.settings: list[Setting] = []
-        self.control = MemoryControl(self.memory, 0, self.replan, self.note, lambda: self.now)
+        self.control = MemoryControl(self.memory, 0, LONGEST, self.replan, self.note, lambda: self.now)
 
     async def replan(self, conditions: Conditions = NONE) -> Setting:
         choice = planner.choose(
@@ -177,12 +178,12 @@ def test_a_pass_without_time_left_ends_with_what_it_has() -> None:
     going = Pass(3000 * MB, lambda plan: plan.needed_by("trainer"))
 
     def late(i: int) -> None:
-        going.now = memory_control.LONGEST + 1
+        going.now = 1.1 * LONGEST + 1
 
     assert asyncio.run(going.run(late)) is None
     assert going.trainer.ended == ["parked"], "what it had learned was thrown away"
     assert going.control.out_of_time
-    assert "hours" in going.events[-1][1]
+    assert "30 minutes have passed" in going.events[-1][1]
 
 
 def test_the_dial_is_turned_up_when_there_is_memory_again() -> None:

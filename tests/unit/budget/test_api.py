@@ -36,7 +36,11 @@ def client(
     file = ModelFile(
         model, "0" * 64, model.stat().st_size, read_header(model), (model,), ("0" * 64,), models.cache(), False
     )
-    passes = cast(Any, SimpleNamespace(probed=probed, kind=LlamaCpp(file)))
+
+    async def known() -> dict[str, Any] | None:
+        return probed
+
+    passes = cast(Any, SimpleNamespace(known=known, kind=LlamaCpp(file)))
     services = Services(config, store, nobody, nobody, passes, file, nobody)
     return TestClient(application(services, access.ADMIN), raise_server_exceptions=True)
 
