@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-_TEXT_EPOCHS = 3
+_TEXT_EPOCHS = 5
 _LARGER_STEPS = 20  # blocks up to which the larger steps were tried
 
 

@@ -29,6 +29,7 @@ from agentd.trainer.spec import Spec
 Emit = Callable[[dict[str, Any]], None]
 
 _JUDGEMENTS = 2  # by dev, in an epoch
+_DECIDES = 24  # examples of dev from which on it says which state is the best; fewer see whether steps are too large
 _SMALLER = 0.25  # steps, where they were too large
 _SEARCH = 2  # times as much patience, as long as nothing is gained
 _ALIKE = 64  # examples that are put into batches by length; more would leave less to chance
@@ -76,7 +77,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     deadline = start + options.seconds
     start = last_write = time.monotonic()
     keeping = spec.output.with_name(f"kept-{spec.output.name}")
-    best = _Best(spec, learner)
+    best = _Best(spec, learner, decides=len(dev) >= _DECIDES)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
     scale = 1.0
 
@@ -85,7 +86,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         state and with smaller steps where these were too large."""
         nonlocal scale
         gained = best.best_step > options.first_step
-        if best.failures >= options.patience * (1 if gained else _SEARCH):
+        if (best.decides or not gained) and best.failures >= options.patience * (1 if gained else _SEARCH):
             return False
         if broken or not gained:
             best.back()
@@ -141,7 +142,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         {
             "event": "done",
             "output": str(spec.output),
-            "best_step": best.best_step if dev else done,
+            "best_step": best.kept if dev else done,
             "dev_loss_before": best.before and best.before.loss,
             "dev_loss_after": best.score and best.score.loss,
             "dev_accuracy_before": best.before and best.before.accuracy,
@@ -173,10 +174,17 @@ def _length(example: Example) -> int:
 
 
 class _Best(EarlyStopping):
-    """The adapter that did best on dev, in a file: what is to be written at the end must not take memory until then."""
+    """The adapter that did best on dev, in a file: what is to be written at the end must not take memory until then.
 
-    def __init__(self, spec: Spec, learner: Learner) -> None:
+    A dev that is too small to decide (`decides`) has its best loss somewhere by chance, mostly before the steps have
+    become small: there the last state is kept, if it is better than the start.
+    """
+
+    def __init__(self, spec: Spec, learner: Learner, *, decides: bool) -> None:
         super().__init__()
+        self.decides = decides
+        self._last: tuple[int, Score] | None = None
+        self.kept = 0  # the step whose state was kept
         self._learner, self._output = learner, spec.output
         self._path = spec.output.with_name(f"best-{spec.output.name}")
         self.before: Score | None = None
@@ -185,6 +193,7 @@ class _Best(EarlyStopping):
     def look(self, step: int, score: Score, emit: Emit) -> None:
         self.before = self.before or score
         better = self.judge(step, score.loss)
+        self._last = step, score
         emit({"event": "dev", "step": step, "loss": score.loss, "accuracy": score.accuracy, "best": better})
         if better:
             self._learner.write(self._path, durable=False)
@@ -199,7 +208,12 @@ class _Best(EarlyStopping):
         """Makes it the adapter that was trained. Raises TrainerFailed where no loss on dev was a number."""
         if self.score is None:
             raise TrainerFailed("no loss on the development examples is a number")
-        publish(self._path, self._output)
+        self.kept = self.best_step
+        if not self.decides and self.before and self._last and self._last[1].loss < self.before.loss:
+            self.kept, self.score = self._last
+            self._learner.write(self._output)
+        else:
+            publish(self._path, self._output)
 
 
 def _facts(start: float) -> dict[str, Any]:

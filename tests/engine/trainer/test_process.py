@@ -170,3 +170,13 @@ def test_who_has_little_time_takes_fewer_steps_and_looks_at_the_last(
     steps, judged = run.kind("step"), run.kind("dev")
     assert 3 < len(steps) < steps[0]["steps"]
     assert steps[-1]["steps"] == steps[-1]["step"] == judged[-1]["step"] == run.events[-1]["steps"]
+
+
+def test_a_few_examples_of_dev_do_not_say_where_it_ends(tap: Path, make_spec: Any, run_trainer: Any) -> None:
+    spec = make_spec(1, tap, options={"batch": 4, "max_epochs": 6, "patience": 1, "lr": 1e-3})
+    assert 0 < len(spec["dev"]) < 24
+    run = run_trainer(spec)
+    assert run.status == 0, run.log
+    done = run.events[-1]
+    assert done["steps"] == done["best_step"] == run.kind("step")[0]["steps"]
+    assert done["dev_loss_after"] == run.kind("dev")[-1]["loss"] < done["dev_loss_before"]
