@@ -43,6 +43,7 @@ POINTS = {
         "migration m004_recall",
         "migration m005_recall_by_task",
         "migration m006_api_keys",
+        "migration m007_measurements",
         "feedback stored",
         "feedback forgotten",
         "examples used",
