@@ -22,7 +22,7 @@ from agentd.store.tasks import Task
 SECONDS = 60.0  # that answering takes at most
 TOKENS = 24  # of an answer: how one begins tells whether it calls
 _CALL_TOKENS = 40  # until it is known that a call is one
-_MOST = 128  # of a task
+_MOST = 64  # of a task
 _LAST_WORD = re.compile(r"(?<=\S)\s+\S+$")
 _ROUNDS = 3  # of messages about words of the task
 

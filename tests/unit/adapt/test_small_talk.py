@@ -84,7 +84,7 @@ def test_one_is_asked_for_every_call_where_most_examples_call() -> None:
     quiet = [member(100 + i, f"who are you, {i}?", "Your home.", "demonstration") for i in range(30)]
     assert len(replay.questions(Dataset(commands(60), {}), 0)) == 60
     assert len(replay.questions(Dataset([*commands(60), *quiet], {}), 0)) == 60
-    assert 64 < len(replay.questions(Dataset(commands(600), {}), 0)) <= 128
+    assert len(replay.questions(Dataset(commands(600), {}), 0)) == 64
     assert replay.questions(Dataset([*commands(20), *quiet], {}), 0) == []
     held_out = [replace(each, role="holdout") for each in commands(60)]
     assert len(replay.questions(Dataset([*held_out, member(0, "lamp on")], {}), 0)) == 1
