@@ -27,7 +27,6 @@ from agentd.models import ModelFile
 
 EXAMPLES = 400
 _TEXT = 90  # characters of an example of the pass that is planned: a sentence
-_ANSWER = 24  # tokens generated to be timed
 _METHODS = {"mezo": "MeZO", "suffix-bp": "suffix BP", "elasticzo": "ElasticZO", "blockwise-bp": "block-wise BP"}
 
 
