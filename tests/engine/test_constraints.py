@@ -21,6 +21,8 @@ from tools import tiny_model
 SEEDS = 20
 AT_ONCE = {"llamacpp": SEEDS, "transformers": 6}  # both are masked by the same code; here a token takes 8 x as long
 HOT = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+# No answer of less than this many letters may end: a test that waits for a certain mask meets it, whatever is drawn.
+ENDLESS = "root ::= [a-z]{1000}"
 
 VALID: list[dict[str, Any]] = [
     {"type": "integer", "minimum": 1, "maximum": 5},
@@ -183,7 +185,7 @@ def test_a_matcher_at_its_limit_ends_its_own_request(engine: Engine, monkeypatch
 
     monkeypatch.setattr(Constraint, "allowed", limited)
     free = Sampling(temperature=1.0)
-    engine.submit(chat("constrained", "Answer.", replace(free, grammar="root ::= [a-z]+"), max_tokens=50))
+    engine.submit(chat("constrained", "Answer.", replace(free, grammar=ENDLESS), max_tokens=50))
     engine.submit(chat("free", "Tell.", free, max_tokens=12))
     answers = finish(engine)
     assert answers["constrained"].last.error is not None
@@ -202,10 +204,10 @@ def test_who_waits_for_a_mask_holds_up_no_others(engine: Engine, monkeypatch: py
         return real(self)
 
     free = Sampling(temperature=1.0)
-    engine.submit(chat("warm", "Answer.", replace(free, grammar="root ::= [a-z]+"), max_tokens=2))
+    engine.submit(chat("warm", "Answer.", replace(free, grammar=ENDLESS), max_tokens=2))
     finish(engine)
     monkeypatch.setattr(Constraint, "_compute", slow)
-    engine.submit(chat("constrained", "Answer.", replace(free, grammar="root ::= [a-z]+"), max_tokens=8))
+    engine.submit(chat("constrained", "Answer.", replace(free, grammar=ENDLESS), max_tokens=8))
     engine.submit(chat("free", "Tell.", free, max_tokens=40))
     ended: list[str] = []
     while "free" not in ended:
