@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd.adapt import kinds
-from agentd.adapt.kinds.kind import LanguageKind
+from agentd.adapt.kinds.kind import LanguageKind, Probing
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning.setting import Machine
 from agentd.budget import footprint, planner
@@ -122,7 +122,7 @@ async def _fit(kind: LanguageKind, config: Config, model: ModelFile, before: int
     await engine.start()
     try:
         trainer = Training(activity, folder / "probe.log")
-        probed = await kind.probe(config, engine, trainer, folder, engine_is_free=True)
+        probed = await kind.probe(config, Probing(engine, trainer, folder, idle=True))
     finally:
         await engine.stop()
     texts = [f"{'word ' * (_TEXT // 5)}{number}" for number in range(EXAMPLES)]

@@ -36,6 +36,20 @@ class PassPlan(Generic[S]):
     replan: Replan
 
 
+@dataclass(frozen=True)
+class Probing:
+    """What a machine is looked at with.
+
+    folder  for files that are gone afterwards; it exists
+    idle    no session is open in the engine and none will be meanwhile, so that it can be measured
+    """
+
+    engine: Supervisor
+    trainer: Training
+    folder: Path
+    idle: bool
+
+
 class EngineKind(ABC, Generic[S]):
     """`model` is the file that the engine serves."""
 
@@ -68,21 +82,13 @@ class EngineKind(ABC, Generic[S]):
         files."""
         return None
 
-    async def probe(
-        self,
-        config: Config,
-        engine: Supervisor,
-        trainer: Training,
-        folder: Path,
-        *,
-        engine_is_free: bool,
-        known: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    async def probe(self, config: Config, using: Probing, known: dict[str, Any] | None = None) -> dict[str, Any]:
         """What this machine can do for a pass, and what that costs: {"supported", "reason", ...}, see `Machine`.
 
-        engine_is_free  no session is open in the engine and none will be meanwhile, so that it can be measured
-        known           what it was an earlier time, under the same `probed_under`
+        known  what it was an earlier time, under the same `probed_under`; it is not measured again
         """
+        if self.in_place:
+            return {"supported": False, "reason": f"engine {self.name} learns in place, without a trainer"}
         return {"supported": True}
 
     def shapes(self, config: Config) -> ModelShapes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import agentd
-from agentd.adapt.kinds.kind import LanguageKind, PassPlan
+from agentd.adapt.kinds.kind import LanguageKind, PassPlan, Probing
 from agentd.adapt.passes.base import Attempt, Means
 from agentd.adapt.passes.imported import AdapterImport
 from agentd.adapt.passes.llamacpp import AdaptationPass
@@ -25,7 +25,6 @@ from agentd.budget.footprint import TRAINER_START
 from agentd.budget.model_shapes import F32, ModelShapes
 from agentd.budget.planner import Choice
 from agentd.config.schema import Config
-from agentd.engine.process.supervisor import Supervisor
 from agentd.formats.gguf_header import Header
 from agentd.host import machine, memory
 from agentd.models import ModelFile
@@ -41,8 +40,7 @@ class LlamaCpp(LanguageKind):
 
     def __init__(self, model: ModelFile) -> None:
         super().__init__(model)
-        self._probed: dict[str, Any] | None = None
-        self._measured = self._compared = False
+        self._compared = False  # whether that was tried
         self._prefixes = 0
 
     def shapes(self, config: Config) -> ModelShapes:
@@ -77,40 +75,27 @@ class LlamaCpp(LanguageKind):
         parts = [self.model.sha256, code.hexdigest(), *libraries, *machine.identity()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    async def probe(
-        self,
-        config: Config,
-        engine: Supervisor,
-        trainer: Training,
-        folder: Path,
-        *,
-        engine_is_free: bool,
-        known: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    async def probe(self, config: Config, using: Probing, known: dict[str, Any] | None = None) -> dict[str, Any]:
         """Asks the trainer whether it can build this model's blocks and whether they compute what the engine's do, and
-        measures the engine's speed and what a session costs it: each once."""
-        if self._probed is None and known is not None and "cosines" in known:
-            self._probed, self._compared = known, known["cosines"] is not None
-            self._measured = known.get("engine_runtime_bytes") is not None and known["context"] == config.context
-        sample = None
-        if engine_is_free and not self._compared and await self._can_compare(config):
-            sample, self._compared = await engine_sample.sample(engine, self.shapes(config).n_layer, folder), True
+        measures the engine's speed and what a session costs it."""
+        facts, shapes, sample = dict(known or {}), self.shapes(config), None
+        if using.idle and not self._compared and facts.get("cosines") is None and await self._can_compare(config):
+            sample, self._compared = await engine_sample.sample(using.engine, shapes.n_layer, using.folder), True
         try:
-            if self._probed is None or sample is not None or "cosines" not in self._probed:  # it gave no answer
-                self._probed = {**(self._probed or {}), **await trainer.probe(self.model.path, sample)}
+            if sample is not None or "cosines" not in facts:  # it has given no answer yet
+                facts |= await using.trainer.probe(self.model.path, sample)
         finally:
-            engine_sample.discard(folder)
-        if engine_is_free and "forward" not in self._probed:
-            self._probed.update(await engine_speed(engine, folder))
-        if self._probed["reason"]:
-            logger.warning("backpropagation: %s", self._probed["reason"])
-        if engine_is_free and not self._measured:
-            shapes, context = self.shapes(config), config.context
+            engine_sample.discard(using.folder)
+        if facts["reason"]:
+            logger.warning("backpropagation: %s", facts["reason"])
+        if using.idle and "forward" not in facts:
+            facts |= await engine_speed(using.engine, using.folder)
+        if using.idle and (facts.get("engine_runtime_bytes") is None or facts.get("context") != config.context):
             reading = await asyncio.to_thread(memory.read)
-            if reading.available - config.memory.reserve >= needed(shapes, context):
-                self._probed["engine_runtime_bytes"] = await engine_runtime(engine, shapes, context, folder)
-                self._probed["context"], self._measured = context, True
-        return self._probed
+            if reading.available - config.memory.reserve >= needed(shapes, config.context):
+                runtime = await engine_runtime(using.engine, shapes, config.context, using.folder)
+                facts |= {"engine_runtime_bytes": runtime, "context": config.context}
+        return facts
 
     async def _can_compare(self, config: Config) -> bool:
         """Whether there is memory for a trainer with one block beside a session in the engine."""

@@ -1,6 +1,5 @@
 """Torch serves a module whose own weights learn in place, in the engine's process; a revision is a ledger of steps."""
 
-from pathlib import Path
 from typing import Any
 
 from agentd.adapt.kinds.kind import LanguageKind, PassPlan
@@ -36,18 +35,6 @@ class Transformers(LanguageKind):
     def shapes(self, config: Config) -> ModelShapes:
         assert not isinstance(self.model.header, ClassifierHeader)
         return served_shapes(self.model.header, config.model.dtype)
-
-    async def probe(
-        self,
-        config: Config,
-        engine: Supervisor,
-        trainer: Training,
-        folder: Path,
-        *,
-        engine_is_free: bool,
-        known: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        return {"supported": False, "reason": "engine transformers learns in place, without a trainer"}
 
     def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
         plan, rank = choice.plan, config.adapt.rank

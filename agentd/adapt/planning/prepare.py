@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from agentd.adapt.kinds.kind import EngineKind, PassPlan
+from agentd.adapt.kinds.kind import EngineKind, PassPlan, Probing
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning.dataset import Dataset
@@ -80,11 +80,9 @@ class Preparation:
     async def _probe(self, config: Config, trainer: Training, engine_is_free: bool) -> dict[str, Any]:
         """What the machine can do: measured once, and kept over restarts."""
         known = await self.known()
-        before = dict(known or {})
-        self._probed = await self._kind.probe(
-            config, self._engine, trainer, self._folders, engine_is_free=engine_is_free, known=known
-        )
-        if self._key and self._probed != before:
+        using = Probing(self._engine, trainer, self._folders, engine_is_free)
+        self._probed = await self._kind.probe(config, using, known)
+        if self._key and self._probed != known:
             with contextlib.suppress(AgentdError):  # costs time at the next start, no more
                 await self._store.call(measurements.remember, self._key, self._probed)
         return self._probed
