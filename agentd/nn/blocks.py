@@ -23,7 +23,7 @@ from torch import nn
 from agentd.errors import TrainerFailed
 from agentd.nn.fused_ops import fuse
 from agentd.nn.gguf_file import GGUFFile
-from agentd.nn.linear_ops import frozen
+from agentd.nn.linear_ops import exactly, frozen
 from agentd.nn.meta_model import IdentityBlock, MetaModel, Unsupported
 from agentd.nn.tree_mask import Tree
 
@@ -61,6 +61,7 @@ class Blocks:
     linears  per GGUF tensor name, (owner module, attribute) of every linear layer stored as torch holds it
     norm     the final norm
     fused    the parts of a block that run as one operation each
+    apart    a row's prefix attends apart from what follows it, see Tree.attended
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Blocks:
                 for module in block.modules():
                     if isinstance(module, nn.Linear):
                         module.forward = partial(_frozen_layer, module)  # type: ignore[method-assign]
-        self.entry = 1.0
+        self.entry, self.apart = 1.0, True
         self._active: int | None = None
         if in_memory:
             self._put(range(first, end))
@@ -111,8 +112,9 @@ class Blocks:
                 self._load(i)
         else:
             self.activate(end - 1)
-        self.fused = fuse(self._own.values(), self.last)
-        self._check_ends()
+        with exactly():
+            self.fused = fuse(self._own.values(), self.last)
+            self._check_ends()
 
     @property
     def last(self) -> nn.Module:
@@ -150,7 +152,9 @@ class Blocks:
         """
         scaled = inputs if self.entry == 1.0 else inputs * self.entry
         with contextlib.ExitStack() as stack:
-            attention = stack.enter_context(tree.attended(self.base.config)) if tree is not None else {}
+            attention: dict[str, Any] = {}
+            if tree is not None:
+                attention = stack.enter_context(tree.attended(self.base.config, apart=self.apart))
             output = self.base(inputs_embeds=scaled, use_cache=False, **attention)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

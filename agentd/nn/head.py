@@ -8,6 +8,7 @@ from torch import nn
 from agentd.limits import HEAD_SLICE
 from agentd.nn.blocks import Blocks
 from agentd.nn.gguf_file import GGUFFile
+from agentd.nn.linear_ops import exactly
 from agentd.nn.meta_model import Unsupported
 
 
@@ -53,7 +54,7 @@ class Head:
         inputs = torch.randn(1, 3, blocks.n_embd, generator=torch.Generator().manual_seed(0)) / blocks.entry
         blocks.model.set_output_embeddings(small)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), exactly():
                 theirs = blocks.model(inputs_embeds=inputs).logits[0]
                 hidden = blocks.run(inputs / blocks.entry)[0]
                 ours = _cap(

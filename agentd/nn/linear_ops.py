@@ -4,12 +4,31 @@ Each is one node of autograd with its derivative written out. Composed of torch'
 LoRA is a dozen nodes, and adding the update in place makes autograd copy the gradient: more work than multiplying is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
 from agentd.limits import ROW_STEP
+
+_exactly = False
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Within it matrices are multiplied in the activations' type, whatever theirs is.
+
+    For comparisons of two ways to compute the same. Products in bfloat16 make one bit of float32 half a percent, on
+    processors and for shapes that no one can foresee, and then nothing tells rounding from a difference.
+    """
+    global _exactly
+    before, _exactly = _exactly, True
+    try:
+        yield
+    finally:
+        _exactly = before
 
 
 def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -85,8 +104,8 @@ def _multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
     In a narrower type there are rows of zeros besides, see `_rounded`.
     """
-    if matrix.dtype == rows.dtype:
-        return rows @ matrix
+    if matrix.dtype == rows.dtype or _exactly:
+        return rows @ matrix.to(rows.dtype)
     n = len(rows)
     narrow = torch.empty(_rounded(n), rows.shape[-1], dtype=matrix.dtype)
     narrow[:n], narrow[n:] = rows, 0
