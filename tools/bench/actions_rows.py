@@ -30,13 +30,13 @@ CHAT = "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Judgement:
-    """Shares: of commands answered by the right call and nothing else, of talk answered by a call. `wrong` are some
+    """Shares: of commands answered by the right call and nothing else, of talk answered by a call. `mistakes` are some
     commands with what was called."""
 
     exact: float
     named: float
     called: float
-    wrong: list[dict[str, Any]]
+    mistakes: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +97,7 @@ def judge(daemon: DaemonProcess, limit: int | None) -> Judgement:
     calls = answers(daemon, [row["text"] for row in commands], "required")
     free = answers(daemon, [row["text"] for row in talk], "auto")
     pairs = list(zip(commands, calls, strict=True))
-    wrong = [
+    mistakes = [
         {
             "text": row["text"],
             "right": [row["name"], row["arguments"]],
@@ -107,11 +107,11 @@ def judge(daemon: DaemonProcess, limit: int | None) -> Judgement:
         if not home.is_right(row, answer_calls)
     ]
     return Judgement(
-        exact=1 - len(wrong) / len(commands),
+        exact=1 - len(mistakes) / len(commands),
         named=sum([call["function"]["name"] for call in answer_calls] == [row["name"]] for row, answer_calls in pairs)
         / len(commands),
         called=sum(map(bool, free)) / len(talk),
-        wrong=wrong[:10],
+        mistakes=mistakes[:10],
     )
 
 

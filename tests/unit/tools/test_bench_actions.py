@@ -133,10 +133,9 @@ def test_what_the_file_holds_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results.jsonl"
-    rows = [
-        {**key, "exact": 0.5, "named": 0.75, "called": 0.1, "seconds": 3.0, "peak_bytes": 7e8}
-        for key in actions.keys(options(), "tiny")
-    ]
+    judged = actions_rows.Judgement(0.5, 0.75, 0.1, [{"text": "lights off"}]).as_json()
+    learned = {"seconds": 3.0, "peak_bytes": 7e8}
+    rows = [key | learned | judged for key in actions.keys(options(), "tiny")]
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["tiny.gguf", "--output", str(output), "--examples", "25,50", "--seeds", "0,1", "--lrs", "1e-3"]
     monkeypatch.setattr(sys, "argv", ["actions", *arguments, "--epochs", "1,3", "--memory", "300MB,none"])
