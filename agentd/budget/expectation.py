@@ -172,7 +172,8 @@ def seconds_for(
     seconds = speed.fixed + _answering(workload, speed)
     if setting.blocks:
         is_tapped = setting.method == "blockwise-bp"
-        how = recipe(setting.method, setting.blocks, workload.texts)
+        learned = workload.examples * 4 // 5
+        how = recipe(setting.method, setting.blocks, workload.texts, learned)
         epochs = how.usual
         tokens = computed_tokens(replace(workload, batch=how.batch), setting.micro_tokens)
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.

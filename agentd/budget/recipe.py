@@ -1,8 +1,10 @@
 """How a pass with k blocks by backpropagation trains: what its accuracy and its time both depend on."""
 
+import math
 from dataclasses import dataclass, replace
 
-_TEXT_EPOCHS = 5
+_TEXT_STEPS, _TEXT_BATCH = 100, 8
+_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 5  # of texts
 _LARGER_STEPS = 20  # blocks up to which the larger steps were tried
 
 
@@ -17,14 +19,19 @@ class Recipe:
     usual: float
 
 
-def recipe(method: str, blocks: int, texts: bool = False) -> Recipe:
+def recipe(method: str, blocks: int, texts: bool = False, examples: int = 0) -> Recipe:
     """The more blocks there are, the smaller are the steps and the fewer are needed.
 
-    `texts`: answers are texts or calls of tools, of which every token has to be right, and not choices. They get more
-    epochs, and dev says when it is enough. What was tried: docs/benchmarks.md, lab notes.
+    texts     answers are texts or calls of tools, of which every token has to be right, and not choices: they get some
+              hundred steps at least, the fewer examples there are the more epochs, within limits
+    examples  that are learned from; 0: few
+
+    What was tried: docs/benchmarks.md, lab notes.
     """
     if texts:
-        return replace(recipe(method, blocks), batch=8, epochs=_TEXT_EPOCHS, usual=_TEXT_EPOCHS - 1.0)
+        enough = math.ceil(_TEXT_STEPS * _TEXT_BATCH / examples) if examples else _MOST_EPOCHS
+        epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, enough))
+        return replace(recipe(method, blocks), batch=_TEXT_BATCH, epochs=epochs, usual=float(epochs))
     if method == "blockwise-bp":
         return Recipe(1e-3, 16, 1, 1.0)
     if blocks <= 2:

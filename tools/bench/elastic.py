@@ -106,7 +106,7 @@ class Run:
         setting = self._setting()
         weights, adapter = "0", None
         if setting.blocks:
-            options = setting.train_options(self.seed, THREADS, NLL_WEIGHT)
+            options = setting.train_options(self.seed, THREADS, NLL_WEIGHT, TRAIN)
             learning = Backpropagation(
                 self.engine,
                 self.training,

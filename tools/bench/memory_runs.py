@@ -155,7 +155,7 @@ async def _backpropagate(
     folder: Path,
 ) -> Path:
     setting = Setting(plan.method, plan.blocks, ZO_STEPS[plan.method], RANK, Choice(plan, 0, 0, 0, ()))
-    options = {**setting.train_options(0, THREADS, NLL_WEIGHT), "batch": case.batch, "max_epochs": 1}
+    options = {**setting.train_options(0, THREADS, NLL_WEIGHT, len(data.members)), "batch": case.batch, "max_epochs": 1}
     learning = Backpropagation(
         engine,
         training,

@@ -72,8 +72,8 @@ class AdaptationPass(Attempt):
         adapter, control = await asyncio.to_thread(self._files.weights, self._origin)
         at, steps = 0, 1  # how far training is
         while self._setting.blocks:
-            options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT)
             n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
+            options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT, n_train)
             total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
             options["first_step"] = place(at, steps, total)
             options["lr"] *= self._step_scale

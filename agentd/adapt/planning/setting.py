@@ -126,9 +126,9 @@ class Setting:
         is one to choose from, and dev is learned from like the rest."""
         return recipe(self.method, self.blocks, self.texts).epochs > 1
 
-    def train_options(self, seed: int, threads: int, nll_weight: float) -> dict[str, Any]:
-        """Hyperparameters of the trainer; the rest are its defaults."""
-        how = recipe(self.method, self.blocks, self.texts)
+    def train_options(self, seed: int, threads: int, nll_weight: float, examples: int) -> dict[str, Any]:
+        """Hyperparameters of the trainer that learns from so many examples; the rest are its defaults."""
+        how = recipe(self.method, self.blocks, self.texts, examples)
         return {
             "rank": self.rank,
             "alpha": ALPHA * self.rank,

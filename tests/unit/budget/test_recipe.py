@@ -16,6 +16,15 @@ def test_texts_get_epochs_to_choose_among_under_any_plan(method: str, blocks: in
     assert how.lr == choices.lr
 
 
+def test_the_fewer_texts_there_are_the_oftener_they_are_seen() -> None:
+    epochs = [recipe("suffix-bp", 16, True, n).epochs for n in (0, 30, 170, 220, 300, 1000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] == epochs[2] > epochs[3] > epochs[4] == epochs[5]
+    for n, each in ((220, epochs[3]), (1000, epochs[5])):
+        assert each * n / recipe("suffix-bp", 16, True, n).batch >= 100
+    assert {recipe("suffix-bp", 16, False, n) for n in (0, 30, 1000)} == {recipe("suffix-bp", 16)}
+
+
 def test_what_has_one_answer_is_a_text_and_most_examples_decide() -> None:
     texts = ["Lights off!", "Lights on!", "Good film?"]
     assert Workload.estimated(texts, [{"call"}, {"another"}, {"yes", "no"}]).texts

@@ -137,7 +137,7 @@ async def blockwise(model: Path, n: int, folder: Path) -> tuple[Once, dict[int, 
             members=members,
             encoded=encoded,
             file=target,
-            options=setting.train_options(0, THREADS, NLL_WEIGHT),
+            options=setting.train_options(0, THREADS, NLL_WEIGHT, len(members)),
         )
         index = await learning.tap(lambda _: None)
         await learning.train(index, None, None, folder / "adapter.gguf", lambda _: None)
