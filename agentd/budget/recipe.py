@@ -1,6 +1,5 @@
 """How a pass with k blocks by backpropagation trains: what its accuracy and its time both depend on."""
 
-import math
 from dataclasses import dataclass, replace
 
 _TEXT_STEPS, _TEXT_BATCH = 100, 8
@@ -22,14 +21,14 @@ class Recipe:
 def recipe(method: str, blocks: int, texts: bool = False, examples: int = 0) -> Recipe:
     """The more blocks there are, the smaller are the steps and the fewer are needed.
 
-    texts     answers are texts or calls of tools, of which every token has to be right, and not choices: they get some
-              hundred steps at least, the fewer examples there are the more epochs, within limits
+    texts     answers are texts or calls of tools, of which every token has to be right, and not choices: they get
+              about a hundred steps or more, the fewer examples there are the more epochs, within limits
     examples  that are learned from; 0: few
 
     What was tried: docs/benchmarks.md, lab notes.
     """
     if texts:
-        enough = math.ceil(_TEXT_STEPS * _TEXT_BATCH / examples) if examples else _MOST_EPOCHS
+        enough = round(_TEXT_STEPS * _TEXT_BATCH / examples) if examples else _MOST_EPOCHS
         epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, enough))
         return replace(recipe(method, blocks), batch=_TEXT_BATCH, epochs=epochs, usual=float(epochs))
     if method == "blockwise-bp":

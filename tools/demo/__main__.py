@@ -93,7 +93,7 @@ class Home(Story):
 
 
 def main() -> int:
-    return tell(Home, options_of("python -m tools.demo", __doc__, train=240, held_out=30))
+    return tell(Home, options_of("python -m tools.demo", __doc__, train=200, held_out=30))
 
 
 if __name__ == "__main__":
