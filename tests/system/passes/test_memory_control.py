@@ -95,10 +95,9 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
 
 def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model: Path) -> None:
     adapt: dict[str, Any] = {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.4}}
-    settings: dict[str, Any] = {"model": {"threads": 2}, "adapt": adapt}
-    with DaemonProcess(model, settings) as daemon:
+    with DaemonProcess(model, {"adapt": adapt}) as daemon:
         daemon.start()
-        sent = daemon.post("/v1/examples", examples(240), headers={"content-type": "application/x-ndjson"})
+        sent = daemon.post("/v1/examples", examples(180), headers={"content-type": "application/x-ndjson"})
         assert sent.status == 200, sent.body
         number = begin(daemon, method="suffix-bp", blocks=2, zo_steps=0)
         written = daemon.state / "passes" / str(number) / "kept-adapter.gguf"
