@@ -19,3 +19,4 @@ PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
 HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
 ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied
+LONG_PREFIX = 0.25  # of a forward pass's rows: from there on what all examples begin with attends by itself

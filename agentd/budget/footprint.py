@@ -12,7 +12,7 @@ from typing import Any
 
 from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload, micro_batch
-from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS
+from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, LONG_PREFIX, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS
 
 MIB = 1 << 20
 
@@ -159,8 +159,10 @@ def trainer_terms(
     one = workload.checkpoint or tapped
     tokens, examples = micro_batch(arch, workload, k, one)
     attention = arch.n_head * arch.head_dim  # keys and values are there for every head
-    whole = tokens * (4 * arch.n_embd + 4 * attention + 4 * arch.n_ff)
-    last = tokens * (2 * arch.n_embd + 4 * attention)
+    # A prefix that attends by itself leaves the outputs of attention twice (nn/tree_mask.py).
+    outputs = 1 + (workload.prefix >= LONG_PREFIX * tokens)
+    whole = tokens * (4 * arch.n_embd + (3 + outputs) * attention + 4 * arch.n_ff)
+    last = tokens * (2 * arch.n_embd + (3 + outputs) * attention)
     wide = 0 if k == 1 else 4 * arch.n_ff  # the last block's feed-forward part runs where it is scored
     backward = tokens * (5 * arch.n_embd + wide)
     widths = arch.lora_width[-k:]
@@ -169,7 +171,10 @@ def trainer_terms(
         # The gradient at a block's input, and that at its output, for all of a step's micro-batches.
         batches = -(-workload.batch // examples)
         step = batches * workload.prefix + min(workload.tokens, workload.batch * workload.seq_len)
-        floats, formula = whole + 2 * step * arch.n_embd, "one block's rows x (4 D + 4 H d + 4 n_ff); 2 x step x D"
+        floats, formula = (
+            whole + 2 * step * arch.n_embd,
+            f"one block's rows x (4 D + {3 + outputs} H d + 4 n_ff); 2 x step x D",
+        )
         if not tapped:
             floats, formula = floats + k * step * arch.n_embd, f"{formula}; k x step x D"
         formula += " (step: tokens of a batch)"
@@ -179,7 +184,7 @@ def trainer_terms(
         written = ", as written in every step" if tapped else ""
         state_formula = f"({copies} (weight, mean, square{written}) x all + 3 (gradient, temporaries) x one block)"
     else:
-        floats, formula = (k - 1) * whole, "(k - 1) x rows x (4 D + 4 H d + 4 n_ff)"
+        floats, formula = (k - 1) * whole, f"(k - 1) x rows x (4 D + {3 + outputs} H d + 4 n_ff)"
         parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
         state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
     size = F16 if workload.bf16 else F32
@@ -223,7 +228,7 @@ def trainer_terms(
         Term(
             "activations of the last block",
             F32 * last,
-            "rows x (2 D + 4 H d) x 4 B",
+            f"rows x (2 D + {3 + outputs} H d) x 4 B",
             "trainer",
             "shorten the examples",
         ),

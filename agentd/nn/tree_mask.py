@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
+from agentd.limits import LONG_PREFIX
+
 _SDPA = "sdpa"  # transformers' name of the implementation by torch's own kernels
+
+
+def attends_apart(prefix: int, rows: int) -> bool:
+    """Whether it pays that a prefix attends by itself: every block then keeps its outputs a second time."""
+    return prefix >= LONG_PREFIX * rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Tree:
 
         name = config._attn_implementation
         plain_mask, plain_attention = MASKS[name], ATTENTIONS[_SDPA]
-        prefix = self.prefix if apart and name == _SDPA else 0
+        pays = attends_apart(self.prefix, self.positions.shape[1])
+        prefix = self.prefix if apart and pays and name == _SDPA else 0
 
         def masked(*, mask_function: Any, allow_is_causal_skip: bool = False, **rest: Any) -> Any:
             def along(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

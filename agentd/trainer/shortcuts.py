@@ -75,22 +75,23 @@ class Suffix:
         def states(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, self.blocks.n_embd, generator=generator)
 
-        prefix, texts, answers = states(2), [states(3), states(1)], [[states(2), states(4)], [states(0), states(1)]]
-        tree = Tree.of(2, [(len(text), [len(own) for own in each]) for text, each in zip(texts, answers, strict=True)])
+        n = 6  # of the prefix: enough for it to attend apart
+        prefix, texts, answers = states(n), [states(3), states(1)], [[states(2), states(4)], [states(0), states(1)]]
+        tree = Tree.of(n, [(len(text), [len(own) for own in each]) for text, each in zip(texts, answers, strict=True)])
         together = torch.cat([prefix, *(torch.cat([t, *each]) for t, each in zip(texts, answers, strict=True))])
         try:
             with torch.no_grad():
                 shared = self.blocks.run(together[None], tree)[0]
                 alone, at = [], 0
                 for text, each in zip(texts, answers, strict=True):
-                    begin = 2 + at
+                    begin = n + at
                     own = begin + len(text)
                     for answer in each:
                         plain = self.blocks.run(torch.cat([prefix, text, answer])[None])[0]
-                        rows = [*range(2), *range(begin, begin + len(text)), *range(own, own + len(answer))]
+                        rows = [*range(n), *range(begin, begin + len(text)), *range(own, own + len(answer))]
                         alone.append((shared[rows], plain))
                         own += len(answer)
-                    at = own - 2
+                    at = own - n
         except _FAILURES:
             return False
         return all(_alike(ours, plain) for ours, plain in alone)
