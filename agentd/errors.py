@@ -179,6 +179,31 @@ class Conflict(InvalidRequest):
     code = "conflict"
 
 
+class OtherBase(Conflict):
+    """What a fleet learns means nothing on this board's model."""
+
+    code = "other_base"
+
+
+class NoConsent(InvalidRequest):
+    """A fleet asks for what the owner has not agreed to; asking again changes nothing."""
+
+    status = 403
+    type = "permission_error"
+    code = "no_consent"
+
+
+class NotNow(AgentdError):
+    """Something may be asked for again later: the owner, the device or other work has the say at the moment."""
+
+    status = 503
+    type = "unavailable_error"
+    code = "not_now"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not now: {reason}")
+
+
 class InvalidLine(InvalidRequest):
     """One line of a JSONL body cannot be used; nothing of the body was stored."""
 

@@ -25,6 +25,7 @@ from agentd.config.values import (
     Number,
     Origins,
     QuietHours,
+    Shares,
     Size,
     Switch,
     Text,
@@ -222,6 +223,23 @@ class RetentionSettings(Section):
     passes: Integer = key(20, "working directories of past passes kept for inspection", ge=1, le=10**6)
 
 
+class FleetSettings(Section):
+    name: Text | None = key(
+        None, "the fleet that this board learns together with (docs/fleet.md); null: none, and none is answered"
+    )
+    send: Shares = key((), "what may leave the board for it: ledger, adapter, figures")
+    clip: Annotated[Number, Field(gt=0, le=1e6)] | None = key(
+        None, "norm that the steps of one round's ledger are scaled down to, as a whole; null: as they are"
+    )
+    noise: Number = key(
+        0.0, "standard deviation of the Gaussian noise on each of these steps, in units of fleet.clip", ge=0, le=1e4
+    )
+    delta: Number = key(1e-5, "chance that the privacy loss exceeds the ε that is stated", ge=1e-15, le=0.1)
+    max_epsilon: Annotated[Number, Field(gt=0, le=1e6)] | None = key(
+        None, "ε from which on nothing more is sent; null: no limit"
+    )
+
+
 class TaskSettings(Section):
     """A task. `choices` empty: answers are free text or calls. `metric` auto: accuracy with choices, call as soon as
     there are examples with calls, else loss. `recall` null: as adapt.recall says."""
@@ -256,6 +274,7 @@ class Config(Section):
     adapt: AdaptSettings = AdaptSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     retention: RetentionSettings = RetentionSettings()
+    fleet: FleetSettings = FleetSettings()
     tasks: Annotated[dict[Text, TaskSettings], BeforeValidator(lambda value: {} if value is None else value)] = key(
         {}, "name: {choices, metric, prompt, recall}"
     )
@@ -385,6 +404,13 @@ def _conflicts(config: Config) -> Iterator[str]:
     tls = config.serve.tls
     if (tls.certificate is None) != (tls.key is None):
         yield "serve.tls: certificate and key go together"
+    fleet = config.fleet
+    if fleet.noise and fleet.clip is None:
+        yield "fleet.noise: noise says something only of what is clipped; set fleet.clip"
+    if fleet.noise and set(fleet.send) - {"ledger"}:
+        yield "fleet.send: with fleet.noise nothing but ledger: no noise covers adapter and figures"
+    if fleet.max_epsilon is not None and not fleet.noise:
+        yield "fleet.max_epsilon: without fleet.noise there is no ε that could stay below it"
     if config.engine == "int8" and config.model.path == "default":
         yield "model.path: engine int8 needs the file of a classifier (docs/int8.md)"
     known = methods.OF_ENGINE[config.engine]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 
 _SIZE = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+SHARES = ("ledger", "adapter", "figures")  # what may leave a board for its fleet
 _TIME = {"": 1.0, "S": 1.0, "MS": 1e-3, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
 
 
@@ -55,6 +56,14 @@ def _names(value: Any) -> tuple[str, ...]:
         if not (0 < len(name) <= 200 and name.isprintable()):
             raise ValueError(f"{name!r} is no name of 1 to 200 characters that can be seen")
     return tuple(dict.fromkeys(names))
+
+
+def _shares(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    for name in names:
+        if name not in SHARES:
+            raise ValueError(f"{name!r} is none of {', '.join(SHARES)}")
+    return names
 
 
 def _path(value: Any) -> Path:
@@ -124,6 +133,7 @@ Boolean = Annotated[bool, Strict(), BeforeValidator(_boolean)]
 Switch = Annotated[Literal["off", "on", "auto"], BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Shares = Annotated[tuple[str, ...], BeforeValidator(_shares)]  # of SHARES
 File = Annotated[Path, BeforeValidator(_path)]  # ~ and $VARIABLES are expanded
 QuietHours = Annotated[str, BeforeValidator(_quiet_hours)]  # HH:MM-HH:MM
 Address = Annotated[str, BeforeValidator(_address)]  # HOST:PORT

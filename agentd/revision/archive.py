@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True)
 class Archive:
     """`origin` is the revision's number where it was made, for the reader alone; `files` are those that were read, by
-    name."""
+    name; `source` is the fleet and round that it is of, if it is of one."""
 
     engine: ClassVar[str]
 
@@ -46,6 +46,7 @@ class Archive:
     blocks: int
     origin: int
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False, kw_only=True)
+    source: str | None = field(default=None, kw_only=True)
 
     @property
     def identity(self) -> str:

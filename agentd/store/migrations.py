@@ -80,6 +80,13 @@ def m007_measurements(db: Database) -> None:
     faults.change("migration m007_measurements")
 
 
+@migrations()
+def m008_fleet(db: Database) -> None:
+    for statement in _FLEET:
+        db.execute(statement)
+    faults.change("migration m008_fleet")
+
+
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
         {statements}
@@ -437,6 +444,39 @@ _MEASUREMENTS = (
     CREATE TABLE measurements (
         key TEXT PRIMARY KEY, -- what they depend on, hashed
         facts TEXT NOT NULL, -- JSON
+        at TEXT NOT NULL
+    ) STRICT""",
+)
+
+_FLEET = (
+    """
+    CREATE TABLE fleet_rounds (
+        run TEXT NOT NULL, -- a run of the fleet, and the number of a round in it
+        number INTEGER NOT NULL,
+        action TEXT NOT NULL CHECK (action IN ('train', 'take')),
+        fleet TEXT NOT NULL,
+        peer TEXT, -- who the fleet's server is, as its client says
+        request TEXT NOT NULL, -- sha256 of what was asked
+        state TEXT, -- sha256 of the fleet's file that it is about
+        pass_id INTEGER NOT NULL REFERENCES passes, -- the newest one that does it
+        kind TEXT, -- of what was made
+        examples INTEGER, -- that it was learned from; null: not told
+        rho REAL, -- zCDP of what was made; null: no noise
+        norm REAL, -- of a ledger's coefficients before clipping
+        bytes_in INTEGER NOT NULL DEFAULT 0,
+        bytes_out INTEGER NOT NULL DEFAULT 0,
+        created_at TEXT NOT NULL,
+        sent_at TEXT,
+        result BLOB, -- what leaves the board; dropped when newer ones are there
+        PRIMARY KEY (run, number, action)
+    ) STRICT""",
+    "CREATE INDEX fleet_rounds_created_at ON fleet_rounds (created_at)",
+    # what the fleet has sent, so that it need not send it again
+    """
+    CREATE TABLE fleet_files (
+        sha256 TEXT PRIMARY KEY,
+        data BLOB NOT NULL,
+        weights_sha256 TEXT, -- that it was found to lead to here
         at TEXT NOT NULL
     ) STRICT""",
 )

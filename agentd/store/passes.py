@@ -15,12 +15,12 @@ _NEXT: dict[str, frozenset[str]] = {
     "triggered": frozenset({"planned", "refused"}),
     "planned": frozenset({"tapped", "trained", "refused"}),  # pure ZO needs no tap
     "tapped": frozenset({"trained"}),
-    "trained": frozenset({"gated"}),
+    "trained": frozenset({"gated", "contributed"}),  # what a fleet asked for is no revision
     "gated": frozenset({"staged", "rejected"}),
     "staged": frozenset({"trial"}),
     "trial": frozenset({"committed", "rolled_back"}),
 }
-TERMINAL = frozenset({"committed", "refused", "failed", "rejected", "rolled_back"})
+TERMINAL = frozenset({"committed", "contributed", "refused", "failed", "rejected", "rolled_back"})
 _STEP_COLUMNS = ("loss", "dev_loss", "dev_accuracy", "seconds", "seed", "projected_gradient", "lr", "epsilon")
 
 

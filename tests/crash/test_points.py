@@ -44,6 +44,7 @@ POINTS = {
         "migration m005_recall_by_task",
         "migration m006_api_keys",
         "migration m007_measurements",
+        "migration m008_fleet",
         "feedback stored",
         "feedback forgotten",
         "examples used",
