@@ -13,9 +13,10 @@ from sqlite_utils import Database
 from agentd import ids
 from agentd.adapt import consolidation
 from agentd.adapt.gate.skills import Baseline
-from agentd.adapt.kinds.kind import EngineKind
+from agentd.adapt.kinds.kind import EngineKind, PassPlan
 from agentd.adapt.passes import memory_control
 from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
+from agentd.adapt.passes.contribution import Order
 from agentd.adapt.passes.progress import MemoryWatch, Progress
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import dataset as datasets
@@ -127,8 +128,15 @@ class Adaptation:
 
     # --- what the admin API asks for
 
-    async def start(self, trigger: str, options: dict[str, Any], imported: archive.Archive | None = None) -> int:
-        """Starts a pass and returns its number. Raises Conflict while one runs, EngineUnavailable without an engine."""
+    async def start(
+        self,
+        trigger: str,
+        options: dict[str, Any],
+        imported: archive.Archive | None = None,
+        order: Order | None = None,
+    ) -> int:
+        """Starts a pass and returns its number: it learns for this board, takes in what was `imported`, or fulfils the
+        `order` of a fleet. Raises Conflict while one runs, EngineUnavailable without an engine."""
         if self._task and not self._task.done():
             assert self._progress is not None
             if not self._progress.done:
@@ -145,7 +153,7 @@ class Adaptation:
             await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
             self._stop_reason = None
             self._progress = Progress(row.id)
-            self._task = asyncio.create_task(self._run(row.id, options, seed, imported))
+            self._task = asyncio.create_task(self._run(row.id, options, seed, imported, order))
         finally:
             self._starting = False
         return row.id
@@ -155,6 +163,15 @@ class Adaptation:
         self.require_engine()
         self.kind.check_import(imported, self._engine)
         return await self.start("manual", {"import": imported.identity}, imported)
+
+    @property
+    def busy(self) -> str | None:
+        """What keeps a pass from starting now, if anything does."""
+        if self._starting:
+            return "a pass is starting"
+        if self._task is None or self._task.done() or (self._progress is not None and self._progress.done):
+            return None
+        return f"pass {self._progress.id if self._progress else ''} is running"
 
     def require_engine(self) -> None:
         """Raises EngineUnavailable while nothing could be learned."""
@@ -223,20 +240,31 @@ class Adaptation:
 
     # --- one pass
 
-    async def _run(self, number: int, options: dict[str, Any], seed: int, imported: archive.Archive | None) -> None:
+    async def _run(
+        self,
+        number: int,
+        options: dict[str, Any],
+        seed: int,
+        imported: archive.Archive | None,
+        order: Order | None,
+    ) -> None:
         progress = self._progress
         assert progress is not None
         async with MemoryWatch(self.pids, mapping=self.kind.mapped) as memory:
             guard = asyncio.create_task(self._guard(memory, progress))
             guard.add_done_callback(lambda _: None)
             try:
-                if imported is not None:
-                    attempt, data = await self._import(progress, imported, seed)
+                if order is not None:
+                    await self._contribute(progress, order, seed, memory)
+                    outcome, reason = "contributed", None
                 else:
-                    attempt, data = await self._plan(progress, options, seed, memory)
-                revision = await attempt.run(data)
-                await self._trials.begin(revision, progress, attempt.learned)
-                outcome, reason = "committed", None
+                    if imported is not None:
+                        attempt, data = await self._import(progress, imported, seed)
+                    else:
+                        attempt, data = await self._plan(progress, options, seed, memory)
+                    revision = await attempt.run(data)
+                    await self._trials.begin(revision, progress, attempt.learned)
+                    outcome, reason = "committed", None
             except Rejected as error:
                 outcome, reason = "rejected", str(error)
             except RolledBack as error:
@@ -267,8 +295,9 @@ class Adaptation:
                 lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
             )
             await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
-            readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
-            self.triggers.note(readiness.new, outcome == "committed")
+            if order is None:
+                readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
+                self.triggers.note(readiness.new, outcome == "committed")
         keep = self._config.retention.passes
         await asyncio.to_thread(prune_folders, self._folders, keep)
         with contextlib.suppress(AgentdError):
@@ -285,6 +314,27 @@ class Adaptation:
         means = await self._means(progress, seed, relearn=bool(options.get("consolidate")))
         self._training = Training(self._activity, means.folder / "trainer.log", self._group)
         return self.kind.make_pass(means, plan, self._training, memory), plan.data
+
+    async def _contribute(self, progress: Progress, order: Order, seed: int, memory: MemoryWatch) -> None:
+        """Learns for a fleet, in the way that it wants most of those for which there is memory. Raises AgentdError."""
+        kind, plan = await self._ordered(order, seed + progress.id)
+        await self._planned(progress, plan.setting)
+        means = await self._means(progress, seed)
+        self._training = Training(self._activity, means.folder / "trainer.log", self._group)
+        await self.kind.contribution(means, plan, self._training, memory, kind, order).contribute(plan.data)
+
+    async def _ordered(self, order: Order, seed: int) -> tuple[str, PassPlan[Any]]:
+        """The first kind of contribution that fits, with its plan: of all examples, learned or not. Raises
+        PassRefused."""
+        refused: PassRefused | None = None
+        for kind in order.kinds:
+            options = {**self.kind.contributions[kind], "consolidate": True}
+            try:
+                return kind, await self._prepare.plan(self._config, options, seed, engine_is_free=True)
+            except PassRefused as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     async def _import(self, progress: Progress, imported: archive.Archive, seed: int) -> tuple[Attempt, Dataset]:
         gate = self._config.adapt.gate

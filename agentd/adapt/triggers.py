@@ -103,7 +103,7 @@ class Triggers:
         if (reason := self._reason(new_examples, ages)) is None:
             return None
         waited = ages.enough if reason == "examples" else ages.last_pass - self._config.every
-        if self._quiet(local_time):
+        if in_quiet_hours(self._config.quiet_hours, local_time):
             self.waits_for = f"the end of the quiet hours (adapt.trigger.quiet_hours: {self._config.quiet_hours})"
         elif idle < self._config.idle and waited < self._config.latest:
             self.waits_for = (
@@ -123,9 +123,11 @@ class Triggers:
             return "interval"
         return None
 
-    def _quiet(self, local_time: datetime) -> bool:
-        if not self._config.quiet_hours:
-            return False
-        start, end = self._config.quiet_hours.split("-")
-        time_of_day = local_time.strftime("%H:%M")
-        return start <= time_of_day < end if start <= end else time_of_day >= start or time_of_day < end
+
+def in_quiet_hours(span: str | None, local_time: datetime) -> bool:
+    """Whether a time lies in a span such as 22:00-07:00."""
+    if not span:
+        return False
+    start, end = span.split("-")
+    time_of_day = local_time.strftime("%H:%M")
+    return start <= time_of_day < end if start <= end else time_of_day >= start or time_of_day < end

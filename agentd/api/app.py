@@ -16,6 +16,7 @@ from agentd.api import (
     embeddings,
     examples,
     feedback,
+    fleet,
     forgetting,
     lenient,
     meta,
@@ -183,6 +184,14 @@ ADMIN: list[BaseRoute] = [
     DeclaredRoute("POST", "/admin/keys", api_keys.add_key, Scope.ADMIN, api_keys.KeyBody, statuses=(201, 409)),
     DeclaredRoute("POST", "/admin/keys/{name}/revoke", api_keys.revoke_key, Scope.ADMIN, lenient.Body, statuses=(404,)),
     DeclaredRoute("POST", "/admin/dashboard", ui.offer, Scope.ADMIN, lenient.Body, statuses=(401,), optional=True),
+    DeclaredRoute("GET", "/admin/fleet", fleet.show_fleet, Scope.ADMIN),
+    DeclaredRoute(
+        "POST", "/admin/fleet/train", fleet.train, Scope.ADMIN, fleet.TrainBody, statuses=(202, 403, 404, 409, 503)
+    ),
+    DeclaredRoute("POST", "/admin/fleet/take", fleet.take, Scope.ADMIN, fleet.TakeBody, statuses=(202, 403, 409, 503)),
+    DeclaredRoute("GET", "/admin/fleet/rounds/{run}/{number}", fleet.show_round, Scope.ADMIN, statuses=(404,)),
+    DeclaredRoute("GET", "/admin/fleet/rounds/{run}/{number}/result", fleet.result, Scope.ADMIN, statuses=(403, 404)),
+    DeclaredRoute("GET", "/admin/fleet/rounds/{run}/{number}/figures", fleet.figures, Scope.ADMIN, statuses=(404, 409)),
     DeclaredRoute("GET", "/admin/backup", backup.download, Scope.ADMIN),
     DeclaredRoute("GET", "/admin/events", admin.list_events, Scope.ADMIN, query={**LIMIT, "after": PAGE["offset"]}),
     DeclaredRoute(

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 
 from agentd.adapt.controller import Adaptation
+from agentd.adapt.fleet import Fleet
 from agentd.adapt.holds import Holds
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.api.access import Authority
@@ -39,6 +40,7 @@ class Services:
     telemetry: Telemetry | None = None
     wrong_credentials: RateLimiter = field(default_factory=RateLimiter)
     keys: KeyRing = field(init=False)
+    fleet: Fleet = field(init=False)
     authorities: list[Authority] = field(init=False)  # of kinds of credentials, in the order they are asked
     tcp: list[dict[str, Any]] = field(default_factory=list)  # addresses, and what is needed there
     sessions: Sessions = field(default_factory=Sessions)
@@ -48,6 +50,14 @@ class Services:
     def __post_init__(self) -> None:
         self.model_created = int(self.model.path.stat().st_mtime)
         self.keys = KeyRing(self.store)
+        self.fleet = Fleet(
+            lambda: self.config,
+            self.store,
+            self.supervisor,
+            self.adaptation,
+            self.model,
+            lambda: self.holds.reasons,
+        )
         self.authorities = [self.keys]
 
     @property

@@ -19,6 +19,7 @@ from agentd.ctl import (
     events,
     examples,
     feedback,
+    fleet,
     forgetting,
     inferences,
     init,
@@ -87,6 +88,7 @@ app.command("inferences")(inferences.inferences)
 app.command("log", hidden=True)(inferences.inferences)
 app.command()(events.events)
 app.command()(dashboard.dashboard)
+app.command()(fleet.fleet)
 app.add_typer(key, name="key")
 app.command()(backup.backup)
 app.command()(doctor.doctor)

@@ -1,11 +1,13 @@
 """The interface of an engine kind, and what the kinds that serve a language model share. Nothing here imports torch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.contribution import Contribution, Order
 from agentd.adapt.passes.memory_control import Replan
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_process import Training
@@ -54,6 +56,8 @@ class EngineKind(ABC, Generic[S]):
     """`model` is the file that the engine serves."""
 
     name: ClassVar[str]
+    contributions: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The kinds of what it can give a fleet, and the options of the pass that makes each."""
     in_place: ClassVar[bool] = False
     """Whether the weights themselves learn, in the engine's own process."""
     mapped: ClassVar[tuple[str, ...]] = ()
@@ -136,6 +140,16 @@ class EngineKind(ABC, Generic[S]):
 
     @abstractmethod
     def make_pass(self, means: Means, plan: PassPlan[S], trainer: Training, memory: MemoryWatch) -> Attempt: ...
+
+    def contribution(
+        self, means: Means, plan: PassPlan[S], trainer: Training, memory: MemoryWatch, kind: str, order: Order
+    ) -> Contribution:
+        """The pass that makes a contribution of this kind, one of `contributions`."""
+        raise Conflict(f"engine {self.name} has nothing to give a fleet")
+
+    def dtype(self, engine: Supervisor) -> str:
+        """What weights that learn are served in, where bits depend on it; else nothing."""
+        return ""
 
     def import_pass(self, means: Means, imported: archive.Archive) -> Attempt:
         """The pass that judges what another device learned."""

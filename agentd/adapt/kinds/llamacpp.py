@@ -4,13 +4,15 @@ control vectors in the trunk."""
 import asyncio
 import hashlib
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import agentd
 from agentd.adapt.kinds.kind import LanguageKind, PassPlan, Probing
 from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.contribution import AdapterContribution, Contribution, Order
 from agentd.adapt.passes.imported import AdapterImport
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.passes.progress import MemoryWatch
@@ -37,6 +39,7 @@ _PREFIXES = 8  # what is kept of prompts beyond slots may take one part in so ma
 
 class LlamaCpp(LanguageKind):
     name = "llamacpp"
+    contributions: ClassVar[Mapping[str, Mapping[str, Any]]] = {"adapter": {"method": "suffix-bp", "zo_steps": 0}}
 
     def __init__(self, model: ModelFile) -> None:
         super().__init__(model)
@@ -113,6 +116,11 @@ class LlamaCpp(LanguageKind):
 
     def make_pass(self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch) -> Attempt:
         return AdaptationPass(means, trainer, plan.setting, memory, plan.replan, self.model.path)
+
+    def contribution(
+        self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch, kind: str, order: Order
+    ) -> Contribution:
+        return AdapterContribution(order, means, trainer, plan.setting, memory, plan.replan, self.model.path)
 
     def import_pass(self, means: Means, imported: Archive) -> Attempt:
         return AdapterImport(means, imported)

@@ -1,9 +1,11 @@
 """Torch serves a module whose own weights learn in place, in the engine's process; a revision is a ledger of steps."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from agentd.adapt.kinds.kind import LanguageKind, PassPlan
 from agentd.adapt.passes.base import Attempt, Means
+from agentd.adapt.passes.contribution import Contribution, LedgerContribution, LowRankContribution, Order
 from agentd.adapt.passes.imported import WeightsImport
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_process import Training
@@ -23,6 +25,10 @@ from agentd.revision.archive import Archive, WeightsArchive
 
 class Transformers(LanguageKind):
     name = "transformers"
+    contributions: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ledger": {"method": "mezo"},
+        "adapter": {"method": "lora"},
+    }
     in_place = True
     mapped = ("engine",)
     cached_bytes = F32
@@ -45,8 +51,20 @@ class Transformers(LanguageKind):
 
     def make_pass(self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch) -> Attempt:
         setting = plan.setting
-        dtype = _dtype(means.engine)
-        return InPlacePass(means, InPlaceSetting.of(setting.method, setting.blocks, setting.steps, dtype, setting.rank))
+        return InPlacePass(means, self._in_place(setting, means.engine))
+
+    def contribution(
+        self, means: Means, plan: PassPlan[Setting], trainer: Training, memory: MemoryWatch, kind: str, order: Order
+    ) -> Contribution:
+        made = LedgerContribution if kind == "ledger" else LowRankContribution
+        return made(order, means, self._in_place(plan.setting, means.engine))
+
+    def dtype(self, engine: Supervisor) -> str:
+        return _dtype(engine)
+
+    @staticmethod
+    def _in_place(setting: Setting, engine: Supervisor) -> InPlaceSetting:
+        return InPlaceSetting.of(setting.method, setting.blocks, setting.steps, _dtype(engine), setting.rank)
 
     def check_import(self, imported: Archive, engine: Supervisor) -> None:
         super().check_import(imported, engine)

@@ -75,6 +75,7 @@ class Attempt(ABC):
 
     nll_weight: ClassVar[float]  # of an answer's own log-likelihood in the loss, beside the choice among answers
     staged: ClassVar[tuple[str, ...]] = (CANDIDATE,)  # names that the engine may hold when the pass ends
+    improves: bool  # whether the candidate has to be better than what serves, or only no worse
 
     def __init__(self, means: Means) -> None:
         self._config, self._store, self._engine, self._files = means.config, means.store, means.engine, means.files
@@ -82,6 +83,7 @@ class Attempt(ABC):
         self._baseline = means.baseline
         self._parent = means.engine.revision  # what serves, which the candidate is compared with
         self._relearn = means.relearn
+        self.improves = not means.relearn
         self._origin = 0 if means.relearn else self._parent  # what the candidate is made from
         self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
         self._rows: list[dict[str, Any]] = []  # of steps, not yet in the database
@@ -224,7 +226,7 @@ class Attempt(ABC):
                 seed=self._seed,
                 no_calls=no_calls,
                 skills=shown,
-                improves=not self._relearn,
+                improves=self.improves,
             )
         )
         for name, samples in answers.samples().items():

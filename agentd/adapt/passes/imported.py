@@ -25,6 +25,11 @@ class _Import(Attempt):
 
     _imported: Archive
 
+    def _facts(self) -> dict[str, Any]:
+        """What its manifest says of where it comes from."""
+        source = self._imported.source
+        return {"imported": {"origin": self._imported.origin} if source is None else {"fleet": source}}
+
     async def _learn(self, data: Dataset) -> None:
         """It was learned elsewhere."""
         for name, content in self._imported.files.items():
@@ -47,7 +52,8 @@ class _Import(Attempt):
         elif worse:
             verdict = Verdict(False, worse, {}, drift, figures)
         else:
-            why = f"imported (revision {self._imported.origin} of another device); there is no holdout to judge it by"
+            origin = self._imported.source or f"revision {self._imported.origin} of another device"
+            why = f"imported ({origin}); there is no holdout to judge it by"
             verdict = Verdict(True, why, {}, drift, figures)
         await self._advance("gated", gate=verdict.as_json())
         return verdict
@@ -65,10 +71,12 @@ class WeightsImport(_Import, InPlacePass):
         self._origin = 0
         self._steps, self._zo_steps = archive.steps, len(archive.steps)
         self._digest = archive.weights_sha256
+        # A board has seen but a part of what the fleet has: what is no worse on that part may be better elsewhere.
+        self.improves = archive.source is None
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files, facts = await super()._revision()
-        return files, {**facts, "imported": {"origin": self._imported.origin}}
+        return files, {**facts, **self._facts()}
 
     def _beside(self) -> list[Path]:
         return [self._folder / name for name in self._imported.files]
@@ -85,6 +93,7 @@ class AdapterImport(_Import):
         super().__init__(means)
         self._imported = archive
         self._origin = 0
+        self.improves = archive.source is None
 
     async def _stage_candidate(self) -> None:
         adapter, control = (self._paths().get(name) for name in (ADAPTER, CONTROL))
@@ -93,7 +102,7 @@ class AdapterImport(_Import):
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         archive = self._imported
         facts = {"method": archive.method, "blocks": archive.blocks, "zo_steps": 0}
-        return self._paths(), {**facts, "imported": {"origin": archive.origin}}
+        return self._paths(), {**facts, **self._facts()}
 
     def _paths(self) -> dict[str, Path]:
         return {name: self._folder / name for name in self._imported.files}

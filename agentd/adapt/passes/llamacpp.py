@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from agentd.adapt.passes import zeroth_order
 from agentd.adapt.passes.base import CANDIDATE, ENCODED, Attempt, Means
@@ -37,7 +37,7 @@ class AdaptationPass(Attempt):
     the trunk."""
 
     nll_weight = NLL_WEIGHT
-    staged = (CANDIDATE, TRAINED)
+    staged: ClassVar[tuple[str, ...]] = (CANDIDATE, TRAINED)
 
     def __init__(
         self, means: Means, training: Training, setting: Setting, memory: MemoryWatch, replan: Replan, model: Path
@@ -69,7 +69,7 @@ class AdaptationPass(Attempt):
     async def _train_blocks(self, data: Dataset) -> None:
         """Backpropagation in the last blocks: in as many as memory allows at any time, see memory_control.py."""
         members = data.of("train", "replay", "dev")
-        adapter, control = await asyncio.to_thread(self._files.weights, self._origin)
+        adapter, control = await asyncio.to_thread(self._start)
         at, steps = 0, 1  # how far training is
         while self._setting.blocks:
             n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
@@ -243,8 +243,12 @@ class AdaptationPass(Attempt):
 
     # --- helpers
 
+    def _start(self) -> tuple[Path | None, Path | None]:
+        """Adapter and control vector that it begins with. Raises RevisionCorrupt."""
+        return self._files.weights(self._origin)
+
     async def _stage_candidate(self) -> None:
-        adapter, control = await asyncio.to_thread(self._files.weights, self._origin)
+        adapter, control = await asyncio.to_thread(self._start)
         await self._engine.stage(CANDIDATE, self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control))
 
     def _on_training(self, event: dict[str, Any]) -> None:

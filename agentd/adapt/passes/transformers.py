@@ -22,7 +22,7 @@ from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import ALPHA
 from agentd.budget.expectation import LOHO_PERIOD
 from agentd.engine.operations import Digest, SetRule, Use, WriteMoved
-from agentd.engine.protocol import AdapterSpec, LearningRule
+from agentd.engine.protocol import AdapterSpec, LearningRule, Weights
 from agentd.errors import PassFailed
 from agentd.formats import safetensors_file
 from agentd.learn import ledger
@@ -89,6 +89,11 @@ class InPlacePass(Attempt):
         # what no ledger can make again, if there is anything: the values that backpropagation moved, or adapters
         self._moved = means.folder / (LORA if setting.method in CHANGES else TENSORS)
 
+    @property
+    def _start(self) -> Weights:
+        """What is learned on top of."""
+        return str(self._origin)
+
     async def _learn(self, data: Dataset) -> None:
         setting = self._setting
         self._progress.begin(*_phase(setting))
@@ -103,7 +108,7 @@ class InPlacePass(Attempt):
         anything = bool(self._steps) or self._moved.exists()
         if anything and not changes and (trajectory.best_loss is None or trajectory.best_step == self._taken):
             self._reached = await self._engine.call(Digest())
-        await self._engine.call(Use(str(self._origin)))  # the copy that learned is given up
+        await self._engine.call(Use(self._start))  # the copy that learned is given up
         best = trajectory.best_step if trajectory.best_loss is not None else self._taken
         self._progress.message = f"best of {self._taken} steps: step {best}"
 
@@ -123,7 +128,7 @@ class InPlacePass(Attempt):
             trajectory = await zeroth_order.run(
                 self._engine,
                 **arguments,
-                weights=str(self._origin),
+                weights=self._start,
                 epsilon=EPSILON_CHANGES if changes else EPSILON,
                 in_place=True,
                 remade=changes,

@@ -77,6 +77,7 @@ async def run(
     remade: bool = True,
     queries: Callable[[int], int] = lambda epoch: 1,
     out_of_time: Callable[[], bool] = lambda: False,
+    first: int | None = None,
 ) -> Trajectory:
     """Takes `steps` steps from the staged `weights`, which the session must be using, and leaves the session at the
     best point seen on `dev`: exactly the weights plus the replayed trajectory.
@@ -85,6 +86,7 @@ async def run(
     remade    False leaves the session where the run ended, where the best point is made again from the ledger anyway
     queries   of a step, by its epoch (1-based)
     out_of_time  asked after every step; the run ends once it is true
+    first     the first of the directions' seeds, which count up from there; None: by `seed`, which orders batches
     """
     kind = PairingOracle if in_place else EngineOracle
     oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
@@ -95,10 +97,10 @@ async def run(
             oracle,
             steps=steps,
             epsilon=epsilon,
-            first_seed=first_seed(seed),
+            first_seed=first_seed(seed) if first is None else first,
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=PATIENCE,
-            probes=max(PROBES[0], min(PROBES[1], steps // 8)),
+            probes=probes_of(steps),
             queries=lambda step: queries(1 + step // oracle.per_epoch),
             trajectory=trajectory,
         ),
@@ -112,6 +114,11 @@ async def run(
     for number, coefficient in fold(trajectory.best_steps):
         await engine.call(Update(number, coefficient))
     return trajectory
+
+
+def probes_of(steps: int) -> int:
+    """Directions of the first of so many steps, which calibrates the step size."""
+    return max(PROBES[0], min(PROBES[1], steps // 8))
 
 
 def first_seed(seed: int) -> int:
