@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model package demo demo-home demo-drift run quick test bench check clean
+.PHONY: help setup model package demo demo-home demo-drift run quick test fleet-test bench check clean
 
 help:
 	@echo 'make setup   make .venv and install the pinned dependencies (compiles llama.cpp: some 5 minutes on 2 cores)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make run     run the daemon in the foreground      (CONFIG=configs/reviews.yaml; default configs/agentd.yaml)'
 	@echo 'make quick   run the quick tests (under a minute; no model is needed)'
 	@echo 'make test    run every test                        (PYTEST_ARGS="-k name -x" is passed on)'
+	@echo 'make fleet-test   run the tests of agentd-flower in an environment of its own, flower/.venv (Python 3.11 or newer)'
 	@echo 'make bench   list the benchmarks, or run one         (BENCH="engine --requests 30")'
 	@echo 'make check   lint, formatting, types, import layers    (ruff, mypy --strict, import-linter)'
 	@echo 'make package   a wheel, its sources, and a Debian package for this machine, in dist/'
@@ -69,6 +70,17 @@ quick: $(INSTALLED)
 # for two cores, because tests of daemons wait for clocks and processes much of their time.
 test: $(INSTALLED) model
 	@nice -n 19 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+FLOWER := flower/.venv/.installed
+
+$(FLOWER): flower/pyproject.toml
+	@$(PYTHON) -m venv flower/.venv
+	@flower/.venv/bin/python -m pip install -q -e 'flower[dev,simulation]'
+	@touch $@
+
+# Flower and its dependencies go with no other environment; what needs a daemon runs it from .venv.
+fleet-test: $(INSTALLED) $(FLOWER)
+	@cd flower && .venv/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench $(or $(BENCH),--help)

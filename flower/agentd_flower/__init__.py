@@ -1,0 +1,1 @@
+"""Boards that run agentd learn together, on Flower."""
