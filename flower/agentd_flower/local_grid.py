@@ -7,6 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
 
 class LocalGrid(Grid):
@@ -15,6 +16,8 @@ class LocalGrid(Grid):
     def __init__(self, app: ClientApp, nodes: Sequence[int], alive: Callable[[], Iterable[int]] | None = None) -> None:
         self._app, self._alive = app, alive or (lambda: nodes)
         self.sent = 0  # messages
+        # Messages say which run and task they are of, which Flower's runtimes tell the process.
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._alive())

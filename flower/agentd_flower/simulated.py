@@ -78,12 +78,13 @@ def weights_of(file: bytes) -> Floats:
 
 
 class SimulatedBoard:
-    """Board `number`, which sees two of the classes. `harm` is what a hostile one multiplies its steps by."""
+    """Board `number`, which sees two of the classes, or `sees` of them. `harm` is what a hostile one multiplies its
+    steps by."""
 
-    def __init__(self, number: int, lr: float = 0.02, examples: int = 40, harm: float = 1.0) -> None:
+    def __init__(self, number: int, lr: float = 0.02, examples: int = 40, harm: float = 1.0, sees: int = 2) -> None:
         self._number, self._lr, self._harm = number, lr, harm
-        pair = (number % CLASSES, (number + 1) % CLASSES)
-        self._data, self._own_holdout = draw(1000 + number, examples, pair), draw(500_000 + number, 20, pair)
+        mine = tuple((number + place) % CLASSES for place in range(sees))
+        self._data, self._own_holdout = draw(1000 + number, examples, mine), draw(500_000 + number, 20, mine)
         self._made: dict[str, JSON] = {}
         self._results: dict[str, bytes] = {}
         self._files: dict[str, bytes] = {}
