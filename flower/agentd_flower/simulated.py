@@ -79,9 +79,19 @@ def weights_of(file: bytes) -> Floats:
 
 class SimulatedBoard:
     """Board `number`, which sees two of the classes, or `sees` of them. `harm` is what a hostile one multiplies its
-    steps by."""
+    steps by; `clip` and `noise` as in agentd's configuration."""
 
-    def __init__(self, number: int, lr: float = 0.02, examples: int = 40, harm: float = 1.0, sees: int = 2) -> None:
+    def __init__(
+        self,
+        number: int,
+        lr: float = 0.02,
+        examples: int = 40,
+        harm: float = 1.0,
+        sees: int = 2,
+        clip: float | None = None,
+        noise: float = 0.0,
+    ) -> None:
+        self._clip, self._noise = clip, noise
         self._number, self._lr, self._harm = number, lr, harm
         mine = tuple((number + place) % CLASSES for place in range(sees))
         self._data, self._own_holdout = draw(1000 + number, examples, mine), draw(500_000 + number, 20, mine)
@@ -110,7 +120,8 @@ class SimulatedBoard:
                 raise Refused(404, "not_found", "the file is not here")
             data = self._files[state]
         self._results[name] = self._learned(weights_of(data), int(body["first_seed"]), int(body["seeds"]))
-        return {"done": True, "state": "contributed", "kind": "ledger", "examples": len(self._data.labels)}
+        examples = None if self._noise else len(self._data.labels)
+        return {"done": True, "state": "contributed", "kind": "ledger", "examples": examples}
 
     def download(self, path: str) -> bytes:
         return self._results.pop(path.removeprefix("/admin/fleet/rounds/").removesuffix("/result"))
@@ -124,7 +135,11 @@ class SimulatedBoard:
             plus, minus = batch.loss(weights + _EPSILON * z), batch.loss(weights - _EPSILON * z)
             moved[seed] = -self._lr * (plus - minus) / (2 * _EPSILON)
             weights = weights + moved[seed] * z
-        file = wire.encode_ledger({seed: self._harm * value for seed, value in moved.items()})
+        values = self._harm * np.asarray([moved[seed] for seed in sorted(moved)])
+        if self._clip is not None:  # as agentd.learn.privacy does
+            values *= min(1.0, self._clip / float(np.linalg.norm(values) or 1.0))
+            values += self._noise * self._clip * dice.standard_normal(len(values))
+        file = wire.encode_ledger(dict(zip(sorted(moved), map(float, values), strict=True)))
         facts = {"engine": "transformers", "base_sha256": BASE, "dtype": "float64"}
         return FleetFile(facts, {LEDGER: file}).encode()
 

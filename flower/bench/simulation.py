@@ -1,6 +1,6 @@
 """Many boards on this machine, one in a hundred there at a time: convergence, the server's memory, and what travels.
 
-    python bench/simulation.py [--boards 1000] [--alive 0.01] [--rounds 60] [--noise 0] [--engine ray|local]
+    python bench/simulation.py [--boards 1000] [--alive 0.01] [--rounds 60] [--clip C --noise M] [--engine ray|local]
 
 Boards are simulated (agentd_flower/simulated.py: a linear classifier, two of four classes each); ClientApp, strategy
 and formats are those of real ones. `--engine ray` is Flower's simulation runtime (the extra `simulation`), `local`
@@ -10,6 +10,7 @@ calls the ClientApp in this process. Prints a JSON line for the run.
 import argparse
 import functools
 import json
+import math
 import resource
 import sys
 import time
@@ -45,9 +46,17 @@ class Alive:
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-@functools.lru_cache(maxsize=64)
-def board(number: int) -> SimulatedBoard:
-    return SimulatedBoard(number)
+@functools.lru_cache(maxsize=2048)
+def board(number: int, clip: float | None, noise: float) -> SimulatedBoard:
+    return SimulatedBoard(number, clip=clip, noise=noise)
+
+
+def epsilon(options: argparse.Namespace, delta: float = 1e-5) -> float | None:
+    """What the boards' rounds come to, on average: docs/fleet.md."""
+    if not options.noise:
+        return None
+    rho = options.rounds * options.alive * 2 / options.noise**2
+    return round(rho + 2 * math.sqrt(rho * math.log(1 / delta)), 2)
 
 
 def run(grid: Grid, options: argparse.Namespace) -> dict[str, Any]:
@@ -68,6 +77,8 @@ def run(grid: Grid, options: argparse.Namespace) -> dict[str, Any]:
         "boards": options.boards,
         "alive": options.alive,
         "rounds": options.rounds,
+        "noise": options.noise,
+        "epsilon": epsilon(options),
         "curve": curve,
         "seconds": round(time.monotonic() - begin, 1),
         "bytes_down": sum(each.down for each in fleet.rounds),
@@ -86,11 +97,13 @@ def main() -> int:
     for name, default in (("boards", 1000), ("rounds", 60), ("seeds", 32), ("pool", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--alive", type=float, default=0.01)
+    parser.add_argument("--clip", type=float)
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--robust", choices=("mean", "trimmed"), default="trimmed")
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     options = parser.parse_args()
     if options.engine == "local":
-        app = client_app(lambda context: board(context.node_id))
+        app = client_app(lambda context: board(context.node_id, options.clip, options.noise))
         print(json.dumps({"engine": "local", **run(LocalGrid(app, range(1, options.boards + 1)), options)}))
         return 0
     from flwr.simulation import run_simulation
@@ -101,7 +114,7 @@ def main() -> int:
     def main_(grid: Grid, context: Context) -> None:
         print(json.dumps({"engine": "ray", **run(grid, options)}), flush=True)
 
-    app = client_app(lambda context: board(int(context.node_config["partition-id"])))
+    app = client_app(lambda context: board(int(context.node_config["partition-id"]), options.clip, options.noise))
     run_simulation(server, app, options.boards, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
     return 0
 

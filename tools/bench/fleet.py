@@ -3,7 +3,7 @@ commands; what they come to alone, together, and pooled, and what travels.
 
     python -m tools.bench fleet FLOWER [--strategy adapter|ledger|mixed] [--model MODEL] [--boards 4] [--rounds 2]
                                        [--examples 48] [--judged 80] [--steps N] [--kill daemon,supernode,superlink]
-                                       [--without alone,pooled] [--output FILE.jsonl]
+                                       [--what together,alone,pooled] [--output FILE.jsonl]
 
 FLOWER is the bin folder of an environment with agentd-flower's dependencies. `--strategy ledger` and `mixed` serve the
 model with engine transformers. `--kill` ends that process with SIGKILL in the middle of a round, starts it again, and
@@ -317,14 +317,15 @@ class Bench:
             "boards": options.boards,
             "judged": len(judged),
         }
-        with fleet(options.flower, self.model, options) as (flower, boards):
-            base = accuracy(boards[0], judged)
-            row = {**facts, "what": "together", "base": base, **together(flower, boards, options, judged)}
-            yield row
-            for what in filter(None, options.kill.split(",")):
-                yield {**facts, "what": "kill -9", **killed(flower, boards, what, options)}
-        skipped = options.without.split(",")
-        if "alone" not in skipped:
+        wanted = options.what.split(",")
+        if "together" in wanted or options.kill:
+            with fleet(options.flower, self.model, options) as (flower, boards):
+                if "together" in wanted:
+                    base = accuracy(boards[0], judged)
+                    yield {**facts, "what": "together", "base": base, **together(flower, boards, options, judged)}
+                for what in filter(None, options.kill.split(",")):
+                    yield {**facts, "what": "kill -9", **killed(flower, boards, what, options)}
+        if "alone" in wanted:
             for number in range(options.boards):
                 yield {
                     **facts,
@@ -332,7 +333,7 @@ class Bench:
                     "board": number,
                     **self._single(of_board(number, options.examples, options.boards), judged),
                 }
-        if "pooled" not in skipped:
+        if "pooled" in wanted:
             every = [
                 row for number in range(options.boards) for row in of_board(number, options.examples, options.boards)
             ]
@@ -384,7 +385,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--kill", default="")
-    parser.add_argument("--without", default="")
+    parser.add_argument("--what", default="together,alone,pooled")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
