@@ -277,7 +277,7 @@ def killed(flower: Flower, boards: list[DaemonProcess], what: str, options: argp
         flower.kill("superlink")
         flower.superlink()
     try:
-        code: int | None = run.wait(300)
+        code: int | None = run.wait(_RESTART if what == "superlink" else 300)
     except subprocess.TimeoutExpired:
         run.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -28,7 +28,7 @@ class _Import(Attempt):
     def _facts(self) -> dict[str, Any]:
         """What its manifest says of where it comes from."""
         source = self._imported.source
-        return {"imported": {"origin": self._imported.origin} if source is None else {"fleet": source}}
+        return {"fleet": source} if source is not None else {"imported": {"origin": self._imported.origin}}
 
     async def _learn(self, data: Dataset) -> None:
         """It was learned elsewhere."""

@@ -197,6 +197,7 @@ def test_what_harms_is_refused_by_the_gate(boards: list[DaemonProcess], model: P
     assert (board.status()["revision"], said(board)) == (serving, answers)
     told = board.get(f"/admin/fleet/rounds/{RUN}/30/figures", admin=True).json
     assert told["accepted"] is False
+    configure(board, model, settings())
 
 
 def test_not_now(boards: list[DaemonProcess]) -> None:
@@ -232,6 +233,28 @@ def test_a_board_that_is_killed_takes_the_round_up_again(boards: list[DaemonProc
     assert done(board, "train", 50)["reason"] == "cancelled by the owner"
     assert ask(board, "train", 49).status == 200
     assert result(board, 49) == made
+
+
+def test_steps_of_some_and_low_rank_factors_of_others_are_one_revision(boards: list[DaemonProcess]) -> None:
+    large, small = boards
+    assert trained(large, 60, kinds=["adapter", "ledger"])["kind"] == "adapter"
+    assert trained(small, 60, kinds=["ledger"])["kind"] == "ledger"
+    factors, steps = (fleet_file.decode(result(board, 60)) for board in boards)
+    assert set(factors.files) == {"lora.safetensors"}
+    whole = FleetFile(factors.facts, {**factors.files, **steps.files}).encode()
+    revisions = []
+    for board in boards:
+        assert ask(board, "take", 60, data=text(whole)).status == 202
+        row = done(board, "take", 60)
+        assert row["state"] == "committed", row["reason"]
+        facts = board.get(f"/admin/revisions/{row['revision']}", admin=True).json["manifest"]
+        assert facts["fleet"] == f"round {RUN}/60 of fleet home"
+        assert [set(segment) for segment in facts["segments"]] == [{"steps", "update"}, {"ranks"}]
+        revisions.append(facts["weights_sha256"])
+    assert revisions[0] == revisions[1]
+    assert said(large) == said(small)
+    # and learning goes on from there
+    assert trained(small, 61, kinds=["ledger"], state=fleet_file.digest(whole))["kind"] == "ledger"
 
 
 def test_the_owner_sees_what_left(boards: list[DaemonProcess], capfd: pytest.CaptureFixture[str]) -> None:
