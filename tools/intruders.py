@@ -173,7 +173,8 @@ def _judge(
     path: str, needed: set[str], brought: Brought, status: int, answer: bytes, what: str, report: Intrusion
 ) -> None:
     if brought.scopes is not None and needed <= brought.scopes:
-        if status == 403 and b"forbidden_origin" in answer:  # a page's own address is wanted besides
+        # A page's own address is wanted besides, and the owner's consent to what a fleet asks for.
+        if status == 403 and any(code in answer for code in (b"forbidden_origin", b"no_consent")):
             return
         if status in (401, 403) or (status >= 500 and status not in (501, 503)):
             report.problems.append(f"{status} for who may: {what}: {answer[:200]!r}")
