@@ -19,4 +19,9 @@ PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
 HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
 ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied
-LONG_PREFIX = 0.25  # of a forward pass's rows: from there on what all examples begin with attends by itself
+
+
+def attends_apart(prefix: int, rows: int) -> bool:
+    """Whether what all examples begin with attends by itself in the trainer: from a quarter of a forward pass's rows on
+    it pays that every block keeps these outputs a second time."""
+    return 4 * prefix >= rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload, micro_batch
-from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, LONG_PREFIX, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS
+from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS, attends_apart
 
 MIB = 1 << 20
 
@@ -160,7 +160,7 @@ def trainer_terms(
     tokens, examples = micro_batch(arch, workload, k, one)
     attention = arch.n_head * arch.head_dim  # keys and values are there for every head
     # A prefix that attends by itself leaves the outputs of attention twice (nn/tree_mask.py).
-    outputs = 1 + (workload.prefix >= LONG_PREFIX * tokens)
+    outputs = 1 + attends_apart(workload.prefix, tokens)
     whole = tokens * (4 * arch.n_embd + (3 + outputs) * attention + 4 * arch.n_ff)
     last = tokens * (2 * arch.n_embd + (3 + outputs) * attention)
     wide = 0 if k == 1 else 4 * arch.n_ff  # the last block's feed-forward part runs where it is scored

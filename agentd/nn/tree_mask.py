@@ -11,14 +11,9 @@ from typing import Any
 
 import torch
 
-from agentd.limits import LONG_PREFIX
+from agentd.limits import attends_apart
 
 _SDPA = "sdpa"  # transformers' name of the implementation by torch's own kernels
-
-
-def attends_apart(prefix: int, rows: int) -> bool:
-    """Whether it pays that a prefix attends by itself: every block then keeps its outputs a second time."""
-    return prefix >= LONG_PREFIX * rows
 
 
 @dataclass(frozen=True)
