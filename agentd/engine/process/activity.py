@@ -18,6 +18,7 @@ class Activity:
         self._clock = clock
         self._listeners: list[Callable[[bool], None]] = []
         self.active = 0
+        self.begun = 0
         self.served = 0
         self.failed = 0
         self._last = clock()
@@ -58,6 +59,7 @@ class Activity:
         """Around everything done for one request. A client that leaves is not a failure, nor is a request that is the
         client's own mistake; any other exception is."""
         self.active += 1
+        self.begun += 1
         if self.active == 1 and not self.held:
             self._tell(True)
         try:

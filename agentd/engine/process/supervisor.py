@@ -94,6 +94,11 @@ class Supervisor:
     def pid(self) -> int | None:
         return self._client.pid if self._client else None
 
+    @property
+    def requests(self) -> int:
+        """How many have come so far."""
+        return self._activity.begun
+
     def suspect(self, times: int, what: str) -> None:
         """The revision has to answer canary prompts before it serves: `what` died `times` times in a row with it."""
         if self.revision:
