@@ -1,4 +1,4 @@
-"""The learning methods by name: which engine has which, and what sets them apart."""
+"""The learning methods by name, which engine has which, and what sets them apart; and what they raise."""
 
 from typing import Literal, get_args
 
@@ -15,6 +15,8 @@ Method = Literal[
     "bp",
     "lora",
 ]
+Objective = Literal["likelihood", "metric"]
+"""What a pass raises, of right answers: how likely they are, or their share."""
 NAMES: tuple[str, ...] = get_args(Method)
 OF_ENGINE: dict[str, tuple[str, ...]] = {
     "llamacpp": ("mezo", "suffix-bp", "elasticzo", "blockwise-bp"),

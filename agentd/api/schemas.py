@@ -10,7 +10,7 @@ from agentd.api.lenient import MAX_INTEGER, MAX_NAME, Body, Lenient, Name, Text
 from agentd.api.messages import Message, plain
 from agentd.api.tools import Tool, ToolChoice, tools_input
 from agentd.errors import FieldNotSupported, InvalidRequest
-from agentd.methods import Method
+from agentd.methods import Method, Objective
 
 
 def _no_zero(tokens: int) -> int:
@@ -271,6 +271,7 @@ class AdaptBody(Body):
     method: Method | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
+    objective: Objective | None = None
     consolidate: bool = Field(False, description="learn everything again from the base")
     dry_run: bool = False
 
@@ -331,6 +332,7 @@ class RebuildBody(Body):
     method: Method | None = None
     blocks: int | None = Field(None, ge=0, le=10**4)
     zo_steps: int | None = Field(None, ge=0, le=10**6)
+    objective: Objective | None = None
 
 
 class ReleaseBody(Body):

@@ -182,6 +182,11 @@ class AdaptSettings(Section):
     blocks: Annotated[Integer, Field(ge=0, le=10000)] | Literal["auto"] = key(
         "auto", "k, the number of last blocks trained by backpropagation"
     )
+    objective: methods.Objective = key(
+        "likelihood",
+        "what a pass raises: the likelihood of right answers, or metric, the share of them that is right. Metric has "
+        "no gradient, so it is learned by zeroth-order methods alone",
+    )
     rank: Integer = key(8, "rank of the LoRA matrices", ge=1, le=256)
     max_examples: Integer = key(1024, "training examples of one pass, replayed ones included", ge=1, le=_MAX_COUNT)
     zo_steps: Annotated[Integer, Field(ge=0, le=10**6)] | Literal["auto"] = key("auto", "zeroth-order steps of a pass")

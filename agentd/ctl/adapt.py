@@ -27,6 +27,13 @@ def adapt(
     zo_steps: Annotated[
         str | None, typer.Option("--zo-steps", metavar="N", help="Zeroth-order steps: a number, or auto.")
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="likelihood, or metric: the share of right answers, which zeroth-order methods alone can learn.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the pass and do not follow it.")] = False,
     as_json: Json = False,
@@ -37,8 +44,9 @@ def adapt(
     Ctrl-C detaches; the pass goes on.
     """
     body: JSON = {"dry_run": True} if dry_run else {}
-    if method is not None:
-        body["method"] = method
+    for name, value in (("method", method), ("objective", objective)):
+        if value is not None:
+            body[name] = value
     for name, value in (("blocks", blocks), ("zo_steps", zo_steps)):
         if value is not None:
             body[name] = _count(name, value)

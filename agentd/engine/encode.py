@@ -47,8 +47,7 @@ def encode_example(
         encoded = encode(prompt, [], before, last)
     else:
         encoded = encode(prompt, [answer(choice) for choice in choices], answer(target), vocabulary.end)
-        encoded = replace(encoded, objective=objective)
-    encoded = replace(encoded, weight=weight)
+    encoded = replace(encoded, weight=weight, objective=encoded.objective if rejected is not None else objective)
     if (n := encoded.n_distinct) > limit:
         raise InvalidRequest(f"{n} tokens are more than the {limit} that an example may have")
     return encoded

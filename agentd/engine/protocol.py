@@ -145,10 +145,12 @@ class Classification:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-likelihoods in nats: of each choice as a whole, and of each token of the target."""
+    """Log-likelihoods in nats: of each choice as a whole, and of each token of the target. Of an example that learns
+    its metric also whether each of these tokens is the likeliest one."""
 
     choices: list[float]
     target: list[float]
+    likeliest: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

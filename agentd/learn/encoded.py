@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LIKELIHOOD, PREFERENCE, UNLIKELIHOOD = OBJECTIVES = ("likelihood", "preference", "unlikelihood")
+LIKELIHOOD, PREFERENCE, UNLIKELIHOOD, METRIC = OBJECTIVES = ("likelihood", "preference", "unlikelihood", "metric")
 """What an example asks for: its target, among its choices if it has some; the first of two answers rather than the
-second; anything but its target."""
+second; anything but its target; that its target is what would be answered, however likely it is."""
 
 Term = tuple[int, int, int]
 """(s, p, token): log p(token | sequence s up to and including position p)."""

@@ -9,6 +9,9 @@ What people prefer and what they reject is judged by the odds p / (1 - p) of an 
 its tokens' likelihoods: so long answers are not the less likely ones, and no reference model is needed beside the one
 that learns, neither its memory nor its forward passes. A model that would hardly say a rejected answer is left alone.
 
+Whether an answer is right (`metric`) is a number without a derivative: backpropagation cannot see it, two forward
+passes can.
+
 Derivatives are taken by the terms, so whoever computed these can go on from there, in any framework.
 """
 
@@ -16,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentd.learn.encoded import PREFERENCE, UNLIKELIHOOD, Encoded
+from agentd.learn.encoded import METRIC, PREFERENCE, UNLIKELIHOOD, Encoded
 
 ODDS_WEIGHT = 1.0
 """lambda of ORPO: how much the odds weigh beside the likelihood of the chosen answer."""
@@ -71,6 +74,21 @@ def unlikelihood(mean: float) -> tuple[float, float]:
     return -math.log(rest), math.exp(mean) / rest
 
 
+def metric(predicted: int | None, correct: int, likeliest: Sequence[bool]) -> float:
+    """How much of an answer is wrong: of a choice 0 or 1, of a text the share that a greedy answer would not say.
+
+    A greedy answer is the target up to the first of its tokens that is not the likeliest one, so one forward pass over
+    the target says how far it would be right, without anything being generated; 0 is an answer that is right to its
+    end. Malladi et al. 2023 (MeZO, section 3.3) learn accuracy and F1 like this.
+
+    predicted, correct  of a choice its number and the right one's; `predicted` is None for a text
+    likeliest           by token of a text, whether no other is likelier
+    """
+    if predicted is not None:
+        return float(predicted != correct)
+    return 1.0 - next((i for i, most in enumerate(likeliest) if not most), len(likeliest)) / len(likeliest)
+
+
 def _log_odds(mean: float) -> tuple[float, float]:
     """log(p / (1 - p)) where log p is `mean`, and its derivative by it."""
     rest = _rest(mean)
@@ -83,13 +101,18 @@ def _rest(mean: float) -> float:
 
 
 def example_objective(
-    example: Encoded, choices: Sequence[float], target: Sequence[float], nll_weight: float
+    example: Encoded,
+    choices: Sequence[float],
+    target: Sequence[float],
+    nll_weight: float,
+    likeliest: Sequence[bool] = (),
 ) -> Objective:
     """The loss of an example by its own objective and weight, and its derivatives, in the shape of its terms.
 
     choices     per choice the sum of its tokens' log-likelihoods
     target      the log-likelihoods of the target's tokens
     nll_weight  see `objective`; a preference takes the mean negative log-likelihood of its chosen answer whole
+    likeliest   of an example that learns its metric, whether each of the target's tokens is the most likely one
     """
     lengths = [len(terms) for terms in example.choices] or [1] * len(choices)  # a classifier's classes have no tokens
     predicted: int | None = None
@@ -102,6 +125,10 @@ def example_objective(
     elif example.objective == UNLIKELIHOOD:
         loss, gradient = unlikelihood(math.fsum(target) / len(target))
         by_choice, by_target = [], [gradient / len(target)] * len(target)
+    elif example.objective == METRIC:
+        predicted = max(range(len(choices)), key=choices.__getitem__) if choices else None
+        loss = metric(predicted, example.correct, likeliest)
+        by_choice, by_target = [[0.0] * n for n in lengths[: len(choices)]], [0.0] * len(target)
     else:
         combined = objective([[total] for total in choices], example.correct, target, nll_weight)
         loss, predicted, by_target = combined.loss, combined.predicted, combined.target

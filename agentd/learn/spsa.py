@@ -112,6 +112,25 @@ def minimise(
     return iterate(take, trajectory, steps=steps, evaluate=evaluate, evaluate_every=evaluate_every, patience=patience)
 
 
+def visible(oracle: Oracle, epsilon: float, *, first_seed: int, change: float, seeds: int = 4, most: int = 6) -> float:
+    """The first of epsilon, 2 epsilon, 4 epsilon, … at which the losses on both sides are `change` apart, by the root
+    mean square over some seeds, one a mini-batch; after `most` doublings the last.
+
+    For a loss that is the same almost everywhere and jumps in between, as a share of right answers is. What is learned
+    of such a loss is its mean over theta + epsilon z, which has a gradient, as soon as epsilon reaches a jump: the
+    projected gradient is an unbiased estimate of that one's (Duchi, Jordan, Wainwright and Wibisono 2015).
+    """
+    for _ in range(most):
+        differences = []
+        for i in range(seeds):
+            gradient, *_ = spsa_gradient(oracle, first_seed + i, epsilon, i)
+            differences.append(2 * epsilon * gradient)
+        if math.sqrt(statistics.fmean(each * each for each in differences)) >= change:
+            break
+        epsilon *= 2
+    return epsilon
+
+
 def growing_queries(epoch: int, *, alpha: float = 1.0, beta: float = 0.5, most: int = 8) -> int:
     """Q(e) = min(ceil(alpha e^beta), most) for the epoch counted from 1 (AdaZeta, Yang et al. 2024): directions say
     less and less as the loss falls, so a step takes more of them. Raises ValueError for an epoch below 1."""

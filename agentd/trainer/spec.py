@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from agentd.errors import TrainerFailed
-from agentd.learn.encoded import OBJECTIVES, PREFERENCE, Encoded
+from agentd.learn.encoded import METRIC, OBJECTIVES, PREFERENCE, Encoded
 from agentd.learn.step_size import WEIGHT_DECAY
 from agentd.trainer.batches import Example
 
@@ -168,6 +168,8 @@ def _trouble(encoded: Encoded, prefix: int) -> str | None:
         return f"says that choice {encoded.correct} is right, and there are {len(encoded.choices)}"
     if encoded.objective not in OBJECTIVES or not 0 < encoded.weight < math.inf:
         return f"has the objective {encoded.objective!r:.60} of weight {encoded.weight}"
+    if encoded.objective == METRIC:
+        return "learns its metric, which has no derivative"
     if encoded.objective == PREFERENCE and not (len(encoded.choices) == 2 and all(encoded.choices)):
         return "is a preference and has not two answers"
     for sequence, position, token in encoded.terms:

@@ -22,6 +22,7 @@ from agentd.limits import MICRO_BATCH
 from tests.support.engine_samples import (
     CHOICES,
     ENGINES,
+    GREEDY,
     REVIEWS,
     Interruption,
     ask,
@@ -136,6 +137,32 @@ def test_scores_are_the_log_probabilities_that_serving_reports(
         assert len(served) == len(example.choices[example.correct])
         assert scores.choices[example.correct] == pytest.approx(sum(served), abs=0.5)
         assert scores.target[:-1] == pytest.approx(served, abs=0.5)
+
+
+def test_a_metric_is_how_far_a_greedy_answer_gets(engine: Engine, background: Background) -> None:
+    """Measured in one forward pass over the target, against what serving answers."""
+    compared = 0
+    for text, _ in REVIEWS:
+        answer = ask(engine, Generate(text, review(text), sampling=GREEDY, max_tokens=6, logprobs=2))[0]
+        if min(_lead(entry) for entry in answer.logprobs) < 0.2:  # in nats; rounding follows the layout of a batch
+            continue
+        said = [entry["token"] for entry in answer.logprobs]
+        tokens = [token for each in said for token in background.vocabulary.tokenize(each)]
+        for other in ("", " Ünlike"):
+            target = "".join(said) + other
+            example = background.encode(review(text), [], target, objective="metric", whole=False)
+            if [token for *_, token in example.target[: len(said)]] != tokens:
+                continue  # its text is written with other tokens than it was said with
+            wrong = len(example.target) - len(said)
+            assert wrong > 0 or not other
+            assert loss(background, [example]) == pytest.approx(wrong / len(example.target))
+            compared += 1
+    assert compared >= 2
+
+
+def _lead(entry: dict[str, Any]) -> float:
+    first, second = (each["logprob"] for each in entry["top_logprobs"])
+    return float(first - second)
 
 
 def test_scores_agree_with_a_plain_forward_pass(

@@ -16,6 +16,7 @@ from agentd.errors import PassRefused
 from agentd.host import memory
 from agentd.int8 import step_memory
 from agentd.int8.header import ClassifierHeader
+from agentd.learn.encoded import LIKELIHOOD
 
 STEPS = 600
 # Measured on x86-64 with torch 2.13 and LeNet-5: what the engine's process grows by in its first pass beyond the terms
@@ -57,6 +58,8 @@ def plan(
     Raises PassRefused: with a shortfall in bytes where memory is missing, with 0 where the wish cannot be met.
     """
     layers = len(header.network.trained_layers())
+    if options.get("objective", config.adapt.objective) != LIKELIHOOD:
+        raise PassRefused("a classifier learns by objective likelihood alone")
     method = str(options.get("method", config.adapt.method))
     blocks = options.get("blocks", config.adapt.blocks)
     steps = options.get("zo_steps", config.adapt.zo_steps)

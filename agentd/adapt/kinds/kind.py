@@ -20,9 +20,11 @@ from agentd.budget.planner import Choice, Considered
 from agentd.budget.workload import Workload
 from agentd.config.schema import Config
 from agentd.engine.process.supervisor import Supervisor
-from agentd.errors import Conflict, NotALanguageModel
+from agentd.errors import Conflict, NotALanguageModel, PassRefused
 from agentd.host import memory as probe
 from agentd.int8.header import ClassifierHeader
+from agentd.learn.encoded import METRIC
+from agentd.methods import FORWARD_ONLY
 from agentd.models import ModelFile
 from agentd.revision import archive
 
@@ -112,11 +114,17 @@ class EngineKind(ABC, Generic[S]):
 
         Raises NotALanguageModel, PassRefused where the options cannot be met at all.
         """
+        method = options.get("method", config.adapt.method)
+        if options.get("objective", config.adapt.objective) == METRIC:
+            method = "mezo" if method == "auto" else method
+            if method not in FORWARD_ONLY:
+                why = f"{method} learns by backpropagation, and objective metric has no derivative"
+                raise PassRefused(f"{why}; use one of {', '.join(FORWARD_ONLY)}, or objective likelihood")
         return planner.consider(
             self.shapes(config),
             workload,
             budget=budget,
-            method=options.get("method", config.adapt.method),
+            method=method,
             blocks=options.get("blocks", config.adapt.blocks),
             in_place=self.in_place,
             overruns=conditions.overruns,

@@ -184,7 +184,7 @@ class Attempt(ABC):
         await asyncio.to_thread(replay.write, asked, source)
         seconds = min(replay.SECONDS, self._config.adapt.gate.max_time)
         answers = await self._engine.call(Answer(source, list(range(len(asked))), seconds), self._count)
-        own = Dataset(replay.members(asked, answers, written), {})
+        own = Dataset(replay.members(asked, answers, written), {}, objective=data.objective)
         own.write(source)
         await self._engine.call(Encode(source, target, more=True))
         own, encoded = await asyncio.to_thread(datasets.usable, own, target, written)

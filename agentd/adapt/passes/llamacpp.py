@@ -20,6 +20,7 @@ from agentd.engine.operations import Use, WriteControl
 from agentd.errors import PassFailed, PassRefused, TrainerKilled, TrainerOverLimit
 from agentd.formats import lora_gguf
 from agentd.learn import ledger
+from agentd.learn.encoded import METRIC
 from agentd.learn.optimise import StepResult
 from agentd.revision.files import ADAPTER, CONTROL, LEDGER
 from agentd.store import passes
@@ -222,6 +223,7 @@ class AdaptationPass(Attempt):
                 weights=CANDIDATE,
                 on_step=self._on_zo_step,
                 out_of_time=lambda: self._control.out_of_time,
+                jumps=data.objective == METRIC,
             )
         finally:
             await self._flush_steps()

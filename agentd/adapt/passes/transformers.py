@@ -26,6 +26,7 @@ from agentd.engine.protocol import AdapterSpec, LearningRule, Weights
 from agentd.errors import PassFailed
 from agentd.formats import safetensors_file
 from agentd.learn import ledger
+from agentd.learn.encoded import METRIC
 from agentd.learn.ledger import Step
 from agentd.learn.optimise import StepResult, Trajectory
 from agentd.learn.spsa import growing_queries
@@ -132,6 +133,7 @@ class InPlacePass(Attempt):
                 epsilon=EPSILON_CHANGES if changes else EPSILON,
                 in_place=True,
                 remade=changes,
+                jumps=data.objective == METRIC,
                 queries=growing_queries if setting.method == "adazeta" else lambda epoch: 1,
             )
             if changes and trajectory.best_steps:

@@ -10,13 +10,14 @@ from agentd.engine.operations import Loss, Operation, Pair, R, Update, Use
 from agentd.engine.process.supervisor import Supervisor
 from agentd.learn.ledger import fold
 from agentd.learn.optimise import StepResult, Trajectory
-from agentd.learn.spsa import minimise
+from agentd.learn.spsa import minimise, visible
 
 EPSILON = 0.1  # in units of the hidden state; measured to be in the flat part (reference: zeroth-order)
 BATCH = 16
 _SHORT, _SHORT_BATCH = 32, 8  # a run of so few steps after backpropagation: half a batch, so that it stays short
 MAX_DEV = 32  # examples
 PATIENCE = 3  # evaluations in a row that do not improve
+_CHANGE = 0.1  # of a share of right answers, from one side of a perturbation to the other, that says something
 PROBES = (2, 4)  # at least and at most, to calibrate the step size; one for every eight steps in between
 
 
@@ -78,6 +79,7 @@ async def run(
     queries: Callable[[int], int] = lambda epoch: 1,
     out_of_time: Callable[[], bool] = lambda: False,
     first: int | None = None,
+    jumps: bool = False,
 ) -> Trajectory:
     """Takes `steps` steps from the staged `weights`, which the session must be using, and leaves the session at the
     best point seen on `dev`: exactly the weights plus the replayed trajectory.
@@ -87,26 +89,28 @@ async def run(
     queries   of a step, by its epoch (1-based)
     out_of_time  asked after every step; the run ends once it is true
     first     the first of the directions' seeds, which count up from there; None: by `seed`, which orders batches
+    jumps     the loss is a share of right answers: `epsilon` grows until it is seen to change
     """
     kind = PairingOracle if in_place else EngineOracle
     oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
     trajectory = Trajectory()
     judged = list(dev)[:MAX_DEV]
-    await drive(
-        lambda: minimise(
+    start = first_seed(seed) if first is None else first
+
+    def begin() -> Iterator[StepResult]:
+        return minimise(
             oracle,
             steps=steps,
-            epsilon=epsilon,
-            first_seed=first_seed(seed) if first is None else first,
+            epsilon=visible(oracle, epsilon, first_seed=start, change=_CHANGE) if jumps else epsilon,
+            first_seed=start,
             evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=PATIENCE,
             probes=probes_of(steps),
             queries=lambda step: queries(1 + step // oracle.per_epoch),
             trajectory=trajectory,
-        ),
-        on_step,
-        out_of_time,
-    )
+        )
+
+    await drive(begin, on_step, out_of_time)
     if not remade:
         return trajectory
     # Floating-point addition does not undo itself: the best point is made again from its start.

@@ -13,7 +13,7 @@ from sqlite_utils import Database
 
 from agentd.config.schema import GateSettings
 from agentd.errors import PassRefused
-from agentd.learn.encoded import LIKELIHOOD, UNLIKELIHOOD, Encoded
+from agentd.learn.encoded import LIKELIHOOD, METRIC, UNLIKELIHOOD, Encoded
 from agentd.learn.metrics import resolved
 from agentd.store import examples, selection, tasks
 from agentd.store.demonstrations import MESSAGE
@@ -91,12 +91,14 @@ class Member:
 @dataclass(frozen=True)
 class Dataset:
     """`left_out` has reasons by task, `unusable` those of examples that could not be encoded, by their ids; `undrawn`
-    are ids of new examples that had their turn, and whose weight was drawn against them."""
+    are ids of new examples that had their turn, and whose weight was drawn against them; `objective` is LIKELIHOOD, or
+    METRIC for what is learned of right answers. Holdout is judged alike by either."""
 
     members: list[Member]
     left_out: dict[str, str]
     unusable: dict[str, str] = field(default_factory=dict)
     undrawn: Sequence[str] = ()
+    objective: str = LIKELIHOOD
 
     def of(self, *roles: str) -> list[Member]:
         return [member for member in self.members if member.role in roles]
@@ -114,7 +116,10 @@ class Dataset:
         """As the engine's session reads it, a member a line."""
         with path.open("w", encoding="utf-8") as file:
             for member in self.members:
-                file.write(json.dumps(member.as_line(), ensure_ascii=False) + "\n")
+                line = member.as_line()
+                if self.objective == METRIC and member.answered and member.role != "holdout":
+                    line["objective"] = METRIC
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)

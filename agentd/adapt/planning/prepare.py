@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -96,6 +97,7 @@ class Preparation:
         limit = max(least, config.adapt.consolidate.max_examples) if relearn else least
         while True:
             data = await self._select(config, seed, limit, relearn=relearn)
+            data = replace(data, objective=options.get("objective", config.adapt.objective))
             try:
                 return data, await asyncio.to_thread(self._kind.setting, config, data, options, machine)
             except PassRefused:

@@ -200,7 +200,7 @@ class LlamaCppBackground:
         for batch in self._forward.run(examples):
             if batch is not None:
                 losses += [
-                    example_objective(e, s.choices, s.target, nll_weight).loss
+                    example_objective(e, s.choices, s.target, nll_weight, s.likeliest).loss
                     for s, e in zip(self._forward.scores(batch), batch.examples, strict=True)
                 ]
             yield None

@@ -8,7 +8,7 @@ from agentd.engine.llamacpp.context import Context
 from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Interrupted, Scores
 from agentd.errors import InvalidRequest
-from agentd.learn.encoded import Encoded, Term, shared_prefix
+from agentd.learn.encoded import METRIC, Encoded, Term, shared_prefix
 from agentd.limits import SCORED_ROWS
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
@@ -22,7 +22,8 @@ class MicroBatch:
     of all groups but the first, each with the position up to which its sequences are kept.
 
     `scored` has the tokens whose likelihoods are wanted, by the row that predicts them;
-    `log_likelihoods`, once the batch has been decoded, log p by (row, token).
+    `greedy` are the rows of which the likeliest token is wanted, too. Once the batch has been decoded,
+    `log_likelihoods` has log p by (row, token), and `likeliest` that token.
     """
 
     tokens: list[int]
@@ -32,7 +33,9 @@ class MicroBatch:
     examples: list[Encoded]
     turns: dict[int, int] = field(default_factory=dict)
     scored: dict[int, set[int]] = field(default_factory=dict)
+    greedy: set[int] = field(default_factory=set)
     log_likelihoods: dict[tuple[int, int], float] = field(default_factory=dict)
+    likeliest: dict[int, int] = field(default_factory=dict)
 
 
 Read = Callable[[MicroBatch, int, Floats], None]
@@ -66,12 +69,24 @@ class Forward:
         """Log-likelihoods of a micro-batch that was run with its terms wanted."""
 
         def values(e: int, terms: Sequence[Term]) -> list[float]:
-            return [batch.log_likelihoods[batch.rows[e][s][p - len(self.prefix)], token] for s, p, token in terms]
+            return [batch.log_likelihoods[self._row(batch.rows[e], term), term[2]] for term in terms]
+
+        def likeliest(e: int, terms: Sequence[Term]) -> list[bool]:
+            return [batch.likeliest[self._row(batch.rows[e], term)] == term[2] for term in terms]
 
         return [
-            Scores([sum(values(e, choice)) for choice in example.choices], values(e, example.target))
+            Scores(
+                [sum(values(e, choice)) for choice in example.choices],
+                values(e, example.target),
+                likeliest(e, example.target) if example.objective == METRIC else [],
+            )
             for e, example in enumerate(batch.examples)
         ]
+
+    def _row(self, rows: Sequence[Sequence[int]], term: Term) -> int:
+        """The row of a micro-batch that predicts a term of the example that has these rows."""
+        s, p, _ = term
+        return rows[s][p - len(self.prefix)]
 
     def distributions(self, example: Encoded, read: Callable[[int, Floats], None]) -> Iterator[None]:
         """Gives `read` the log-probabilities (n_vocab,) at each scored row, numbered. Yields after interruptions."""
@@ -159,8 +174,10 @@ class Forward:
             ):
                 break
             rows = self._place(batch, example, sequence)
-            for s, p, token in example.terms:
-                batch.scored.setdefault(rows[s][p - len(self.prefix)], set()).add(token)
+            for term in example.terms:
+                batch.scored.setdefault(self._row(rows, term), set()).add(term[2])
+            if example.objective == METRIC:
+                batch.greedy.update(self._row(rows, term) for term in example.target)
             batch.rows.append(rows)
             batch.examples.append(example)
             sequence += min(len(example.own), self.n_sequences)
@@ -198,3 +215,5 @@ def _find(batch: MicroBatch, row: int, logits: Floats) -> None:
     log_p = log_probabilities(logits)
     for token in batch.scored[row]:
         batch.log_likelihoods[row, token] = float(log_p[token])
+    if row in batch.greedy:
+        batch.likeliest[row] = int(log_p.argmax())

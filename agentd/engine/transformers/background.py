@@ -29,7 +29,7 @@ from agentd.engine.protocol import BASE, Generate, Interrupted, LearningRule, Pi
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.serving import Serving
 from agentd.engine.transformers.context import Context
-from agentd.engine.transformers.forward import Forward, Pack, losses, scores, terms
+from agentd.engine.transformers.forward import Forward, Pack, likeliest, losses, scores, terms
 from agentd.engine.transformers.frozen_trunk import TrunkStates
 from agentd.engine.transformers.image import digest, write
 from agentd.engine.transformers.learning import Trainable, learner
@@ -245,8 +245,8 @@ class TransformersBackground:
 
     def _summed(self, pack: Pack, nll_weight: float) -> float:
         with self._above(pack):
-            values = terms(pack, self._forward.run(pack))
-        return losses(pack, values.tolist(), nll_weight)[0]
+            result = self._forward.run(pack)
+        return losses(pack, terms(pack, result).tolist(), nll_weight, likeliest(pack, result))[0]
 
     def _gradient(
         self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
@@ -271,8 +271,9 @@ class TransformersBackground:
             stack.enter_context(self._model.differentiable())
             stack.enter_context(checkpointed(learning.checkpointed))
             with theta.perturbed(seed, scale) if theta else self._above(pack):
-                values = terms(pack, self._forward.run(pack))
-            loss, by_terms = losses(pack, values.tolist(), nll_weight)
+                result = self._forward.run(pack)
+                values = terms(pack, result)
+            loss, by_terms = losses(pack, values.tolist(), nll_weight, likeliest(pack, result))
             if math.isfinite(loss):
                 # Added up when all of a pack's are there: a backward that is given up leaves nothing behind.
                 by_term, trained = torch.tensor(by_terms, device=values.device) / n, learning.optimiser().parameters

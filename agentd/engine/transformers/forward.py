@@ -14,7 +14,7 @@ import torch
 
 from agentd.engine.protocol import Scores
 from agentd.engine.transformers.model import Model
-from agentd.learn.encoded import Encoded, shared_prefix
+from agentd.learn.encoded import METRIC, Encoded, shared_prefix
 from agentd.learn.objectives import example_objective
 from agentd.limits import PRODUCT_ROWS
 
@@ -189,11 +189,24 @@ def scores(pack: Pack, result: Result) -> list[Scores]:
     return _summed(pack, terms(pack, result).tolist())
 
 
-def losses(pack: Pack, values: Sequence[float], nll_weight: float) -> tuple[float, list[float]]:
+def likeliest(pack: Pack, result: Result) -> list[list[bool]]:
+    """Of every example that learns its metric, whether each of its target's tokens is the likeliest one."""
+    if not any(example.objective == METRIC for example in pack.examples):
+        return [[] for _ in pack.examples]
+    most = result.logits.argmax(dim=-1).tolist()
+    return [
+        [most[result.index[e, s, p]] == token for s, p, token in example.target] if example.objective == METRIC else []
+        for e, example in enumerate(pack.examples)
+    ]
+
+
+def losses(
+    pack: Pack, values: Sequence[float], nll_weight: float, likeliest: Sequence[Sequence[bool]]
+) -> tuple[float, list[float]]:
     """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
     loss, by_terms = [], []
-    for example, scores in zip(pack.examples, _summed(pack, values), strict=True):
-        each = example_objective(example, scores.choices, scores.target, nll_weight)
+    for example, scores, most in zip(pack.examples, _summed(pack, values), likeliest, strict=True):
+        each = example_objective(example, scores.choices, scores.target, nll_weight, most)
         loss.append(each.loss)
         by_terms += [by_term for part in (*each.choices, each.target) for by_term in part]
     return math.fsum(loss), by_terms

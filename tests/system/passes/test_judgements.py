@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from agentd.adapt.passes.zeroth_order import EPSILON
 from agentd.ctl.app import run
-from tests.support.tiny_passes import LLAMACPP, SETTINGS, adapt, gguf, roll
+from tests.support.tiny_passes import LLAMACPP, SETTINGS, adapt, gguf, roll, teach
 from tools.daemon import DaemonProcess
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,25 @@ def test_forward_passes_alone(daemon: str, request: pytest.FixtureRequest) -> No
     tasks = judged_by(request.getfixturevalue(daemon), method="mezo", zo_steps=60)
     before, after = (sum(facts[when]["loss"] for facts in tasks.values()) for when in ("before", "after"))
     assert after < before
+
+
+def test_a_metric_is_learned_by_forward_passes_alone(model: Path) -> None:
+    with DaemonProcess(model, LLAMACPP) as daemon:
+        daemon.start()
+        teach(daemon)
+        texts = [{"task": "texts", "text": f"Say it, {i}.", "completion": "aa"} for i in range(N)]
+        assert daemon.post("/v1/examples", "\n".join(map(json.dumps, texts)).encode()).status == 200
+        row = adapt(daemon, objective="metric", zo_steps=60)
+        assert (row["method"], row["options"]) == ("mezo", {"objective": "metric", "zo_steps": 60})
+        steps = daemon.get(f"/admin/passes/{row['id']}", admin=True).json["steps"]
+        assert steps[0]["epsilon"] > EPSILON  # where nothing flips, nothing could be learned
+        assert all(0 <= step["loss"] <= 1 for step in steps)
+        assert any(step["projected_gradient"] for step in steps)
+        wrong = [step["dev_loss"] for step in steps if step["dev_loss"] is not None]
+        assert min(wrong) < wrong[0]
+        refused = adapt(daemon, objective="metric", method="suffix-bp")
+        assert refused["state"] == "refused"
+        assert "no derivative; use one of mezo" in refused["reason"]
 
 
 def test_they_come_back_as_they_were_imported(llamacpp: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from agentd.learn.encoded import Encoded
-from agentd.learn.objectives import choice, completion, example_objective, objective, odds_ratio, unlikelihood
+from agentd.learn.objectives import choice, completion, example_objective, metric, objective, odds_ratio, unlikelihood
 
 
 def numerically(f: Callable[[list[float]], float], values: list[float], i: int, step: float = 1e-6) -> float:
@@ -96,6 +96,7 @@ def test_odds_are_finite_however_sure_the_model_is(sure: tuple[float, float]) ->
         example(0, 0, objective="unlikelihood", weight=2.0),
         example(0, 0, objective="likelihood", weight=0.5),
         example(1, 2, correct=1, objective="likelihood"),
+        example(1, 2, correct=1, objective="metric"),
     ],
 )
 def test_derivatives_of_an_examples_objective(encoded: Encoded) -> None:
@@ -120,3 +121,18 @@ def test_a_preference_is_won_by_the_mean_over_an_answers_tokens() -> None:
     assert example_objective(longer, [-2.0, -1.0], [-0.5, -0.5], 0.1).predicted == 0
     assert example_objective(longer, [-2.0, -0.4], [-0.5, -0.5], 0.1).predicted == 1
     assert example_objective(longer, [-2.0, -0.5], [-0.5, -0.5], 0.1).predicted == 1  # a tie is no win
+
+
+def test_a_metric_is_what_a_greedy_answer_has_wrong() -> None:
+    assert [metric(0, 0, ()), metric(1, 0, ())] == [0.0, 1.0]
+    right, first, third = [True] * 4, [False, True, True, True], [True, True, False, True]
+    assert [metric(None, 0, each) for each in (right, first, third)] == [0.0, 1.0, 0.5]
+
+
+def test_a_metric_does_not_see_how_likely_an_answer_is() -> None:
+    told_apart, text = example(1, 1, correct=1, objective="metric"), example(0, 0, objective="metric", weight=0.5)
+    for least in (-0.1, -9.0):
+        result = example_objective(told_apart, [least - 0.01, least], [-0.5, -0.5], 0.1)
+        assert (result.loss, result.predicted) == (0.0, 1)
+        result = example_objective(text, [], [-0.1, least], 0.1, [True, False])
+        assert (result.loss, result.predicted) == (0.25, None)

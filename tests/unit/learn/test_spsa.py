@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agentd.learn.ledger import fold
 from agentd.learn.optimise import Trajectory
 from agentd.learn.philox import rademacher
-from agentd.learn.spsa import Diverged, Oracle, minimise, spsa_gradient
+from agentd.learn.spsa import Diverged, Oracle, minimise, spsa_gradient, visible
 from agentd.learn.step_size import schedule
 
 
@@ -279,3 +279,29 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float]) -> None
 def test_quadratic_is_an_oracle() -> None:
     oracle: Oracle = Quadratic(np.ones(2))
     assert oracle.loss(0, 0.0, 0) > 0
+
+
+class Share(Quadratic):
+    """What share of the coordinates is farther than 1 from its centre: flat nearly everywhere."""
+
+    def value(self, theta: NDArray[np.float64], batch: int | None = None) -> float:
+        return float(np.mean(np.abs(theta - self.centre) > 1))
+
+
+def test_a_loss_that_jumps_is_learned_from_as_far_away_as_it_shows() -> None:
+    oracle = Share(np.ones(60), distance=3.0)
+    before, flat = oracle.dev(), 1e-4
+    assert {spsa_gradient(oracle, seed, flat, 0)[0] for seed in range(20)} == {0.0}
+    epsilon = visible(oracle, flat, first_seed=0, change=0.05, most=20)
+    assert epsilon / flat == 2 ** round(math.log2(epsilon / flat))
+    assert any(spsa_gradient(oracle, seed, epsilon, 0)[0] for seed in range(4))
+    *_, last = minimise(oracle, steps=300, epsilon=epsilon, first_seed=0)
+    assert last.step == 300
+    assert oracle.dev() < 0.7 * before
+
+
+def test_a_loss_that_never_changes_ends_the_search() -> None:
+    oracle = Share(np.ones(4), distance=0.0)
+    oracle.centre += 1e9
+    assert visible(oracle, 0.5, first_seed=0, change=0.1, seeds=2, most=3) == 4.0
+    assert oracle.forwards == 12
