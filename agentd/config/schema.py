@@ -421,6 +421,11 @@ def _conflicts(config: Config) -> Iterator[str]:
     known = methods.OF_ENGINE[config.engine]
     if config.adapt.method not in ("auto", *known):
         yield f"adapt.method: engine {config.engine} has no {config.adapt.method!r}; it has auto, {', '.join(known)}"
+    if config.adapt.objective == "metric":
+        if config.engine == "int8":
+            yield "adapt.objective: engine int8 learns by likelihood alone"
+        elif config.adapt.method not in ("auto", *methods.FORWARD_ONLY):
+            yield f"adapt.objective: metric has no derivative, by which {config.adapt.method} (adapt.method) learns"
 
 
 def reference(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

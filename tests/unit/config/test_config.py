@@ -247,6 +247,24 @@ def test_a_task_with_a_mistake(tmp_path: Path, task: str, message: str) -> None:
     assert message in problem
 
 
+@pytest.mark.parametrize("method", ["", ", method: mezo"])
+def test_a_metric_is_learned_by_forward_passes(tmp_path: Path, method: str) -> None:
+    assert load(tmp_path, f"adapt: {{objective: metric{method}}}").adapt.objective == "metric"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adapt: {objective: metric, method: suffix-bp}", "by which suffix-bp (adapt.method) learns"),
+        ("engine: int8\nmodel: {path: a.safetensors}\nadapt: {objective: metric}", "learns by likelihood alone"),
+    ],
+)
+def test_a_metric_has_no_derivative(tmp_path: Path, text: str, message: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("adapt.objective: ")
+    assert message in problem
+
+
 def test_free_text_tasks_are_measured_by_loss(tmp_path: Path) -> None:
     assert load(tmp_path, "tasks: {notes: {prompt: 'Summarise: {text}'}, plain: }").tasks == {
         "notes": schema.TaskSettings(prompt="Summarise: {text}"),
