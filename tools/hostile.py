@@ -225,6 +225,17 @@ def _unicode(draw: random.Random) -> Body:
     return _schema({"properties": {text(): {"const": text()}}, "required": [text()], "patternProperties": {".": {}}})
 
 
+_EDGES = (0, -0.0, 0.1, 1e-7, 5e-324, 1e15, -1e15, 2**53 - 1, 2**53 + 1, -(2**63), 2**63, 2**64, 1e17, -1e17, -1e308)
+
+
+def _numbers(draw: random.Random) -> Body:
+    keys = draw.sample(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const"], 2)
+    tree: dict[str, Any] = {key: draw.choice(_EDGES) for key in keys}
+    if draw.random() < 0.5:
+        tree["enum"] = draw.sample(_EDGES, 2)
+    return _schema({**tree, "type": draw.choice(["integer", "number", ["integer", "number"]])})
+
+
 def _choices(draw: random.Random) -> Body:
     return {"choices": [("ab" * _size(draw, 60) + str(i))[:200] for i in range(max(2, _size(draw, 256)))]}
 
@@ -237,6 +248,7 @@ _KINDS: dict[str, Callable[[random.Random], Body]] = {
     "references": _reference,
     "combinations": _combined,
     "unicode": _unicode,
+    "numbers": _numbers,
     "ambiguity": _ambiguous,
     "repetition": _repeated,
     "large grammars": _large,

@@ -254,8 +254,12 @@ class Compiler:
 
     def _of_one_tool(self, plan: AnswerPlan | None) -> InvalidRequest | None:
         """What is wrong with the parameters of a tool, where one of them alone cannot be compiled."""
-        for name, parameters in plan.use.parameters.items() if plan is not None else ():
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(parameters or {}), overrides={"lenient": True})
+        if plan is None:
+            return None
+        for name, parameters in plan.use.parameters.items():
+            lenient = name not in plan.use.strict
+            schema = json.dumps(json_schema.sound(parameters or {}))
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": lenient})
             probe = LLMatcher(self.prepare(), grammar, log_level=0, limits=_LIMITS)
             if probe.is_error():
                 return InvalidRequest(f"tools: the parameters of {name!r}: {_reason(probe)}", param="tools")
@@ -306,8 +310,12 @@ class _Worker(threading.Thread):
                 compilation.finish(self._compiler.compile(compilation.sampling, compilation.plan))
             except AgentdError as error:
                 compilation.finish(error)
-            except Exception as error:
-                compilation.finish(InvalidRequest(f"cannot use this constraint: {error}", param="response_format"))
+            except BaseException as error:  # llguidance panics with what is no Exception
+                sampling, plan = compilation.sampling, compilation.plan
+                param = "tools" if plan is not None and plan.use.tools else "response_format"
+                param = "grammar" if sampling.grammar not in (None, "json") else param
+                reason = error if isinstance(error, Exception) else "it cannot be compiled"
+                compilation.finish(InvalidRequest(f"cannot use this constraint: {reason}", param=param))
             self.current = None
 
 
@@ -370,4 +378,7 @@ def _tokenizer(vocabulary: Prompts) -> LLTokenizer:
 def _reason(matcher: LLMatcher) -> str:
     """llguidance's reason in one line, without the listing and the state that it adds for its authors."""
     text = matcher.get_error() or f"nothing can follow here ({matcher.stop_reason()})"
-    return " ".join(_LISTING.split(text.partition("<state>")[0])[0].split())[:300]
+    text = text.partition("<state>")[0].partition("<backtrace>")[0]
+    if text.startswith("panic:"):
+        return "it cannot be compiled"
+    return " ".join(_LISTING.split(text)[0].split())[:300]

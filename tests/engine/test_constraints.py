@@ -52,6 +52,13 @@ VALID: list[dict[str, Any]] = [
         "date", "time", "date-time", "duration", "hostname", "ipv4", "ipv6", "uuid", "uri"
     )),
     {"type": "array", "items": {"anyOf": [{"type": "string", "format": "email"}]}, "minItems": 1},
+    {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    {"type": "integer", "exclusiveMinimum": 2**53 - 2, "exclusiveMaximum": 2**53 + 2},
+    {"type": "number", "minimum": -1e300, "maximum": 1e300},
+    {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": False, "maxItems": 2},
+    {"type": "string", "pattern": "^[^\"]{3}$"},
+    {"type": "string", "pattern": "^[\\x00-\\x1f]{2}$"},
+    {"type": "string", "pattern": "^\\W\\D\\S\\s$"},
 ]  # fmt: skip
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"type": "banana"}, "banana"),
@@ -71,6 +78,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"type": "string", "format": "no-such-format"}, "no-such-format"),
     ({"$ref": "https://example.com/schema.json"}, "example.com"),
     ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum|maximum|[Uu]nsatisfiable"),
+    # the first two of these ended the engine: what is told apart by a double is all that llguidance computes with
+    ({"const": -(2**63)}, "const has -9223372036854775808"),
+    ({"properties": {"a": {"enum": [1, {"b": [-1e308]}]}}}, "enum has -1e"),
+    ({"const": 2**53 + 1}, "const has 9007199254740993"),
+    ({"type": "integer", "minimum": 10**20}, "minimum is 1"),
+    ({"type": "number", "exclusiveMaximum": -1e17}, "exclusiveMaximum is -1e"),
+    ({"type": ["integer", "number"], "enum": [-1e15, 3e-5]}, "cannot be compiled"),
+    ({"x-other": {"const": -(2**63)}, "$ref": "#/x-other"}, "x-other"),
+    ({"default": {"not": {}}, "$ref": "#/default"}, "default"),
+    ({"type": "integer", "multipleOf": -2}, "multipleOf"),
+    ({"$defs": {"unused": {"type": "sting"}}, "type": "null"}, "sting"),
+    ({"type": "object", "properties": {"a": {"type": ["integer", "txt"]}}}, "txt"),
+    ({"title": 5, "type": "null"}, "title"),
+    ({"type": "string", "pattern": "^\\Aa\\Z$"}, "dialects"),
+    ({"type": "object", "patternProperties": {"[[:alpha:]]": {}}}, "dialects"),
 ]
 CONSTANTS = [
     *("C:\\temp", "a\nb", 'say "hi"', "😀", "café", "cafe\u0301", "a\tb", "\\n", "\u0001", "</s>", "<|im_end|>", "a\\"),

@@ -10,7 +10,7 @@ from agentd.engine.calls.literals import json_type
 from agentd.engine.calls.patterns import ANY, constants_of, kinds_of, only_integers, text_patterns
 from agentd.engine.calls.segments import Hole, Segment
 from agentd.engine.calls.tool_use import ToolUse
-from agentd.engine.json_schema import WHITESPACE, bound, passed_over, with_strict_formats
+from agentd.engine.json_schema import WHITESPACE, NotSound, bound, passed_over, sound
 from agentd.errors import ConstraintTooComplex, InvalidRequest
 
 _NODES = 20_000  # keywords of all tools' schemas together
@@ -91,9 +91,13 @@ class CallGrammar:
         self._nodes += bound(parameters, _NODES)
         if self._nodes > _NODES:
             raise ConstraintTooComplex(f"the tools' schemas have more than {_NODES} keywords")
-        if name in self._use.strict and (keyword := passed_over(parameters)):
+        try:
+            schema = sound(closed({**parameters, "type": "object"}))
+        except NotSound as error:
+            raise InvalidRequest(f"tools: the parameters of {name!r}: {error}", param="tools") from None
+        if name in self._use.strict and (keyword := passed_over(schema)):
             raise InvalidRequest(f"tools: {name!r} is strict, and {keyword} is not supported", param="tools")
-        return with_strict_formats(closed({**parameters, "type": "object"}))
+        return schema
 
     # --- arguments one by one
 
