@@ -19,6 +19,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     **dict.fromkeys(("mirostat", "min_tokens", "xtc_probability", "dry_multiplier", "dynatemp_range", "top_a"), (0,)),
     **dict.fromkeys(("typical_p", "tfs_z", "length_penalty"), (1,)),
+    # of vLLM, SGLang and llama.cpp
+    **dict.fromkeys(("stop_token_ids", "bad_words", "allowed_token_ids", "logits_processors", "documents"), ([],)),
+    **dict.fromkeys(("include_stop_str_in_output", "prompt_logprobs", "return_tokens_as_token_ids"), (False, 0)),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (True,)),
+    "repetition_penalty": (1,),  # repeat_penalty here
+    **dict.fromkeys(("n_predict", "num_predict", "truncate_prompt_tokens"), (-1,)),  # max_tokens here
+    **dict.fromkeys(("structured_outputs", "structural_tag", "regex", "ebnf", "chat_template"), ({}, "")),
     **dict.fromkeys(("json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "format"), ("",)),
     **dict.fromkeys(("samplers", "lora", "images", "n_probs", "template", "context"), ([], "", 0)),
 }
@@ -36,6 +43,11 @@ Text = Annotated[str, Field(max_length=1 << 24)]
 MAX_NAME = 200  # characters
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 MAX_INTEGER = (1 << 63) - 1  # what SQLite holds
+
+
+def several(tree: Any) -> str:
+    """Which form a field has that may be a text or a list."""
+    return "[list]" if isinstance(tree, list) else "[text]"
 
 
 class Body(BaseModel):

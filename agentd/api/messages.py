@@ -1,17 +1,34 @@
 """Messages of a chat as clients send them: texts, calls of tools and their results."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
-from agentd.api.lenient import Lenient, Name, Text
+from agentd.api.lenient import Lenient, Name, Text, several
 from agentd.errors import InvalidRequest
 
 
 class TextPart(Lenient):
     type: Literal["text"]
     text: Text
+
+
+class RefusalPart(Lenient):
+    """What an assistant said in place of an answer."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+def _part(tree: Any) -> str:
+    return "[refusal]" if isinstance(tree, dict) and tree.get("type") == "refusal" else "[text part]"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text part]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(_part)
+]
+Content = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[Part], Tag("[list]")], Discriminator(several)]
 
 
 class CalledFunction(Lenient):
@@ -27,7 +44,8 @@ class ToolCall(Lenient):
 
 class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Content | None = None
+    refusal: Text | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Text | None = None
@@ -36,8 +54,11 @@ class Message(Lenient):
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or "content" in self._nulls)):
+        said = self.tool_calls or self.refusal or "content" in self._nulls
+        if self.content is None and not (self.role == "assistant" and said):
             raise ValueError("content is missing")
+        if self.role != "assistant" and (self.refusal or any(isinstance(p, RefusalPart) for p in self.content or ())):
+            raise ValueError("a refusal goes with role assistant")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls goes with role assistant")
         if (self.role == "tool") != (self.tool_call_id is not None):
@@ -46,7 +67,9 @@ class Message(Lenient):
 
     def plain(self) -> dict[str, Any]:
         """Role and text, reasoning, calls and which call is answered, as chat templates take them."""
-        content = self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content or ())
+        content = self.content or self.refusal or ""
+        if isinstance(content, list):
+            content = "\n".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
         plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
             plain["tool_calls"] = [

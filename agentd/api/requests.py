@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +23,7 @@ B = TypeVar("B", bound=Body)
 
 SILENCE = 30.0  # seconds without a byte after which an unfinished body is given up
 _NAME, _NAMES = 64, 32  # characters and number of the fields that a header names
+_LARGE = re.compile(r"\d[eE]\+?\d|\d{300}")  # what a number looks like that may be larger than any
 _DEPTH = 64  # of nested objects and lists; deeper ones would exhaust the stack of whoever walks through them
 
 
@@ -79,9 +81,12 @@ def validate(data: bytes, schema: type[B]) -> B:
     if "\\u" in text and not _encodable(tree):
         raise InvalidRequest("a text holds half of a surrogate pair, which no UTF-8 text can")
     try:
-        return schema.model_validate(tree)
+        body = schema.model_validate(tree)
     except ValidationError as error:
         raise explain(error) from None
+    if _LARGE.search(text) and (endless := next((name for name in tree if not _finite(tree[name])), None)) is not None:
+        raise InvalidRequest(f"{endless}: a number is too large to be one", param=endless)
+    return body
 
 
 class _NotJson(Exception):
@@ -102,6 +107,15 @@ def _deeper(tree: Any, levels: int) -> bool:
     inner = list(tree.values()) if isinstance(tree, dict) else tree
     containers = [value for value in inner if isinstance(value, dict | list)]
     return levels == 0 or any(_deeper(value, levels - 1) for value in containers)
+
+
+def _finite(tree: Any) -> bool:
+    """1e400 is valid JSON, and would be written as Infinity, which is none."""
+    try:
+        json.dumps(tree, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _encodable(tree: Any) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from agentd.api.lenient import Lenient, Name, Text
 from agentd.api.response_items import (
@@ -16,7 +16,7 @@ from agentd.api.response_items import (
     messages_of,
 )
 from agentd.api.schemas import ChatCompletion, MaxTokens, explain
-from agentd.api.tools import Mode, ToolName
+from agentd.api.tools import Mode, ToolName, form_of_choice
 from agentd.errors import FieldNotSupported, InvalidRequest
 
 _PARAMS = {"messages": "input", "response_format": "text", "max_completion_tokens": "max_output_tokens"}
@@ -71,6 +71,7 @@ class ResponsesBody(Lenient):
     unsupported: ClassVar[Any] = {
         **Lenient.unsupported,
         **dict.fromkeys(("conversation", "prompt", "messages", "context_management"), ([], {}, "")),
+        **dict.fromkeys(("max_tokens", "max_completion_tokens"), ()),  # max_output_tokens here
         **dict.fromkeys(("background", "logprobs"), (False,)),
         "n": (1,),
         "response_format": ({"type": "text"},),
@@ -83,7 +84,15 @@ class ResponsesBody(Lenient):
     previous_response_id: Name | None = None
     max_output_tokens: MaxTokens | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=1024)] | None = None
-    tool_choice: Mode | NamedFunction | AllowedFunctions | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Mode, Tag("[mode]")]
+            | Annotated[NamedFunction, Tag("[named]")]
+            | Annotated[AllowedFunctions, Tag("[allowed]")],
+            Discriminator(form_of_choice),
+        ]
+        | None
+    ) = None
     parallel_tool_calls: bool = True
     include: list[str] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -225,6 +234,7 @@ def renamed(error: InvalidRequest) -> InvalidRequest:
     error.param = _PARAMS.get(str(error.param), error.param)
     if isinstance(error, FieldNotSupported):
         return error
+    error.args = (str(error).replace("tool_call_id", "call_id"),)
     for chat, here in _PARAMS.items():
         if str(error).startswith(f"{chat}."):
             error.args = (here + str(error).removeprefix(chat),)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from agentd.api.lenient import Lenient, Name, Text
+from agentd.api.lenient import Lenient, Name, Text, several
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -25,17 +25,14 @@ class Refusal(Lenient):
 
 
 def _part(tree: Any) -> str:
-    return "refusal" if isinstance(tree, dict) and tree.get("type") == "refusal" else "part"
+    return "[refusal]" if isinstance(tree, dict) and tree.get("type") == "refusal" else "[part]"
 
 
-def _several(tree: Any) -> str:
-    return "list" if isinstance(tree, list) else "text"
+# Tags in brackets do not stand in what is said of a field (schemas.explain).
+_Part = Annotated[Annotated[Part, Tag("[part]")] | Annotated[Refusal, Tag("[refusal]")], Discriminator(_part)]
 
 
-_Part = Annotated[Annotated[Part, Tag("part")] | Annotated[Refusal, Tag("refusal")], Discriminator(_part)]
-
-
-_Content = Annotated[Annotated[Text, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(_several)]
+_Content = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[_Part], Tag("[list]")], Discriminator(several)]
 
 
 class MessageItem(Lenient):
@@ -83,21 +80,21 @@ class ItemReference(Lenient):
 def _item(tree: Any) -> str:
     kind = tree.get("type") if isinstance(tree, dict) else getattr(tree, "type", None)
     if kind is None:  # without a role and a content it can only be a reference
-        return "item_reference" if isinstance(tree, dict) and tree.keys() == {"id"} else "message"
-    return str(kind)
+        return "[item_reference]" if isinstance(tree, dict) and tree.keys() == {"id"} else "[message]"
+    return f"[{kind}]"
 
 
 _Items = MessageItem | FunctionCall | FunctionCallOutput | ReasoningItem
 
 Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[ItemReference, Tag("item_reference")],
+    Annotated[MessageItem, Tag("[message]")]
+    | Annotated[FunctionCall, Tag("[function_call]")]
+    | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")]
+    | Annotated[ItemReference, Tag("[item_reference]")],
     Discriminator(_item),
 ]
-Input = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Item], Tag("list")], Discriminator(_several)]
+Input = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[Item], Tag("[list]")], Discriminator(several)]
 
 
 def text_of(content: str | Sequence[Part | Refusal] | None) -> str:

@@ -1,6 +1,7 @@
 """What may be sent, field by field. Unknown fields are refused; those of the OpenAI API's own requests are named in the
 answer's header where they have no effect."""
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, Strict, ValidationError, field_validator, model_validator
@@ -41,6 +42,15 @@ class JsonSchema(Lenient):
 class ResponseFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_llama_cpp(cls, tree: Any) -> Any:
+        """Its {"type": "json_object", "schema": ...} is a constraint, too."""
+        if isinstance(tree, dict) and isinstance(tree.get("schema"), dict) and tree.get("json_schema") is None:
+            rest = {name: value for name, value in tree.items() if name != "schema"}
+            return {**rest, "type": "json_schema", "json_schema": {"schema": tree["schema"]}}
+        return tree
 
     @model_validator(mode="after")
     def _complete(self) -> "ResponseFormat":
@@ -341,15 +351,38 @@ class ReleaseBody(Body):
     feedback: list[Name] = Field(min_length=1, max_length=10_000)
 
 
+_FORM = re.compile(r"\[.*|[a-z-]+\[.*|constrained-(str|int|float)|function-\w+|str|int|float|bool")
+_KIND_OF_VALUE = frozenset(
+    ("string_type", "list_type", "dict_type", "model_type", "model_attributes_type", "literal_error", "int_type")
+)
+
+
 def explain(error: ValidationError) -> InvalidRequest:
     """A validation error in one line per problem; a field that others have and agentd does not is called that."""
+    problems = []
     for problem in error.errors():
         if problem["type"] == "unsupported":
             return FieldNotSupported(problem["msg"], param=str(problem["ctx"]["name"]))
-    lines = []
-    for problem in error.errors()[:5]:
-        where = ".".join(str(part) for part in problem["loc"])
+        problems.append((_place(problem["loc"]), problem))
+    lines: dict[str, str] = {}
+    for place, problem in problems:
+        # Of several forms that a field may have, the one counts of which something was there.
+        if problem["type"] in _KIND_OF_VALUE and any(
+            place == other[: len(place)] and (place != other or its["type"] not in _KIND_OF_VALUE)
+            for other, its in problems
+        ):
+            continue
+        where = ".".join(place)
         what = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {what}" if where else what)
+        if problem["type"] == "union_tag_invalid":
+            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            where += ".type"
+            what = f"{tag.strip('[]')!r} is none of {known.replace('[', '').replace(']', '')}"
+        lines.setdefault(where, f"{where}: {what}" if where else what)
     first = error.errors()[0]["loc"]
-    return InvalidRequest("; ".join(lines), param=str(first[0]) if first else None)
+    return InvalidRequest("; ".join(list(lines.values())[:5]), param=str(first[0]) if first else None)
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where a problem is as its sender would say it, without the forms that pydantic tried."""
+    return tuple(str(part) for part in location if isinstance(part, int) or not _FORM.fullmatch(part))

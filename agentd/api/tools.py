@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from agentd.api.lenient import Lenient, Text
 from agentd.errors import InvalidRequest
@@ -46,7 +46,16 @@ class AllowedChoice(Lenient):
     allowed_tools: AllowedTools
 
 
-ToolChoice = Mode | NamedTool | AllowedChoice
+def form_of_choice(tree: Any) -> str:
+    """Which form a `tool_choice` has."""
+    kind = tree.get("type") if isinstance(tree, dict) else getattr(tree, "type", None)
+    return "[allowed]" if kind == "allowed_tools" else "[mode]" if not isinstance(tree, dict | Lenient) else "[named]"
+
+
+ToolChoice = Annotated[
+    Annotated[Mode, Tag("[mode]")] | Annotated[NamedTool, Tag("[named]")] | Annotated[AllowedChoice, Tag("[allowed]")],
+    Discriminator(form_of_choice),
+]
 
 
 def tools_input(tools: list[Tool], choice: ToolChoice | None, parallel: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tests.support.daemon import shared
 from tools.daemon import Answer, DaemonProcess, UnixConnection, eventually, exchange, streaming
 
 CHAT, TEXT, FEEDBACK, EXAMPLES = "/v1/chat/completions", "/v1/completions", "/v1/feedback", "/v1/examples"
+RESPONSES = "/v1/responses"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
@@ -36,6 +37,16 @@ WRONG_FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "content is missing"),
     (CHAT, {"messages": [{"role": "tool", "content": "x", "tool_call_id": "q"}]}, "messages", "names no call"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "type"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}]},
+     "messages", "messages.0.content.1.type: Input should be 'text'"),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "refusal": "no"}]}, "messages", "goes with role assistant"),
+    (CHAT, {"messages": MESSAGES, "stop": ["a"] * 17}, "stop", "stop: List should have at most 16 items"),
+    (CHAT, {"messages": MESSAGES, "tool_choice": "any"}, "tool_choice", "tool_choice: Input should be 'none'"),
+    (CHAT, {"messages": MESSAGES, "tool_choice": {"type": "function", "name": "f"}}, "tool_choice",
+     "tool_choice.function: Field required"),
+    (RESPONSES, {"input": [{"type": "web_search_call", "id": "w"}]}, "input", "0.type: 'web_search_call' is none"),
+    (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "input.0.content.0.type"),
+    (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "c9", "output": ""}]}, "input", "call_id: 'c9'"),
     (CHAT, {"messages": [{"role": "wizard", "content": "Hi"}]}, "messages", "'system', 'developer', 'user'"),
     (CHAT, {"messages": []}, "messages", "at least 1 item"),
     (CHAT, {"messages": MESSAGES, "temperature": "1"}, "temperature", "valid number"),
@@ -64,7 +75,7 @@ WRONG_FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     (FEEDBACK, {"inference_id": "x", "kind": "rating", "value": 1}, "kind", "'label', 'demonstration'"),
     (FEEDBACK, {"inference_id": "x", "kind": "label"}, "value", "required"),
     (FEEDBACK, {"inference_id": "x", "kind": "label", "value": "a", "tags": {"a": 1}}, "tags", "string"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "body", "param", "message"), WRONG_FIELDS)
@@ -75,7 +86,10 @@ def test_fields(daemon: DaemonProcess, path: str, body: dict[str, Any], param: s
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("field", ["functions", "function_call", "audio", "web_search_options"])
+_OF_OTHERS = ["structured_outputs", "regex", "ebnf", "stop_token_ids", "bad_words", "repetition_penalty", "n_predict"]
+
+
+@pytest.mark.parametrize("field", ["functions", "function_call", "audio", "web_search_options", *_OF_OTHERS])
 def test_what_openai_has_and_this_server_has_not(daemon: DaemonProcess, field: str) -> None:
     assert refused(daemon, CHAT, {"messages": MESSAGES, field: "x"}, 400, "not_supported")["param"] == field
 
@@ -89,6 +103,9 @@ BROKEN = {
     b'{"temperature": NaN}': "NaN is not a number that JSON has",
     b'{"temperature": -Infinity}': "-Infinity is not",
     b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}': "finite number",
+    b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"x": 1e999}}': "kwargs: a n",
+    b'{"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema", "json_schema": '
+    b'{"schema": {"minimum": -1e400}}}}': "response_format: a number is too large",
     b'{"max_tokens": ' + b"9" * 5000 + b"}": "too many digits",
     b'{"messages": [{"role": "user", "content": "\xff"}]}': "not UTF-8: byte 44 is 0xff",
     b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}': "not UTF-8",

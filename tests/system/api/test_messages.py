@@ -55,6 +55,34 @@ def test_what_is_answered_is_taken_back(daemon: DaemonProcess) -> None:
     assert daemon.post(CHAT, body(messages=[HI, message])).status == 200  # and gone on with
 
 
+def test_a_refusal_is_what_the_assistant_said(daemon: DaemonProcess) -> None:
+    ways: list[dict[str, Any]] = [
+        {"content": "I cannot."},
+        {"refusal": "I cannot."},
+        {"content": None, "refusal": "I cannot."},
+        {"content": [{"type": "refusal", "refusal": "I cannot."}]},
+    ]
+    sent = [daemon.post(CHAT, body(seed=0, messages=[HI, {"role": "assistant", **way}, HI])) for way in ways]
+    assert [answer.status for answer in sent] == [200] * len(ways)
+    assert (
+        len(
+            {
+                json.dumps([answer.json["choices"][0]["message"], answer.json["usage"]["prompt_tokens"]])
+                for answer in sent
+            }
+        )
+        == 1
+    )
+
+
+def test_a_schema_beside_json_object_is_obeyed(daemon: DaemonProcess) -> None:
+    """As llama.cpp's server takes it."""
+    form = {"type": "json_object", "schema": {"type": "integer", "minimum": 1, "maximum": 3}}
+    answer = daemon.post(CHAT, body(response_format=form))
+    assert answer.json["choices"][0]["message"]["content"] in ("1", "2", "3")
+    assert daemon.post(CHAT, body(response_format={**form, "schema": {"type": "sting"}})).status == 400
+
+
 def test_strictly_unknown_fields_are_refused(model: Path) -> None:
     with DaemonProcess(model, {"serve": {"strict": True}}) as daemon:
         daemon.start()
