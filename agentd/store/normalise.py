@@ -10,8 +10,14 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]|^[\u200c\u200d]+|[\u200c\u200d]+$")
-"""Soft hyphen, zero-width space, marks of direction, word joiner, byte order mark; joiners where they join nothing."""
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]"
+    "|^[\u200c\u200d]+|[\u200c\u200d]+$"
+)
+"""What Unicode calls default ignorable: soft hyphen, zero-width space, marks, embeddings and isolates of direction,
+word joiner, invisible operators, fillers, byte order mark; joiners where they join nothing. Variation selectors and tags
+stay: emoji are made of them."""
+_VARIANTS = re.compile("[\ufe00-\ufe0f]")  # of how a character looks: the heart of text, or the red one
 _WORDS = 3  # of a user's text that is taken to stand for the whole conversation
 
 
@@ -30,9 +36,14 @@ def same_label(label: str, choices: Sequence[str]) -> str | None:
     """The choice that `label` is: as it stands, or else the only one that is the same text. None if there is none."""
     if label in choices:
         return label
-    key = normal_text(label)
-    alike = [choice for choice in choices if normal_text(choice) == key]
+    key = label_key(label)
+    alike = [choice for choice in choices if label_key(choice) == key]
     return alike[0] if len(alike) == 1 else None
+
+
+def label_key(label: str) -> str:
+    """What is the same of labels that are the same."""
+    return normal_text(_VARIANTS.sub("", label))
 
 
 def input_text(input: dict[str, Any], prompt: str | None = None) -> str:

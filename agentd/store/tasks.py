@@ -8,7 +8,7 @@ from sqlite_utils import Database
 
 from agentd import ids
 from agentd.errors import Conflict, InvalidRequest, LabelNotInChoices, NotFound
-from agentd.store.normalise import normal_label, normal_text, same_label
+from agentd.store.normalise import label_key, normal_label, same_label
 from agentd.store.row import Row, columns, insert, select, to_json
 
 PREFERENCE, THUMB, SCORE = _PROVISIONAL = ("preference", "thumb", "score")
@@ -142,7 +142,7 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
 
 
 def _with_choices(db: Database, task: Task | None, name: str, target: str, choices: Sequence[str]) -> tuple[Task, str]:
-    keys = {normal_text(choice) for choice in choices}
+    keys = {label_key(choice) for choice in choices}
     if len(choices) < 2 or len(keys) != len(choices) or "" in keys:
         raise InvalidRequest(
             "choices must be two or more texts that differ in more than case and blanks", param="choices"
