@@ -1,10 +1,12 @@
 """A model's chat template: a program in the model file that lays out messages and tools as text."""
 
+import contextlib
 import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -13,6 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
+_PROBE = "TEXTT"
 _CHANGES = re.compile(r"\.(append|extend|insert|pop|remove|update|setdefault)\(")
 
 
@@ -51,6 +54,24 @@ class ChatTemplate:
         if tools and "functions" in self.source:  # Firefunction's name for them, as text
             context.setdefault("functions", json.dumps([tool["function"] for tool in tools], indent=4))
             context.setdefault("datetime", datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        if self._wants_parts:
+            context["messages"] = [_in_parts(message) for message in messages]
+        return self._laid_out(context)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether a text is passed over unless it is a part of a list: templates of models that see."""
+        contents: tuple[Any, ...] = (_PROBE, [{"type": "text", "text": _PROBE}])
+        shown = []
+        for content in contents:
+            context = {"messages": [{"role": "user", "content": content}], "raise_exception": _raise}
+            with contextlib.suppress(TemplateRefusal):
+                text = self._laid_out({**context, "bos_token": self._bos, "eos_token": self._eos, "tools": None})
+                shown.append(_PROBE in text)
+        return shown == [False, True]
+
+    def _laid_out(self, context: dict[str, Any]) -> str:
+        tools = context["tools"]
         try:
             return self._template.render(copy.deepcopy(context) if self._changes else context)
         except jinja2.UndefinedError as error:
@@ -69,6 +90,11 @@ class ChatTemplate:
             return template.render(copy.deepcopy(context) if self._changes else context)
         except Exception as error:
             raise TemplateRefusal(str(error)) from None
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 class _Nothing(jinja2.ChainableUndefined):

@@ -122,6 +122,20 @@ def test_a_template_that_cannot_be_used_is_a_reason_and_no_end(template: str, wh
     assert vocabulary.prompt({"prompt": "hi"}) == [104, 105]
 
 
+PARTS = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}|{% endfor %}bot:"
+)
+
+
+def test_a_template_that_looks_for_parts_gets_parts() -> None:
+    """Templates of models that see pass a plain text over: what was said would be lost without a word."""
+    vocabulary = _Letters(PARTS)
+    messages = [{"role": "system", "content": "Be brief."}, HI, {"role": "assistant", "content": "Yes."}, HI]
+    text = "".join(map(chr, vocabulary.prompt({"messages": messages})))
+    assert text == "system:Be brief.|user:hi|assistant:Yes.|user:hi|bot:"
+
+
 TRIMS = (
     "{% for m in messages %}<user>{{ m.content | trim }}</user>{% endfor %}<tool_call>{% if add_generation_prompt %}"
     "<bot>{% endif %}"

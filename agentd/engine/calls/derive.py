@@ -1,5 +1,6 @@
 """A model's own format of answers, read off its chat template by rendering conversations that differ in one thing."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from agentd.engine.calls.probes import (
     Variant,
     take_apart,
 )
+from agentd.engine.calls.reader import AnswerReader
 from agentd.engine.calls.segments import Segment, common_end, common_start, segment, text_of, with_index
 from agentd.engine.chat_template import ChatTemplate
 
@@ -27,6 +29,8 @@ _THINKING = (
     *(("<|channel>thought", "<channel|>"), ("<reasoning>", "</reasoning>")),
 )
 """Around the reasoning of templates that mention it and do not lay it out."""
+_READ: tuple[dict[str, Any], ...] = ({"alpha": 'so "b" {c}', "beta": 7}, {}, {"alpha": "x"})
+_READ_SCHEMA = {"type": "object", "properties": {"alpha": {"type": "string"}, "beta": {"type": "integer"}}}
 _NO_CALLS = "it does not render calls"
 _BARE = 4  # characters; a shorter text could open anything
 
@@ -38,6 +42,7 @@ def derive(template: ChatTemplate) -> AnswerFormat:
     for variant in VARIANTS:
         try:
             form = _derive(template, variant)
+            _check(form, Turns(template, variant))
         except NotDerivable as error:
             reasons.append(error)
             continue
@@ -47,6 +52,27 @@ def derive(template: ChatTemplate) -> AnswerFormat:
     if printed:
         return printed
     raise max(reasons, key=lambda reason: (not isinstance(reason, NotRendered), str(reason) != _NO_CALLS))
+
+
+def _check(form: AnswerFormat, turns: Turns) -> None:
+    """Raises NotDerivable where the calls that the template renders are not read as what they are: it writes something
+    about them that the probes did not show."""
+    for arguments in (_READ[:1], _READ[1:2], _READ)[: 3 if form.calls.gap is not None else 2]:
+        text = turns.answer(turns.calls(*arguments))
+        text = text[: len(text) - len(common_end(text, turns.after))]
+        thinking = form.thinks(turns.prompt) and form.reasoning is not None and form.reasoning.closing in text
+        reader = AnswerReader(form, dict.fromkeys(NAMES, _READ_SCHEMA), thinking=thinking)
+        calls: list[tuple[str, list[str]]] = []
+        for delta in (*reader.feed(text).calls, *reader.flush().calls):
+            if delta.name is not None:
+                calls.append((delta.name, []))
+            calls[delta.index][1].append(delta.arguments)
+        try:
+            read = [(name, json.loads("".join(parts))) for name, parts in calls]
+        except ValueError:
+            read = []
+        if read != list(zip(NAMES, arguments, strict=False)):
+            raise NotDerivable("the calls that it renders are not read back")
 
 
 def _prints_objects(form: AnswerFormat) -> bool:

@@ -89,3 +89,25 @@ def test_the_reason_names_what_the_template_does_not_show() -> None:
     last_call_closes = ONLY_WITHOUT_CONTENT.replace("</call>", "</call>{% if not loop.first %}</calls>{% endif %}")
     with pytest.raises(NotDerivable, match="calls differ from one to the next"):
         derive(ChatTemplate(last_call_closes, "<s>", "<|end|>"))
+
+
+COUNTED = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<|calls|>
+{{- m.tool_calls | length }}:
+{%- for c in m.tool_calls %}{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }};{% endfor %}
+{%- endif %}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+LINES = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}<act>
+tool: {{ c.function.name }}
+{% for k, v in c.function.arguments.items() %}{{ k }}: {{ v | tojson }}
+{% endfor %}</act>{% endfor %}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.parametrize("source", [COUNTED, LINES])
+def test_calls_that_would_not_be_read_back_get_the_generic_format(source: str) -> None:
+    """The number of calls in front, or names without quotes: what the probes show is not all that there is."""
+    shown = conversation(source)
+    assert shown.form.calls.origin == "generic"
+    assert shown.why_generic == "the calls that it renders are not read back"
+    assert "dim" in shown.render({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]})
