@@ -15,8 +15,8 @@ _INVISIBLE = re.compile(
     "|^[\u200c\u200d]+|[\u200c\u200d]+$"
 )
 """What Unicode calls default ignorable: soft hyphen, zero-width space, marks, embeddings and isolates of direction,
-word joiner, invisible operators, fillers, byte order mark; joiners where they join nothing. Variation selectors and tags
-stay: emoji are made of them."""
+word joiner, invisible operators, fillers, byte order mark; joiners where they join nothing. Variation selectors and
+tags stay: emoji are made of them."""
 _VARIANTS = re.compile("[\ufe00-\ufe0f]")  # of how a character looks: the heart of text, or the red one
 _WORDS = 3  # of a user's text that is taken to stand for the whole conversation
 

@@ -110,7 +110,13 @@ def test_a_short_turn_is_told_apart_by_the_others() -> None:
     assert key("Lights", "Which?", "all") != key("Lights", "Where?", "all")
 
 
-@pytest.mark.parametrize("said", ["CAFÉ", "cafe\u0301", " café ", "ca\u200bfé", "Café\n"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("CAFÉ", "cafe\u0301", " café ", "ca\u200bfé", "Café\n", "\u202acafé\u202c", "\u2067café\u2069", "\u061ccafé"),
+        *("caf\u034fé", "café\u3164", "café\ufe0f", "caf\u2063é", "\u180ecafé"),
+    ],
+)
 def test_a_label_is_the_choice_that_it_looks_like(store: Store, said: str) -> None:
     for text in ("café", "tea", said):
         store.do(imports.add_many, [NewExample("drinks", "label", {"prompt": text * 2}, text)])
