@@ -33,6 +33,7 @@ from agentd.config.values import (
 )
 from agentd.errors import InvalidConfig
 from agentd.host import cpu
+from agentd.learn.labels import normal_label
 
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminating zero (unix(7))
 _MAX_COUNT = 10**9
@@ -256,7 +257,8 @@ class TaskSettings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskSettings":
-        if len(self.choices) == 1 or "" in self.choices or len(set(self.choices)) < len(self.choices):
+        seen = {normal_label(choice) for choice in self.choices}
+        if len(self.choices) == 1 or "" in seen or len(seen) < len(self.choices):
             raise ValueError("choices must be a list of two or more different texts, or empty")
         if self.metric == "accuracy" and not self.choices:
             raise ValueError("metric accuracy needs choices; free text is judged by exact, call, json or loss")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentd.errors import InvalidRequest
+from agentd.learn.labels import normal_label
 from agentd.store.demonstrations import MESSAGE, as_answer, checked_message, message_target
 from agentd.store.inferences import STREAMING, Inference
-from agentd.store.normalise import normal_label, normal_text, same_label
+from agentd.store.normalise import normal_text, same_label
 from agentd.store.row import to_json
 from agentd.store.tasks import PREFERENCE, SCORE, THUMB, Task
 

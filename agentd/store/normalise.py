@@ -10,26 +10,16 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]"
-    "|^[\u200c\u200d]+|[\u200c\u200d]+$"
-)
-"""What Unicode calls default ignorable: soft hyphen, zero-width space, marks, embeddings and isolates of direction,
-word joiner, invisible operators, fillers, byte order mark; joiners where they join nothing. Variation selectors and
-tags stay: emoji are made of them."""
+from agentd.learn.labels import INVISIBLE
+
 _VARIANTS = re.compile("[\ufe00-\ufe0f]")  # of how a character looks: the heart of text, or the red one
 _WORDS = 3  # of a user's text that is taken to stand for the whole conversation
 
 
 def normal_text(text: str) -> str:
     """NFC, case folded, without invisible characters, every run of white space one blank, none at the ends."""
-    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).casefold()
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", text)).casefold()
     return " ".join(unicodedata.normalize("NFC", text).split())  # folding may decompose: U+0130
-
-
-def normal_label(label: str) -> str:
-    """A label as it is stored: NFC, without invisible characters and blanks around it; its case is kept."""
-    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", label)).split())
 
 
 def same_label(label: str, choices: Sequence[str]) -> str | None:

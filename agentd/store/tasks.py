@@ -8,7 +8,8 @@ from sqlite_utils import Database
 
 from agentd import ids
 from agentd.errors import Conflict, InvalidRequest, LabelNotInChoices, NotFound
-from agentd.store.normalise import label_key, normal_label, same_label
+from agentd.learn.labels import normal_label
+from agentd.store.normalise import label_key, same_label
 from agentd.store.row import Row, columns, insert, select, to_json
 
 PREFERENCE, THUMB, SCORE = _PROVISIONAL = ("preference", "thumb", "score")
