@@ -23,6 +23,7 @@ from agentd.engine.calls.rendering import Conversation
 from agentd.engine.calls.segments import common_end
 from agentd.engine.calls.tool_use import tool_use
 from agentd.engine.chat_template import TemplateRefusal
+from agentd.errors import InvalidRequest
 from tools import templates
 
 pytestmark = pytest.mark.slow
@@ -276,6 +277,80 @@ SMALL: dict[str, Any] = {
 }
 
 
+def drawn(vocabulary: Bytes, grammar: str, draw: np.random.Generator, enough: int) -> tuple[str, bool]:
+    """A random answer, and whether it came to its end; after so many tokens it ends as soon as it may."""
+    matcher = LLMatcher(vocabulary.tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    tokens: list[int] = []
+    while len(tokens) < 1500:
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits[: len(vocabulary.tokens)])
+        token = 0 if 0 in allowed and len(tokens) > enough else int(draw.choice(allowed))
+        if token == 0:
+            return vocabulary.text(tokens), True
+        assert matcher.consume_token(token)
+        tokens.append(token)
+    return "", False
+
+
+def called(form: AnswerFormat, parameters: Any, text: str) -> list[str]:
+    """The arguments of the calls in an answer."""
+    reader = AnswerReader(form, dict.fromkeys(NAMES, parameters))
+    calls: list[str] = []
+    for call in (call for part in (reader.feed(text), reader.flush()) for call in part.calls):
+        if call.name is not None:
+            assert call.name in NAMES
+            calls.append("")
+        calls[-1] += call.arguments
+    return calls
+
+
+def of(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+_DIGITS = {"type": "string", "pattern": "^[0-9]{2}$"}
+SHAPES: list[dict[str, Any]] = [
+    {**of(a={"$ref": "#/$defs/d"}, b={"allOf": [{"$ref": "#/$defs/e"}], "default": "x"}),
+     "$defs": {"d": _DIGITS, "e": {"enum": ["1", "x"]}}},
+    {**of(a={"$ref": "#/$defs/i", "maximum": 3}), "$defs": {"i": {"type": "integer", "minimum": 0, "maximum": 9}}},
+    of(a={"allOf": [{"type": "integer", "minimum": 0}, {"maximum": 3}]}),
+    of(a={"anyOf": [_DIGITS, {"type": "boolean"}]}, b={"type": ["string", "integer"], "enum": ["1", 2]}),
+    of(a={"anyOf": [{"type": "string", "pattern": "^[0-9]{3}$"}, {"type": "integer", "minimum": 1, "maximum": 9}]}),
+    of(a={"const": 'x "y" \\ z\n'}, b={"const": 5}, c={"const": None}, d={"const": {"k": ["v", True]}}),
+    {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a", "undeclared"]},
+    {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["more"],
+     "additionalProperties": {"type": "null"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=json.dumps)
+def test_calls_are_held_to_schemas_of_every_shape(shape: dict[str, Any]) -> None:
+    jsonschema_rs = pytest.importorskip("jsonschema_rs", reason="it has no wheel for Python 3.10")
+    validator, draw = jsonschema_rs.validator_for(shape), np.random.default_rng(0)
+    for name in (
+        "Qwen3-Coder",
+        "LFM2.5-8B-A1B",
+        "google-gemma-4-31B-it",
+        "Qwen-Qwen3-0.6B",
+        "deepseek-ai-DeepSeek-V3.2",
+    ):
+        form = conversations()[name].form
+        vocabulary = Bytes(form)
+        grammar, _ = plan(form, vocabulary, shape, tool_choice="required", parallel_tool_calls=False).grammar()
+        for _ in range(3):
+            text, ended = drawn(vocabulary, grammar, draw, 20)
+            for written in called(form, shape, text) if ended else ():
+                assert validator.is_valid(json.loads(written)), (name, text, written)
+
+
+def test_a_name_that_must_be_there_and_may_not_is_refused() -> None:
+    form = conversations()["Qwen3-Coder"].form
+    shape = {**of(a={"type": "boolean"}), "required": ["b"]}
+    with pytest.raises(InvalidRequest, match="requires 'b'"):
+        plan(form, Bytes(form), shape, tool_choice="required").grammar()
+
+
 def test_all_that_the_constraint_lets_through_is_a_valid_call() -> None:
     """Random answers, with and without several calls in one."""
     draw = np.random.default_rng(0)
@@ -285,27 +360,9 @@ def test_all_that_the_constraint_lets_through_is_a_valid_call() -> None:
             grammar, _whole = plan(
                 form, vocabulary, SMALL, tool_choice="required", parallel_tool_calls=parallel
             ).grammar()
-            matcher = LLMatcher(vocabulary.tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
-            assert not matcher.is_error(), (name, matcher.get_error())
-            tokens: list[int] = []
-            while len(tokens) < 1500:
-                bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-                allowed = np.flatnonzero(bits[: len(vocabulary.tokens)])
-                token = 0 if 0 in allowed and len(tokens) > 200 else int(draw.choice(allowed))
-                if token == 0:
-                    break
-                assert matcher.consume_token(token)
-                tokens.append(token)
-            assert token == 0, (name, vocabulary.text(tokens))
-            text = vocabulary.text(tokens)
-            reader = AnswerReader(form, dict.fromkeys(NAMES, SMALL))
-            parts = [reader.feed(text), reader.flush()]
-            calls: list[str] = []
-            for call in (call for part in parts for call in part.calls):
-                if call.name is not None:
-                    assert call.name in NAMES
-                    calls.append("")
-                calls[-1] += call.arguments
+            text, ended = drawn(vocabulary, grammar, draw, 200)
+            assert ended, (name, text)
+            calls = called(form, SMALL, text)
             assert calls, (name, text)
             assert parallel or len(calls) == 1, (name, text)
             for written in calls:

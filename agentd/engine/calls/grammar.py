@@ -7,7 +7,7 @@ from typing import Any
 
 from agentd.engine.calls.format import AnswerFormat, JsonArguments, Parameters
 from agentd.engine.calls.literals import json_type
-from agentd.engine.calls.patterns import ANY, constants_of, kinds_of, only_integers, text_patterns
+from agentd.engine.calls.patterns import ANY, constants_of, flat, kinds_of, only_integers, text_patterns
 from agentd.engine.calls.segments import Hole, Segment
 from agentd.engine.calls.tool_use import ToolUse
 from agentd.engine.json_schema import WHITESPACE, NotSound, bound, passed_over, sound
@@ -108,6 +108,11 @@ class CallGrammar:
         if len(properties) > _PROPERTIES:
             raise ConstraintTooComplex(f"{name!r} has more than {_PROPERTIES} parameters")
         required = schema.get("required") or []
+        if missing := [key for key in required if key not in properties]:
+            raise InvalidRequest(f"tools: {name!r} requires {missing[0]!r} and may not have it", param="tools")
+        for middle in filter(None, arguments.middle.values()):
+            if unclear := next((key for key in properties if middle in key), None):
+                raise InvalidRequest(f"tools: this model's calls have no form for the name {unclear!r}", param="tools")
         keys = sorted(properties) if arguments.sorted else list(properties)
         optional = [key not in required for key in keys]
         items = []
@@ -178,6 +183,7 @@ class _Values:
 
     def __init__(self, grammar: CallGrammar, arguments: Parameters, root: Any, rule: str) -> None:
         self._grammar, self._arguments, self._rule, self._n = grammar, arguments, rule, 0
+        self._root = root
         self._definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
 
     def rule(self, schema: Any) -> str:
@@ -199,6 +205,10 @@ class _Values:
             schema = {}
         for several in ("anyOf", "oneOf"):
             if isinstance(schema.get(several), list) and schema[several] and depth < 8:
+                if several == "oneOf" and (kinds := self._objects_of(schema)):
+                    for kind in kinds:
+                        yield from self._of_kind(kind, {**schema, "type": kind})
+                    return
                 self._one_of(schema, several)
                 for each in schema[several]:
                     rest = {key: value for key, value in schema.items() if key != several}
@@ -245,16 +255,17 @@ class _Values:
         yield self._between(kind, _json({**of_kind, **self._definitions}, False))
 
     def _resolved(self, schema: Any) -> Any:
-        """What a reference within the parameters names."""
-        for _ in range(8):
-            reference = schema.get("$ref") if isinstance(schema, dict) else None
-            if not isinstance(reference, str):
-                return schema
-            target: Any = self._definitions
-            for part in reference.removeprefix("#/").split("/"):
-                target = target.get(part) if isinstance(target, dict) else None
-            schema = target
-        return schema
+        """With what a reference within the parameters names, and all parts of an allOf."""
+        try:
+            return flat(schema, self._root)
+        except ValueError as error:
+            raise InvalidRequest(f"tools: this model's calls have no form for this {error}", param="tools") from None
+
+    def _objects_of(self, schema: dict[str, Any]) -> list[str]:
+        """The kinds of a oneOf of objects and lists, which stand as JSON: llguidance tells them apart. Else none."""
+        listed = [self._resolved(each) for each in schema["oneOf"]]
+        kinds = {kind for each in listed for kind in kinds_of(each if isinstance(each, dict) else {})}
+        return sorted(kinds) if kinds <= {"object", "array"} else []
 
     def _one_of(self, schema: dict[str, Any], several: str) -> None:
         """Raises InvalidRequest where more than one of several could hold, which is not one of them."""
@@ -335,9 +346,18 @@ class _Values:
         return '"{" ' + first + rest + ' "}"'
 
     def _marked_constant(self, value: Any) -> str:
+        return self._grammar._literal((self._written(value),))
+
+    def _written(self, value: Any) -> str:
         if isinstance(value, str):
-            return self._grammar._literal((self._arguments.mark + value + self._arguments.mark,))
-        return self._grammar._literal((json.dumps(value, ensure_ascii=False),))
+            return self._arguments.mark + value + self._arguments.mark
+        if isinstance(value, list):
+            return "[" + ",".join(map(self._written, value)) + "]"
+        if isinstance(value, dict):
+            keys = sorted(value) if self._arguments.sorted else list(value)
+            return "{" + ",".join(f"{key}:{self._written(value[key])}" for key in keys) + "}"
+        word = json.dumps(value)
+        return self._arguments.words.get(word, word)
 
 
 def closed(schema: Any) -> Any:
@@ -356,6 +376,11 @@ def closed(schema: Any) -> Any:
         closed_schema["properties"] = {key: closed(value) for key, value in schema["properties"].items()}
         if not any(key in schema for key in others) and schema.get("type", "object") == "object":
             closed_schema["additionalProperties"] = False
+        if isinstance(required := schema.get("required"), list) and "patternProperties" not in schema:
+            more = closed_schema.get("additionalProperties", {}) if "additionalProperties" in schema else {}
+            undeclared = [name for name in required if isinstance(name, str) and name not in schema["properties"]]
+            if more is not False:
+                closed_schema["properties"] |= dict.fromkeys(undeclared, more)
     return closed_schema
 
 

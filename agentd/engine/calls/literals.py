@@ -31,15 +31,15 @@ def json_type(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def read(text: str, schema: Any, values: str, mark: str = "") -> Any:
-    """The value that a text stands for, where `schema` says what may stand there. Raises Unreadable."""
+def read(text: str, only_text: bool, values: str, mark: str = "") -> Any:
+    """The value that a text stands for; with `only_text` nothing but texts may stand there. Raises Unreadable."""
     if values == "marked":
         return _Marked(text, mark).whole()
     if values == "python":
         return _literal(text)
     if text.startswith(_CDATA[0]) and text.endswith(_CDATA[1]):
         return text[len(_CDATA[0]) : -len(_CDATA[1])]
-    if only_text(schema):
+    if only_text:
         return text
     for known in (json.loads, _literal):
         try:
@@ -49,22 +49,6 @@ def read(text: str, schema: Any, values: str, mark: str = "") -> Any:
         if json_type(value) in ("array", "object", "string") or re.fullmatch(r"[\w.+-]+", text.strip()):
             return value
     return text
-
-
-def only_text(schema: Any) -> bool:
-    """Whether a schema allows texts and nothing else."""
-    if not isinstance(schema, dict):
-        return False
-    if "type" in schema:
-        return bool(schema["type"] in ("string", ["string"]))
-    if "enum" in schema and isinstance(schema["enum"], list):
-        return all(isinstance(each, str) for each in schema["enum"])
-    if "const" in schema:
-        return isinstance(schema["const"], str)
-    for several in ("anyOf", "oneOf"):
-        if isinstance(schema.get(several), list) and schema[several]:
-            return all(map(only_text, schema[several]))
-    return False
 
 
 def _literal(text: str) -> Any:

@@ -130,7 +130,7 @@ def _values(written: Callable[[Any], str], middles: dict[str, str], ends: dict[s
         quoted = middle[-1:] in ("'", '"') and end[:1] == middle[-1:]
         bare, rest = (middle[:-1], end[1:]) if quoted else (middle, end)
         try:
-            if read(nasty[len(bare) : len(nasty) - len(rest)], {}, "python") == _NASTY:
+            if read(nasty[len(bare) : len(nasty) - len(rest)], False, "python") == _NASTY:
                 middles["string"], ends["string"] = bare, rest
                 return "python", ""
         except Unreadable:
@@ -140,7 +140,7 @@ def _values(written: Callable[[Any], str], middles: dict[str, str], ends: dict[s
         nested = written(_NESTED)[len(middles["object"]) :].removesuffix(ends["object"])
         for values, mark in (("raw", ""), ("marked", end)):
             try:
-                if read(nested, {"type": "object"}, values, mark) == _NESTED:
+                if read(nested, False, values, mark) == _NESTED:
                     break
             except Unreadable:
                 continue

@@ -1,6 +1,7 @@
 """What the schema of an argument allows: types, constants, and texts as expressions of Rust's regex. Pure."""
 
 from typing import Any
+from urllib.parse import unquote
 
 from agentd.engine.calls.literals import json_type
 from agentd.errors import InvalidRequest
@@ -55,6 +56,106 @@ def _of_whole_text(pattern: str) -> str:
             body += _ESCAPED.get(char, char)
     close()
     return f"(?:{'|'.join(alternatives)})"
+
+
+_SAID = frozenset(("$comment", "default", "deprecated", "description", "example", "examples", "title"))
+_HIGHER = frozenset(("minimum", "exclusiveMinimum", "minLength", "minItems"))
+_LOWER = frozenset(("maximum", "exclusiveMaximum", "maxLength", "maxItems"))
+_DEPTH = 8
+
+
+def flat(schema: Any, root: Any, depth: int = 0) -> Any:
+    """The schema with all that its `$ref` and `allOf` say in one. Raises ValueError naming a keyword of which they say
+    two things."""
+    if not isinstance(schema, dict) or ("$ref" not in schema and not isinstance(schema.get("allOf"), list)):
+        return schema
+    if depth > _DEPTH:
+        raise ValueError("$ref")
+    made = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
+    parts = list(schema["allOf"]) if isinstance(schema.get("allOf"), list) else []
+    if "$ref" in schema:
+        parts.insert(0, _target(schema["$ref"], root))
+    for part in parts:
+        each = flat(part, root, depth + 1)
+        if not isinstance(each, dict):
+            if each is False:
+                return False
+            continue
+        for key, value in each.items():
+            if key in made and made[key] != value and key not in _SAID:
+                value = _both(key, made[key], value)
+            if key not in made or key not in _SAID:
+                made[key] = value
+    return made
+
+
+def _target(reference: Any, root: Any) -> Any:
+    target = root
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise ValueError("$ref")
+    for part in filter(None, unquote(reference[1:]).split("/")):
+        part = part.replace("~1", "/").replace("~0", "~")
+        inner = target[int(part)] if isinstance(target, list) and part.isdigit() and int(part) < len(target) else None
+        target = target.get(part) if isinstance(target, dict) else inner
+    if not isinstance(target, dict | bool):
+        raise ValueError("$ref")
+    return target
+
+
+def _both(key: str, one: Any, other: Any) -> Any:
+    """What holds where both do."""
+    if key == "type":
+        kinds, others = ([each] if isinstance(each, str) else list(each) for each in (one, other))
+        both = [kind for kind in kinds if kind in others or (kind == "integer" and "number" in others)]
+        both += [kind for kind in others if kind == "integer" and "number" in kinds and kind not in both]
+        if both:
+            return both[0] if len(both) == 1 else both
+    numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    if numbers and key in _HIGHER:
+        return max(one, other)
+    if numbers and key in _LOWER:
+        return min(one, other)
+    if key == "required" and isinstance(one, list) and isinstance(other, list):
+        return list(dict.fromkeys([*one, *other]))
+    if key == "enum" and isinstance(one, list) and isinstance(other, list):
+        return [each for each in one if each in other]
+    raise ValueError(key)
+
+
+def alternatives(schema: Any, root: Any, depth: int = 0) -> list[Any]:
+    """The schemas of which one must hold, without references. One that nothing is known of is {}."""
+    try:
+        schema = flat(schema, root, depth)
+    except ValueError:
+        return [{}]
+    if not isinstance(schema, dict):
+        return [] if schema is False else [{}]
+    for several in ("anyOf", "oneOf"):
+        if isinstance(schema.get(several), list) and schema[several] and depth < _DEPTH:
+            rest = {key: value for key, value in schema.items() if key != several}
+            ways = [{**rest, **each} if isinstance(each, dict) else each for each in schema[several]]
+            return [each for way in ways for each in alternatives(way, root, depth + 1)]
+    return [schema]
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a value is of the type and size that a schema says, as far as one sees at once."""
+    if json_type(value) not in kinds_of(schema):
+        return False
+    constants = constants_of(schema)
+    if constants is not None and not any(type(each) is type(value) and each == value for each in constants):
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    limits = [schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
+    low, high, above, below = (each if isinstance(each, int | float) else None for each in limits)
+    return (
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and not (only_integers(schema) and value != int(value))
+    )
 
 
 def kinds_of(schema: dict[str, Any]) -> list[str]:

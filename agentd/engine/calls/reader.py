@@ -8,6 +8,7 @@ from typing import Any
 
 from agentd.engine.calls import literals
 from agentd.engine.calls.format import AnswerFormat, JsonArguments, Parameters
+from agentd.engine.calls.patterns import alternatives, fits, kinds_of
 from agentd.engine.calls.segments import MORE, match
 from agentd.engine.protocol import CallDelta
 
@@ -287,12 +288,7 @@ class AnswerReader:
         if place is None:
             return False
         at, end, ended = place
-        schema = self._schema(call)
-        text = self._buffer[:at]
-        try:
-            value = literals.read(text, _of_kinds(schema, call.kinds, arguments), arguments.values, arguments.mark)
-        except literals.Unreadable:
-            value = text
+        value = _read(self._buffer[:at], self._schemas(call), call.kinds, arguments)
         comma = ", " if call.written else ""
         call.written += 1
         self._argument(f"{comma}{json.dumps(call.key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}")
@@ -340,17 +336,25 @@ class AnswerReader:
         texts = [segment[0] for segment in (calls.gap, calls.closing) if segment and isinstance(segment[0], str)]
         return texts or [""]
 
-    def _schema(self, call: "_Call") -> Any:
+    def _schemas(self, call: "_Call") -> list[dict[str, Any]]:
+        """Of which the value has one."""
         parameters = self._tools.get(call.name)
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
-        return properties.get(call.key) if isinstance(properties, dict) else None
+        schema = properties.get(call.key, {}) if isinstance(properties, dict) else {}
+        return [each if isinstance(each, dict) else {} for each in alternatives(schema, parameters)]
 
 
-def _of_kinds(schema: Any, kinds: Sequence[str], arguments: Parameters) -> Any:
-    """The schema, or what the format itself says about the type where it tells texts from others."""
-    if arguments.values == "raw" and len(kinds) < len(arguments.middle):
-        return {"type": "string"} if kinds == ["string"] else {}
-    return schema
+def _read(text: str, schemas: Sequence[dict[str, Any]], kinds: Sequence[str], arguments: Parameters) -> Any:
+    """The value that stands as `text`, of a type that the format itself tells, or else one of the schemas."""
+    told = arguments.values == "raw" and len(kinds) < len(arguments.middle)
+    only_text = kinds == ["string"] if told else all(kinds_of(schema) == ["string"] for schema in schemas)
+    try:
+        value = literals.read(text, only_text, arguments.values, arguments.mark)
+    except literals.Unreadable:
+        return text
+    if arguments.values == "raw" and not told and not any(fits(value, schema) for schema in schemas):
+        return text if any("string" in kinds_of(schema) for schema in schemas) else value
+    return value
 
 
 class _Call:

@@ -1,6 +1,7 @@
 """Formats of calls read off templates with habits of their own, written for these tests."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,33 @@ def test_calls_that_would_not_be_read_back_get_the_generic_format(source: str) -
     assert shown.form.calls.origin == "generic"
     assert shown.why_generic == "the calls that it renders are not read back"
     assert "dim" in shown.render({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]})
+
+
+TAGS = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}
+{{- '<invoke name="' ~ c.function.name ~ '">' }}
+{%- for k, v in c.function.arguments.items() %}<p n="{{ k }}">{{ v if v is string else v | tojson }}</p>{% endfor %}
+{{- '</invoke>' }}{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "value"),
+    [
+        ({"$ref": "#/$defs/code"}, "46", "46"),
+        ({"allOf": [{"$ref": "#/$defs/code"}], "default": "x"}, "true", "true"),
+        ({"anyOf": [{"$ref": "#/$defs/code"}, {"type": "boolean"}]}, "46", "46"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer", "maximum": 9}]}, "46", "46"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer", "maximum": 9}]}, "4", 4),
+        ({"type": ["string", "integer"], "enum": ["1", 2]}, "1", "1"),
+        ({"type": ["string", "integer"], "enum": ["1", 2]}, "2", 2),
+        ({"$ref": "#/$defs/code~1x"}, "7", 7),
+        ({"$ref": "#"}, '{"a": 1}', {"a": 1}),
+        ({"$ref": "#/nowhere"}, "7", 7),
+    ],
+)
+def test_a_value_is_read_as_what_its_schema_allows(schema: dict[str, Any], written: str, value: Any) -> None:
+    """Through references and parts: a text of digits is no number where numbers may not stand."""
+    definitions = {"code": {"type": "string"}, "code/x": {"type": "integer"}}
+    parameters = {"type": "object", "properties": {"a": schema}, "$defs": definitions}
+    reader = AnswerReader(conversation(TAGS).form, {"dim": parameters})
+    parts = [reader.feed(f'<invoke name="dim"><p n="a">{written}</p></invoke>'), reader.flush()]
+    assert json.loads("".join(call.arguments for part in parts for call in part.calls)) == {"a": value}
