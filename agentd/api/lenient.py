@@ -45,6 +45,11 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 MAX_INTEGER = (1 << 63) - 1  # what SQLite holds
 
 
+def without_nulls(tree: Any) -> Any:
+    """Named values without those that are null."""
+    return {name: value for name, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
+
+
 def several(tree: Any) -> str:
     """Which form a field has that may be a text or a list."""
     return "[list]" if isinstance(tree, list) else "[text]"

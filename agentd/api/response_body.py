@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from agentd.api.lenient import Lenient, Name, Text
+from agentd.api.lenient import Lenient, Name, Text, without_nulls
 from agentd.api.response_items import (
     FunctionCall,
     FunctionCallOutput,
@@ -104,7 +104,7 @@ class ResponsesBody(Lenient):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     truncation: Literal["auto", "disabled"] = "disabled"
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(without_nulls)] | None = None
     user: str | None = None
     seed: int | None = None
     top_k: int | None = None
@@ -113,7 +113,7 @@ class ResponsesBody(Lenient):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repeat_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(without_nulls)] | None = None
     grammar: Text | None = None
     choices: list[Name] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

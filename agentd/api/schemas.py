@@ -4,10 +4,10 @@ answer's header where they have no effect."""
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, field_validator, model_validator
 
 from agentd.api.conversations import normal_form
-from agentd.api.lenient import MAX_INTEGER, MAX_NAME, Body, Lenient, Name, Text
+from agentd.api.lenient import MAX_INTEGER, MAX_NAME, Body, Lenient, Name, Text, without_nulls
 from agentd.api.messages import Message, plain
 from agentd.api.tools import Tool, ToolChoice, tools_input
 from agentd.errors import FieldNotSupported, InvalidRequest
@@ -82,13 +82,20 @@ class Completion(Lenient):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repeat_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024), BeforeValidator(without_nulls)
+        ]
+        | None
+    ) = None
     response_format: ResponseFormat | None = None
     grammar: Text | None = None
     choices: Annotated[list[Name], Field(min_length=2, max_length=256)] | None = None
     metadata: (
         Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+            Field(max_length=16),
+            BeforeValidator(without_nulls),
         ]
         | None
     ) = None

@@ -47,11 +47,17 @@ _DAY = (
 _HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = f"{_HOUR}:[0-5][0-9]([.][0-9]{{1,6}})?(Z|[+-]{_HOUR})"
 _HOST = "[a-z0-9]{1,16}(-[a-z0-9]{1,16}){0,2}"  # two hyphens in a row may claim to be Punycode (RFC 5891)
+_HEXES = "[0-9a-f]"
 _FORMATS = {
     "date": _DAY,
     "time": _TIME,
     "date-time": f"{_DAY}T{_TIME}",
     "hostname": f"({_HOST}[.]){{0,3}}[a-z][a-z0-9]{{0,11}}",
+    "base64": "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
+    **{
+        f"uuid{n}": f"{_HEXES}{{8}}-{_HEXES}{{4}}-{n}{_HEXES}{{3}}-[89ab]{_HEXES}{{3}}-{_HEXES}{{12}}"
+        for n in range(1, 9)
+    },
     "email": f"[A-Za-z0-9_+-]{{1,31}}([.][A-Za-z0-9_+-]{{1,31}})?@({_HOST}[.]){{1,3}}[a-z]{{2,12}}",
 }
 """Formats whose expressions in llguidance let through what strict validators refuse: the 31st of February, parts of an
@@ -61,6 +67,8 @@ _ONE = (
     *("unevaluatedItems", "unevaluatedProperties"),
 )
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_ANY_TEXT = frozenset(("binary", "directory-path", "file-path", "password", "path"))
+"""Formats of OpenAPI and pydantic that say what a text is for."""
 _MAPS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 
@@ -105,6 +113,8 @@ def sound(schema: Any) -> Any:
         else:
             made[keyword] = _portable(value) if keyword == "pattern" and value is not None else value
     form = made.get("format")
+    if isinstance(form, str) and form in _ANY_TEXT:
+        del made["format"]
     if isinstance(form, str) and form in _FORMATS and "pattern" not in made:
         del made["format"]
         made["pattern"] = f"^({_FORMATS[form]})$"

@@ -56,6 +56,8 @@ VALID: list[dict[str, Any]] = [
     {"type": "integer", "exclusiveMinimum": 2**53 - 2, "exclusiveMaximum": 2**53 + 2},
     {"type": "number", "minimum": -1e300, "maximum": 1e300},
     {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": False, "maxItems": 2},
+    *({"type": "string", "format": name} for name in ("uuid4", "base64")),
+    {"type": "string", "format": "password", "maxLength": 3},
     {"type": "string", "pattern": "^[^\"]{3}$"},
     {"type": "string", "pattern": "^[\\x00-\\x1f]{2}$"},
     {"type": "string", "pattern": "^\\W\\D\\S\\s$"},

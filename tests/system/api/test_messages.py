@@ -55,6 +55,12 @@ def test_what_is_answered_is_taken_back(daemon: DaemonProcess) -> None:
     assert daemon.post(CHAT, body(messages=[HI, message])).status == 200  # and gone on with
 
 
+def test_a_null_in_a_map_is_none(daemon: DaemonProcess) -> None:
+    sent = body(metadata={"task": None, "night": "7"}, logit_bias={"5": None})
+    answer = daemon.post(CHAT, sent)
+    assert (answer.status, answer.json["choices"]) == (200, daemon.post(CHAT, body()).json["choices"])
+
+
 def test_a_refusal_is_what_the_assistant_said(daemon: DaemonProcess) -> None:
     ways: list[dict[str, Any]] = [
         {"content": "I cannot."},
