@@ -205,7 +205,8 @@ class Answer:
         form = body.response_format
         constraint = FormatConstraint.of(form.model_dump(by_alias=True) if form else None, body.grammar)
         grammar, schema = constraint.grammar, constraint.json_schema
-        if self._task and not (choices or grammar or schema or "tools" in self._input):
+        may_call = "tools" in self._input and self._input.get("tool_choice") != "none"
+        if self._task and not (choices or grammar or schema or may_call):
             task = await self._services.store.call(tasks.find, self._task)
             if task and not task.open:
                 choices = tuple(task.choices)

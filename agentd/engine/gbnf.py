@@ -12,6 +12,7 @@ DEPTH = 40  # of nested groups; llguidance takes 49
 _LONGEST = 1 << 16  # characters of a grammar
 _MOST = 10_000  # repetitions that may be asked for
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
+_NEVER = ("{0}", "{0,0}")  # which llguidance has not
 _HEX = {"x": 2, "u": 4, "U": 8}
 
 
@@ -171,7 +172,8 @@ class _Parser:
             self._at += 1
             if repeated:  # a+* is an operator on what another one made
                 body = ["(", *body, ")"]
-            body, repeated = [*body, head if head != "{" else self._bounds(place)], True
+            bounds = head if head != "{" else self._bounds(place)
+            body, repeated = ['""'] if bounds in _NEVER else [*body, bounds], True
             place = self._at
             self._space(newlines=depth > 0)
         return body

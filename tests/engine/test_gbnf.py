@@ -73,6 +73,7 @@ def taken_by_llamacpp(grammar: str, vocabulary: Vocabulary, text: str) -> bool:
         ('root ::= word "x"\nword ::= [a-z]+', ["ax", "aax", "x", "xx", "a", "xxa"]),
         ('root ::= ("a" | "aab") "ac"', ["aac", "aabac", "aab", "ac"]),
         ('root ::= "a"* "b"? "c"+', ["c", "aabcc", "abb", "", "bc"]),
+        ('root ::= "a"{0} [xy]{0,0} "b"', ["b", "ab", "xb", ""]),
         ('root ::= [^a-c\\n] . "\\x41\\u00e9\\U0001F600"', ["x\nAé😀", "axAé😀", "zzAé", "\nyAé😀"]),
         ('root ::= ("ab"){2,3} "c"{2} "d"{1,}', ["ababccd", "abccd", "abababccddd", "ababababccd"]),
         ('root ::= s\ns ::= "(" s ")" s |', ["", "()", "(())()", "(()", ")"]),

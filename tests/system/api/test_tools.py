@@ -90,6 +90,11 @@ def test_a_stream_says_the_same(daemon: DaemonProcess) -> None:
     assert all(chunk["delta"] for chunk in chunks[:-1])  # a call's opening says nothing
 
 
+def test_where_no_call_may_follow_the_choices_of_the_task_hold(daemon: DaemonProcess) -> None:
+    choice = ask(daemon, tool_choice="none", metadata={"task": "reviews"})
+    assert choice["message"]["content"] in ("yes", "no")
+
+
 def test_the_input_is_recorded_as_it_was_sent(daemon: DaemonProcess) -> None:
     body = {"messages": [HI], "tools": TOOLS, "tool_choice": NAMED, "max_tokens": 5}
     recorded = daemon.inference(daemon.post(CHAT, body).json["id"])
