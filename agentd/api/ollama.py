@@ -24,7 +24,7 @@ from agentd.api.ollama_body import OllamaChat, OllamaEmbed, OllamaEmbeddings, Ol
 from agentd.api.requests import episode, ignored_fields, parse, refuse_unknown
 from agentd.api.schemas import ChatCompletion, TextCompletion
 from agentd.api.services import Services, services
-from agentd.api.streaming import First, LineStream, all_of
+from agentd.api.streaming import First, LineStream, all_of, one_line
 from agentd.engine.protocol import Piece
 from agentd.errors import AgentdError, UnknownModel
 from agentd.formats.gguf_header import Header
@@ -307,4 +307,4 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _line(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return one_line(data).encode() + b"\n"

@@ -115,7 +115,7 @@ class ResponsesBody(Lenient):
     repeat_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], BeforeValidator(without_nulls)] | None = None
     grammar: Text | None = None
-    choices: list[Name] | None = None
+    choices: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     recall: bool | None = None
 

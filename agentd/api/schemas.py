@@ -90,7 +90,9 @@ class Completion(Lenient):
     ) = None
     response_format: ResponseFormat | None = None
     grammar: Text | None = None
-    choices: Annotated[list[Name], Field(min_length=2, max_length=256)] | None = None
+    choices: Annotated[list[Annotated[str, Field(max_length=MAX_NAME)]], Field(min_length=2, max_length=256)] | None = (
+        None
+    )
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _COMMENT = b": reading the prompt\n\n"
 KEEP_ALIVE = 5.0  # seconds without an event after which a stream says that it is alive
 PATIENCE = 60.0  # seconds a client of a stream may let it stand before it counts as gone
@@ -125,7 +126,12 @@ class LineStream(EventStream):
     kind = "application/x-ndjson"
 
 
+def one_line(data: Mapping[str, Any]) -> str:
+    """JSON without what clients may take for the end of a line: httpx's `iter_lines` ends one at U+2028."""
+    return _ENCODER.encode(data).translate(_ENDS)
+
+
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
     """A server-sent event of this data, with or without a name."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + _ENCODER.encode(data).encode() + b"\n\n"
+    return head + b"data: " + one_line(data).encode() + b"\n\n"

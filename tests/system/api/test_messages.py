@@ -119,6 +119,19 @@ def test_log_probabilities_are_those_of_the_text(daemon: DaemonProcess) -> None:
     assert logprobs["text_offset"] == [0, 1, 2, 2, 3, 4, 5] or logprobs["text_offset"] == [0, 1, 2, 3, 3, 4, 5]
 
 
+def test_nothing_is_a_choice_too(daemon: DaemonProcess) -> None:
+    said = daemon.post(CHAT, body(choices=["", "zz"])).json["choices"][0]
+    assert said["message"]["content"] in ("", "zz")
+    assert said["finish_reason"] == "stop"
+
+
+def test_what_is_streamed_comes_in_lines_that_no_client_cuts(daemon: DaemonProcess) -> None:
+    text = "a\u2028b\u0085c"
+    answer = daemon.post(CHAT, body(grammar=f'root ::= "{text}"', max_tokens=40, stream=True))
+    parts = [json.loads(line[6:]) for line in answer.body.decode().splitlines() if line.startswith("data: {")]
+    assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == text
+
+
 def test_the_default_of_a_choice_is_the_best_one(daemon: DaemonProcess) -> None:
     answers = {daemon.post(CHAT, {"messages": [HI], "choices": ["a", "b", "c"]}).body for _ in range(8)}
     assert len({json.loads(answer)["choices"][0]["message"]["content"] for answer in answers}) == 1

@@ -1,6 +1,7 @@
 """A stream whose first piece takes long says so, and ends whatever it waits for when its client goes."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from agentd.api import streaming
-from agentd.api.streaming import First, event
+from agentd.api.streaming import First, event, one_line
 from agentd.errors import InvalidRequest
 
 
@@ -107,3 +108,12 @@ def test_a_client_that_goes_ends_what_it_waited_for(monkeypatch: pytest.MonkeyPa
             await First.of(request(gone), early.stream())
 
     asyncio.run(check())
+
+
+def test_an_event_is_one_line_for_whoever_looks_for_ends_of_lines() -> None:
+    """httpx's `iter_lines`, by which many clients read streams, ends a line at each of these."""
+    text = "a\u2028b\u2029c\u0085d\u000be\u001cf"
+    sent = event({"text": text}).decode()
+    assert len(sent.splitlines()) == 2
+    assert json.loads(sent.removeprefix("data: ")) == {"text": text}
+    assert json.loads(one_line({"text": text})) == {"text": text}
