@@ -15,6 +15,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
+_LONGEST = 1 << 20  # characters that a text is repeated to
+_EXPONENT = 1000
 _PROBE = "TEXTT"
 _CHANGES = re.compile(r"\.(append|extend|insert|pop|remove|update|setdefault)\(")
 
@@ -116,8 +118,26 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Bounded(SandboxedEnvironment):
+    """A sandbox in which a text cannot be repeated, nor a loop go round, so often that nothing else is served."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and isinstance(right, int) and abs(right) > _EXPONENT:
+            raise jinja2.TemplateError(f"a power of {right} is too large")
+        for text, times in ((left, right), (right, left)):
+            if isinstance(text, str | list | tuple) and isinstance(times, int) and len(text) * times > _LONGEST:
+                raise jinja2.TemplateError(f"a text repeated {times} times is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Unchanging(_Bounded, ImmutableSandboxedEnvironment):
+    """One that changes nothing of what it is given."""
+
+
 def _compile(source: str, changes: bool, undefined: type[jinja2.Undefined] = jinja2.Undefined) -> jinja2.Template:
-    sandbox = SandboxedEnvironment if changes else ImmutableSandboxedEnvironment
+    sandbox = _Bounded if changes else _Unchanging
     environment = sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], undefined=undefined
     )
