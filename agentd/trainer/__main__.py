@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agentd.host import page_cache
+from agentd.nn.import_stubs import import_lean
 from agentd.trainer import UNSUPPORTED
-from agentd.trainer.import_stubs import FULL_IMPORTS, slim
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,16 +113,7 @@ def _die_with_parent() -> None:
 
 
 def _import_lean() -> None:
-    """Imports transformers without what is not needed; starts again with all of it if that is no longer possible."""
-    try:
-        slim()
-        from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
-    except Exception as error:
-        if os.environ.get(FULL_IMPORTS):
-            raise
-        print(f"lean imports failed ({type(error).__name__}: {error}); starting again with full ones", file=sys.stderr)
-        os.environ[FULL_IMPORTS] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "agentd.trainer", *sys.argv[1:]])
+    import_lean("agentd.trainer", meta_device=False)
     page_cache.forget()
 
 

@@ -303,6 +303,9 @@ def main() -> int:
     return Runner(lambda: make_engine(settings), channel).run()
 
 
+_MODULE = "agentd.engine.process.runner"
+
+
 def make_engine(settings: dict[str, Any]) -> Engine:
     """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, for
     llamacpp "prefixes" (engine/llamacpp/engine.py), and for
@@ -312,6 +315,9 @@ def make_engine(settings: dict[str, Any]) -> Engine:
 
         return Int8Engine(Path(settings["path"]), threads=settings["threads"])
     if settings["engine"] == "transformers":
+        from agentd.nn.import_stubs import import_lean
+
+        import_lean(_MODULE, meta_device=True)
         from agentd.engine.transformers.engine import TransformersEngine
 
         return TransformersEngine(
