@@ -18,7 +18,7 @@ _TEMPLATE = (
 )
 
 
-def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) -> Path:
+def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE, blocks: int = N_BLOCKS) -> Path:
     """Writes the model to `path` and returns it. The same seed gives the same file.
 
     shard  0, or the number of tensors a file: the first one, NAME-00001-of-NNNNN.gguf, is returned
@@ -26,7 +26,7 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shard)
     writer.add_name("tiny")
-    writer.add_block_count(N_BLOCKS)
+    writer.add_block_count(blocks)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(N_EMBD)
     writer.add_feed_forward_length(N_FF)
@@ -48,7 +48,7 @@ def write(path: Path, seed: int = 0, shard: int = 0, template: str = _TEMPLATE) 
 
     width = N_HEAD_KV * (N_EMBD // N_HEAD)
     add("token_embd", len(tokens()), N_EMBD)
-    for block in (f"blk.{i}" for i in range(N_BLOCKS)):
+    for block in (f"blk.{i}" for i in range(blocks)):
         add_norm(f"{block}.attn_norm")
         add(f"{block}.attn_q", N_EMBD, N_EMBD)
         add(f"{block}.attn_k", width, N_EMBD)

@@ -7,6 +7,8 @@ program that fails at once (what it does alone is nothing to the state), and dri
 
 import asyncio
 import contextlib
+import gc
+import importlib
 import json
 import os
 import signal
@@ -311,13 +313,16 @@ class _Subprocesses:
 
 def prepare() -> None:
     """Loads all that a run needs, and replaces what is too slow to be done a thousand times."""
-    import agentd.engine.llamacpp.engine  # noqa: F401
+    for module in ("agentd.engine.llamacpp.engine", "anyio._backends._asyncio", "uvicorn.lifespan.off"):
+        importlib.import_module(module)
 
     vars(engine_client)["asyncio"] = _Subprocesses()
     Training.probe = _supported  # type: ignore[method-assign]
     vars(engine_sample)["sample"] = _no_sample
     Training.run = _dead_trainer  # type: ignore[method-assign]
     vars(passes_base)["drift_corpus"] = lambda: drift_corpus()[:2]
+    gc.collect()
+    gc.freeze()  # a fork copies none of what the collector would write to, and has little to go through
 
 
 def expected(error: BaseException) -> bool:

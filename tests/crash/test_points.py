@@ -63,7 +63,7 @@ class Drivers:
     """Processes that run scenarios; one for each core."""
 
     def __init__(self, directory: Path) -> None:
-        preload, model = directory / "preload.so", tiny_model.write(directory / "tiny.gguf")
+        preload, model = directory / "preload.so", tiny_model.write(directory / "tiny.gguf", blocks=2)
         source = str(HERE / "preload.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(preload), source, "-ldl"], check=True)
         self._processes = [self._start(directory / f"driver{i}", model, preload) for i in range(2)]
