@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd import __version__, models
 from agentd.errors import AgentdError, BackupUnusable
+from agentd.host import allocator
 
 if TYPE_CHECKING:
     from agentd.config import schema  # whose import takes a fifth of a second, which --help need not
@@ -90,7 +91,8 @@ def _load(options: argparse.Namespace) -> "schema.Config":
 def _run(options: argparse.Namespace) -> int:
     settings = _load(options)
     # imported here, so that a mistake in the settings is reported at once
-    from agentd import daemon
+    with allocator.importing():
+        from agentd import daemon
 
     return daemon.main(settings, lambda: _load(options))
 

@@ -6,6 +6,7 @@ Exit status: 0 after "done", 3 for a model whose blocks cannot be built here, 1 
 import argparse
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentd.host import page_cache
+from agentd.host import allocator, page_cache
 from agentd.nn.import_stubs import import_lean
 from agentd.trainer import UNSUPPORTED
 
@@ -113,7 +114,9 @@ def _die_with_parent() -> None:
 
 
 def _import_lean() -> None:
-    import_lean("agentd.trainer", meta_device=False)
+    with allocator.importing():
+        import_lean("agentd.trainer", meta_device=False)
+    gc.freeze()  # it stays to the end: whoever collects later need not go through it
     page_cache.forget()
 
 

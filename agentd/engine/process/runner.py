@@ -311,14 +311,16 @@ def make_engine(settings: dict[str, Any]) -> Engine:
     llamacpp "prefixes" (engine/llamacpp/engine.py), and for
     transformers {"folder", "key", "revisions", "dtype"} besides (engine/transformers/engine.py)."""
     if settings["engine"] == "int8":
-        from agentd.engine.int8.engine import Int8Engine
+        with allocator.importing():
+            from agentd.engine.int8.engine import Int8Engine
 
         return Int8Engine(Path(settings["path"]), threads=settings["threads"])
     if settings["engine"] == "transformers":
         from agentd.nn.import_stubs import import_lean
 
-        import_lean(_MODULE, meta_device=True)
-        from agentd.engine.transformers.engine import TransformersEngine
+        with allocator.importing():
+            import_lean(_MODULE, meta_device=True)
+            from agentd.engine.transformers.engine import TransformersEngine
 
         return TransformersEngine(
             Path(settings["path"]),
