@@ -306,13 +306,16 @@ def lives(process: psutil.Process) -> bool:
 
 
 def eventually(look: Callable[[], T], timeout: float = 10.0) -> T:
-    """The first true value of `look`, asked again and again. `timeout` is in seconds of an idle machine."""
-    deadline = time.monotonic() + PATIENCE * timeout
+    """The first true value of `look`, asked again and again, and less often the longer it takes: whoever is asked has
+    other work to do. `timeout` is in seconds of an idle machine."""
+    began = time.monotonic()
+    deadline = began + PATIENCE * timeout
     while True:
         if value := look():
             return value
-        assert time.monotonic() < deadline, f"{look} did not come true within {PATIENCE * timeout:g} s"
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < deadline, f"{look} did not come true within {PATIENCE * timeout:g} s"
+        time.sleep(min(0.1, 0.02 + 0.03 * (now - began)))
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
