@@ -18,14 +18,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("AGENTD_MODEL_THREADS", "1")  # of daemons that read a configuration of their own
 
 # Where Python is told to write no bytecode, every daemon that a test starts would compile all of agentd again, which is
-# half of its start, and every worker all tests. It is written to a folder of its own.
+# half of its start, and every worker all tests. It is written where it belongs: a folder of its own would not have that
+# of torch and all others either, which came compiled.
 if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
-    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
+    sys.dont_write_bytecode = False
 
 # Where the time goes: workers take files in this order, and the small ones at the end even out who is done first.
-_FOLDERS = ("crash", "system/passes", "system", "engine", "")
+_FOLDERS = ("crash", "system/passes", "unit/tools", "system", "engine", "")
 _HERE = Path(__file__).parent
 _QUEUE, _FLOOR = _HERE / "conftest.py", _HERE / "__init__.py"  # any two files that all workers can lock
 
@@ -69,7 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "real_model" in item.fixturenames:
             item.add_marker("model")
-    items.sort(key=_folder)
+    alone = {item.path for item in items if item.get_closest_marker("exclusive")}
+    # who wants to be alone waits for what the others run: behind all files whose tests take long
+    items.sort(key=lambda item: len(_FOLDERS) - 1.5 if item.path in alone else _folder(item))
 
 
 def pytest_collection_finish() -> None:
