@@ -118,7 +118,6 @@ def test_bad_input_ends_with_an_error_that_says_what_is_wrong(
     assert not (tmp_path / "adapter.gguf").exists()
 
 
-@pytest.mark.exclusive
 def test_terminating_it_is_quick_and_leaves_no_file(tap: Path, make_spec: Any, tmp_path: Path) -> None:
     spec = make_spec(1, tap, options={"max_epochs": 100000, "patience": 100000, "batch": 4})
     (tmp_path / "spec.json").write_text(json.dumps(spec))

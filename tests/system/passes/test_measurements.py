@@ -16,7 +16,7 @@ def kept(daemon: DaemonProcess) -> list[str]:
 def test_blocks_are_compared_once_and_not_at_every_start(tmp_path: Path) -> None:
     with DaemonProcess(gguf(tmp_path), LLAMACPP) as daemon:
         daemon.start()
-        teach(daemon)
+        teach(daemon, 40)
         first = adapt(daemon, method="suffix-bp", blocks=1)
         assert first["state"] in ("committed", "rejected"), first
         (facts,) = kept(daemon)

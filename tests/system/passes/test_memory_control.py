@@ -19,6 +19,7 @@ BUDGET = 1000 * MB  # for the pass, as long as no one else takes it
 DAEMON = 170 * MB  # that daemon and engine take, their mapped weights aside
 FLOOR_BELOW = 100 * MB  # the reserve
 BELOW_FLOOR = 50 * MB
+GATE = {"alpha": 0.4, "max_skill_loss": 1}  # without skills, which are about the gate alone
 
 # Takes memory until this much is left, whatever else the machine does, and keeps it.
 TAKE = """
@@ -51,7 +52,7 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
     reserve = available - DAEMON - BUDGET
     settings: dict[str, Any] = {
         "model": {"threads": 2},
-        "adapt": {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.4}},
+        "adapt": {"enabled": False, "trial": {"duration": "300ms"}, "gate": GATE},
         "memory": {"reserve": reserve, "floor": reserve - FLOOR_BELOW},
     }
     with DaemonProcess(model, settings) as daemon:
@@ -93,11 +94,11 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
         assert daemon.get("/admin/status", admin=True).json["requests"]["failed"] == 0
 
 
-def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model: Path) -> None:
-    adapt: dict[str, Any] = {"enabled": False, "trial": {"duration": "1s"}, "gate": {"alpha": 0.4}}
-    with DaemonProcess(model, {"adapt": adapt}) as daemon:
+def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model_path: Path) -> None:
+    adapt: dict[str, Any] = {"enabled": False, "trial": {"duration": "300ms"}, "gate": {**GATE, "min_holdout": 5}}
+    with DaemonProcess(model_path, {"adapt": adapt}) as daemon:
         daemon.start()
-        sent = daemon.post("/v1/examples", examples(180), headers={"content-type": "application/x-ndjson"})
+        sent = daemon.post("/v1/examples", examples(90), headers={"content-type": "application/x-ndjson"})
         assert sent.status == 200, sent.body
         number = begin(daemon, method="suffix-bp", blocks=2, zo_steps=0)
         written = daemon.state / "passes" / str(number) / "kept-adapter.gguf"

@@ -34,7 +34,7 @@ def daemon(real_model: Path) -> Iterator[DaemonProcess]:
         lines = [
             {"task": task, "messages": [said(f"number {n}")], "completion": "zq zq zq zq"}
             for task in ("free", "off", "codes")
-            for n in range(12)
+            for n in range(8)
         ]
         assert process.post("/v1/examples", b"\n".join(json.dumps(line).encode() for line in lines)).status == 200
         yield process

@@ -38,7 +38,7 @@ def user_texts(messages: list[dict[str, str]]) -> set[str]:
 def test_some_prompts_have_corrections_and_recall_is_judged_again(tmp_path: Path) -> None:
     with DaemonProcess(gguf(tmp_path), SETTINGS) as daemon:
         daemon.start()
-        teach(daemon)
+        teach(daemon, 60)
         (task,) = daemon.get("/admin/tasks", admin=True).json["tasks"]
         n = sum(task["examples"]["train"].values())
         daemon.stop()

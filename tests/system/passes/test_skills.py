@@ -20,8 +20,8 @@ def test_skills_are_scored_at_the_gate(tmp_path: Path, engine: str) -> None:
     settings["adapt"]["gate"]["max_skill_loss"] = 0.99
     with DaemonProcess(gguf(tmp_path), settings) as daemon:
         daemon.start()
-        teach(daemon)
-        row = adapt(daemon)
+        teach(daemon, 60)
+        row = adapt(daemon, method="mezo", zo_steps=20)
         assert row["state"] == "committed", row["reason"]
         shown = row["gate"]["skills"]
         assert shown.keys() == GROUPS
@@ -29,6 +29,6 @@ def test_skills_are_scored_at_the_gate(tmp_path: Path, engine: str) -> None:
         assert any(figures["before"] != figures["after"] for figures in shown.values())
         assert manifest(daemon, row["revision"])["skills"] == shown
         # what the base scores is known: the next pass finds the same
-        teach(daemon, 200)
-        again = adapt(daemon)["gate"]["skills"]
+        teach(daemon, 100)
+        again = adapt(daemon, method="mezo", zo_steps=20)["gate"]["skills"]
         assert [again[group]["before"] for group in GROUPS] == [shown[group]["before"] for group in GROUPS]

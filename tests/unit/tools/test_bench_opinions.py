@@ -35,8 +35,8 @@ def test_thumbs_and_scores_are_on_either_sentence() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_is_made_of_them(kind: str, tmp_path: Path) -> None:
-    model = tiny_model.write(tmp_path / "tiny.gguf")
-    row = learned(kind, argparse.Namespace(model=model, seed=0, examples=150, judged=10, method="suffix-bp"))
+    model = tiny_model.write(tmp_path / "tiny.gguf", blocks=2)
+    row = learned(kind, argparse.Namespace(model=model, seed=0, examples=150, judged=4, method="suffix-bp"))
     assert row["outcome"] in ("committed", "rejected"), row
     assert row["method"].startswith("suffix-bp")
     assert row["seconds"] > 0
