@@ -118,8 +118,8 @@ def frame(look: JSON, rate: Rate, height: int) -> "Text":
     room = min(len(look["events"]), max(0, height - len(lines) - 1))
     events = sorted(look["events"], key=lambda event: int(event["id"]))[-room:] if room else []
     for event in events:
-        text = output.clean(f"  {event['kind']}: {event['message']}", lines=False)
-        lines.append(Text.assemble((event["at"][11:19], "dim"), text))
+        text = output.clean(f"{event['kind']}: {event['message']}", lines=False)
+        lines.append(Text.assemble((event["at"][11:19], "dim"), "  ", text))
     return Text("\n").join(lines[: max(1, height - 1)])
 
 
@@ -180,7 +180,8 @@ def _learning(status: JSON) -> "Iterator[Text]":
         yield Text.assemble(("learning  ", "bold"), output.clean(next_pass(status["next_trigger"]), lines=False))
         if last := status.get("last_pass"):
             reason = f": {last['reason']}" if last["reason"] else ""
-            yield Text(output.clean(f"          last: pass {last['id']} {last['state']}{reason}", lines=False), "dim")
+            text = output.clean(f"last: pass {last['id']} {last['state']}{reason}", lines=False)
+            yield Text(" " * 10 + text, "dim")
         return
     share = running["step"] / running["steps"] if running["steps"] else 0.0
     bar = "█" * round(_BAR * share)

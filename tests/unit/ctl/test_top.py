@@ -19,6 +19,8 @@ def test_once_prints_all_of_it(daemon: ScriptedDaemon) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     for text in ("revision 2", "daemon 70.0 MiB", "served", "sentiment", "100.0%", "pass 7"):
         assert text in result.stdout
+    event = RECORDED["GET /admin/events"]["events"][-1]
+    assert f"{event['at'][11:19]}  {event['kind']}: " in result.stdout
 
 
 def test_once_as_json_is_what_the_daemon_says(daemon: ScriptedDaemon) -> None:
@@ -64,6 +66,14 @@ def test_a_picture_is_no_higher_than_the_terminal() -> None:
         text = frame(look, Rate(), height).plain
         assert len(text.split("\n")) < height
         assert "\x1b" not in text
+
+
+def test_the_last_pass_stands_under_what_learning_waits_for() -> None:
+    status = copy.deepcopy(RECORDED["GET /admin/status"])
+    status |= {"pass": None, "last_pass": {"id": 3, "state": "rejected", "reason": "no better"}}
+    lines = frame({"status": status, "tasks": [], "events": []}, Rate(), 40).plain.split("\n")
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("learning"))
+    assert lines[at + 1] == " " * 10 + "last: pass 3 rejected: no better"
 
 
 def test_the_rate_begins_anew_with_the_daemon() -> None:
