@@ -33,15 +33,15 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: what no option says is the default.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Move a file that is there to FILE.bak.")] = False,
 ) -> None:
-    """Write a configuration: model, tasks, memory. Asks for what no option says."""
+    """Write a configuration: model, tasks, memory. Asks for what no option says; in a pipe the answers are lines."""
     target = (path or _default_path()).expanduser()
-    asks = not yes and sys.stdin.isatty() and output.on_terminal()
     if target.exists() and not replace:
+        asks = not yes and _at_terminal()
         if not (asks and typer.confirm(f"{target} is there already. Move it to {target.name}.bak?", err=True)):
             raise _Refused(f"{target} is there already and stays as it is; --replace moves it to {target.name}.bak")
         replace = True
-    if asks:
-        model = model or typer.prompt("Model: a GGUF file, hf:OWNER/REPO/FILE.gguf, or", default="default", err=True)
+    if not yes:
+        model = model or _ask("Model: a GGUF file, hf:OWNER/REPO/FILE.gguf, or", "default")
         task = _ask_tasks() if task is None else task
         memory = memory or _ask_memory()
     text = _document(_model(model or "default"), dict(map(_task, task or [])), memory)
@@ -59,26 +59,31 @@ def _default_path() -> Path:
     return Path(base, "agentd", "agentd.yaml")
 
 
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _ask(question: str, default: str = "") -> str:
+    """The answer, asked for on a terminal; elsewhere the next line of stdin. No answer is the default."""
+    if _at_terminal():
+        said: str = typer.prompt(question, default=default, show_default=bool(default), err=True)
+    else:
+        said = sys.stdin.readline() if sys.stdin is not None else ""
+    return said.strip() or default
+
+
 def _ask_tasks() -> list[str]:
     tasks: list[str] = []
-    while name := typer.prompt("A task's name (Enter: no more)", default="", show_default=False, err=True).strip():
-        choices = typer.prompt(
-            "Its answers, with commas (Enter: free text or calls)", default="", show_default=False, err=True
-        )
-        tasks.append(f"{name}={choices}" if choices.strip() else name)
+    while name := _ask("A task's name (Enter: no more)"):
+        choices = _ask("Its answers, with commas (Enter: free text or calls)")
+        tasks.append(f"{name}={choices}" if choices else name)
     return tasks
 
 
 def _ask_memory() -> str | None:
     free = _available()
     hint = f"; {output.size(free)} are free now" if free else ""
-    said: str = typer.prompt(
-        f"Memory that learning may take at most, such as 600MiB (Enter: what is free{hint})",
-        default="",
-        show_default=False,
-        err=True,
-    )
-    return said.strip() or None
+    return _ask(f"Memory that learning may take at most, such as 600MiB (Enter: what is free{hint})") or None
 
 
 def _available() -> int:

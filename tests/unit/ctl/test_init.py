@@ -48,6 +48,23 @@ def test_a_person_is_asked(daemon: ScriptedDaemon, tmp_path: Path) -> None:
     assert config.memory.limit == 1 << 30
 
 
+def test_answers_come_from_a_pipe_as_well(daemon: ScriptedDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "agentd.yaml"
+    result = daemon.run("init", str(path), stdin="\nmood\ngood, bad\nnotes\n\n\n1GiB\n")
+    assert result.returncode == 0, result.stderr
+    assert "A task's name" not in result.stderr  # no one is there to read it
+    config = schema.load(path, {})
+    assert config.model.path == "default"
+    assert {name: task.choices for name, task in config.tasks.items()} == {"mood": ("good", "bad"), "notes": ()}
+    assert config.memory.limit == 1 << 30
+    wrong = daemon.run("init", str(path), "--replace", stdin="\n\nplenty\n")
+    assert (wrong.returncode, "memory.limit" in wrong.stderr) == (2, True)
+    assert daemon.run("init", str(path), stdin="y\n").returncode == 5  # a line is no consent
+    assert schema.load(path, {}).memory.limit == 1 << 30
+    assert daemon.run("init", str(path), "-y", "--replace", stdin="/no/such/model\n").returncode == 0
+    assert schema.load(path, {}).model.path == "default"
+
+
 def test_nothing_is_overwritten_unless_that_is_said(daemon: ScriptedDaemon, tmp_path: Path) -> None:
     path = tmp_path / "agentd.yaml"
     path.write_text("# mine\n")
