@@ -114,6 +114,7 @@ API: list[BaseRoute] = [
     DeclaredRoute("GET", "/api/tags", ollama.tags, Scope.ASK),
     DeclaredRoute("GET", "/api/ps", ollama.ps, Scope.ASK),
     DeclaredRoute("GET", "/api/version", ollama.version, Scope.ASK),
+    DeclaredRoute("GET", "/", ollama.alive, Scope.NONE, statuses=(307,), lenient=True),
     DeclaredRoute("GET", "/openapi.json", openapi.serve, Scope.ASK),
     DeclaredRoute("GET", "/health", meta.health, Scope.NONE, lenient=True),
     DeclaredRoute("GET", "/metrics", meta.metrics, Scope.ASK, lenient=True),

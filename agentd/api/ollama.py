@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from agentd import __version__
 from agentd.api.access import author
@@ -135,6 +135,14 @@ async def show(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     return JSONResponse({"version": _SPOKEN, "agentd": __version__})
+
+
+async def alive(request: Request) -> Response:
+    """GET /: what Ollama's own command and many programs ask before all else, in Ollama's words. Who comes with a
+    browser looks for the dashboard."""
+    if request.app.state.door.has_admin and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/ui/", 307, {"Vary": "Accept"})
+    return PlainTextResponse("Ollama is running", headers={"Vary": "Accept"})
 
 
 def resolve(s: Services, name: str | None) -> str:

@@ -58,11 +58,14 @@ class OllamaOptions(Lenient):
     frequency_penalty: float | None = None
 
     def tree(self) -> Tree:
-        """As our completions have them. There 0 tokens are as many as there is room for, and the seed -1 is none."""
-        same = ("temperature", "top_p", "top_k", "min_p", "stop", "repeat_penalty")
+        """As our completions have them. There 0 tokens are as many as there is room for, the seed -1 is none, and a
+        top_k below 1 (n8n's default is -1) leaves all in."""
+        same = ("temperature", "top_p", "min_p", "stop", "repeat_penalty")
         options = {name: getattr(self, name) for name in (*same, "presence_penalty", "frequency_penalty")}
         if self.num_predict is not None:
             options["max_tokens"] = self.num_predict if self.num_predict > 0 else -1
+        if self.top_k is not None:
+            options["top_k"] = max(0, self.top_k)
         return {**options, "seed": None if self.seed == -1 else self.seed}
 
 

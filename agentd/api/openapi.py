@@ -38,7 +38,7 @@ def document(routes: list[DeclaredRoute]) -> dict[str, Any]:
 
 
 def _operation(route: DeclaredRoute, path: str, method: str) -> dict[str, Any]:
-    name = path.strip("/").replace("/", "_").replace("{", "").replace("}", "").replace(".", "_")
+    name = path.strip("/").replace("/", "_").replace("{", "").replace("}", "").replace(".", "_") or "root"
     operation: dict[str, Any] = {"operationId": f"{method.lower()}_{name}", "responses": _responses(route)}
     operation["security"] = [{"key": route.scope.names}] if route.scope.names else []
     inside = [part[1:-1] for part in path.split("/") if part.startswith("{")]

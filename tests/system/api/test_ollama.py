@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import Answer, DaemonProcess, shared
+from tests.support.daemon import Answer, DaemonProcess, exchange, shared
 
 USER = {"role": "user", "content": "Say yes."}
 SHORT = {"num_predict": 4, "temperature": 0, "seed": 0}
@@ -141,6 +141,19 @@ def test_what_there_is(daemon: DaemonProcess) -> None:
     assert int(daemon.get("/api/version").json["version"].split(".")[1]) >= 12
 
 
+def test_it_says_that_it_is_there_in_ollamas_words(daemon: DaemonProcess) -> None:
+    """Ollama's own command asks for that before all else, by HEAD; a person with a browser is better off elsewhere."""
+    there = daemon.get("/")
+    assert (there.status, there.body) == (200, b"Ollama is running")
+    assert there.headers["content-type"].startswith("text/plain")
+    for path in ("/", "/api/tags", "/api/version"):
+        head = exchange(daemon.api, "HEAD", path)
+        assert (head.status, head.body) == (200, b"")
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert exchange(daemon.admin, "GET", "/", headers=browser).headers["location"] == "/ui/"
+    assert exchange(daemon.api, "GET", "/", headers=browser).body == b"Ollama is running"  # has no dashboard
+
+
 def test_vectors(daemon: DaemonProcess) -> None:
     ours = daemon.post("/v1/embeddings", {"input": ["one", "two"]}).json
     theirs = daemon.post("/api/embed", {"model": "default", "input": ["one", "two"], "truncate": True}).json
@@ -184,7 +197,8 @@ def test_errors_have_ollamas_shape(daemon: DaemonProcess) -> None:
 
 
 def test_neutral_values_and_nulls_ask_for_nothing(daemon: DaemonProcess) -> None:
-    options = {**SHORT, "mirostat": 0, "tfs_z": 1.0, "repeat_last_n": 64, "num_gpu": 1, "use_mmap": None, "seed": -1}
+    options: dict[str, Any] = {**SHORT, "mirostat": 0, "tfs_z": 1.0, "repeat_last_n": 64, "top_k": -1, "seed": -1}
+    options |= {"num_gpu": 1, "use_mmap": None}
     body = {"messages": [USER], "options": options, "format": "", "images": [], "think": None, "stream": False}
     answer = daemon.post("/api/chat", {**body, "truncate": True})
     assert answer.status == 200

@@ -59,9 +59,9 @@ def test_nothing_is_served_that_is_not_declared() -> None:
     assert all(route.body or route.media != "application/json" for route in ROUTES if "POST" in (route.methods or ()))
 
 
-def test_every_route_needs_a_scope_and_only_health_none() -> None:
+def test_every_route_needs_a_scope_but_two_that_say_that_it_is_there() -> None:
     needs = {route.path: route.scope for route in ROUTES}
-    assert [path for path, scope in needs.items() if scope is Scope.NONE] == ["/health"]
+    assert [path for path, scope in needs.items() if scope is Scope.NONE] == ["/", "/health"]
     assert all((scope is Scope.ADMIN) == path.startswith("/admin/") for path, scope in needs.items())
     assert {route.path for route in API if isinstance(route, DeclaredRoute)} == {
         route.path for route in ROUTES if route.scope in access.API.scopes
