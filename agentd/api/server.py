@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -65,9 +66,15 @@ def tcp_socket(address: str) -> socket.socket:
     """A socket that is bound to HOST:PORT and does not listen yet. Raises CannotListen."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        listener = socket.socket(family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.EAFNOSUPPORT:  # the unit's RestrictAddressFamilies=AF_UNIX, or a kernel without IPv6
+            reason += "; as a service of systemd it has no network: leave serve.tcp out and enable agentd-tcp.socket"
+        raise CannotListen(address, reason) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:  # [::] means that, whatever the system's setting says; 0.0.0.0 is the other one
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((host.strip("[]"), int(port)))

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import stat
 import tempfile
@@ -73,6 +75,17 @@ def test_a_loopback_port_that_is_taken() -> None:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(CannotListen, match=f"{address}.*in use"):
             tcp_socket(address)
+
+
+def test_a_service_without_network_says_what_to_enable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit's RestrictAddressFamilies=AF_UNIX lets no other socket be made."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "socket", refused)
+    with pytest.raises(CannotListen, match=r"0\.0\.0\.0:8080.*agentd-tcp\.socket"):
+        tcp_socket("0.0.0.0:8080")
 
 
 @pytest.fixture
