@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import hmac
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
-from agentd.api import access, api_keys
+from agentd.api import access, api_keys, key_ring
 from agentd.api.access import Scope
 from agentd.api.key_ring import KeyRing
 from agentd.api.lenient import Body
@@ -100,6 +101,24 @@ def test_nothing_near_a_key_is_one(store: Store) -> None:
     near = [text[:-1], text + "x", text.upper(), text[7:], row.digest, text[:-1] + chr(ord(text[-1]) ^ 1), "é" + text]
     assert [ring.find(each) for each in near] == [None] * len(near)
     assert ring.find(text) == row
+
+
+def test_every_key_is_compared_in_constant_time_whichever_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long it takes in fact is measured by `python -m tools.bench keys`."""
+    ring = KeyRing(store)
+    texts = [asyncio.run(ring.add(f"key{i}", Scope.ASK, None))[0] for i in range(5)]
+    compared: list[int] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(len(one))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr(key_ring, "hmac", SimpleNamespace(compare_digest=compare))
+    for text in (texts[0], texts[-1], texts[-1][:-1] + "!", "", "é"):
+        compared.clear()
+        found = ring.find(text)
+        assert (found.name if found else None) == {texts[0]: "key0", texts[-1]: "key4"}.get(text)
+        assert compared == [32] * 5
 
 
 def test_only_the_hash_is_kept(store: Store, tmp_path: Path) -> None:
