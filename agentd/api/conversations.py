@@ -33,7 +33,15 @@ def normal_form(line: Tree) -> Tree:
     for field in ("messages", "completion", "chosen", "rejected"):
         if _are_messages(messages := line.get(field)):
             line[field] = _with_ids(messages)
+    messages, label = line.get("messages"), line.get("label")
+    if _are_messages(messages) and len(messages) > 1 and isinstance(label, str) and _says(messages[-1], label):
+        line["messages"] = messages[:-1]  # it stands there as well, for trainers that want a whole conversation
     return line
+
+
+def _says(message: Tree, text: str) -> bool:
+    """Whether this is what the assistant said, and nothing else."""
+    return message.get("role") == "assistant" and message.get("content") == text and not message.get("tool_calls")
 
 
 def _split_pair(line: Tree) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -173,20 +173,28 @@ def _every(daemon: Daemon, noun: str, task: str | None) -> Iterator[JSON]:
 
 def _line(example: JSON) -> JSON:
     """An example as `import` takes it, OpenAI's fine-tuning and TRL's trainers: a conversation whose last message is
-    the answer, the ones before not to be learned."""
-    input, target = example["input"], example["target"]
+    the answer, the ones before not to be learned; pairs and judged answers with the conversation as `prompt`."""
+    kind, input, target = example["kind"], dict(example["input"]), example["target"]
+    messages: list[JSON] | None = input.pop("messages", None)
     line: JSON = {"task": example["task"], **input}
-    if example["kind"] == "preference":
-        return {**line, **json.loads(target)}
-    if example["kind"] in ("thumb", "score"):
+
+    def said(answer: Any) -> Any:
+        if messages is None:
+            return answer
+        return [answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}]
+
+    if kind in ("preference", "thumb", "score"):
         judged = json.loads(target)
+        line |= {} if messages is None else {"prompt": messages}
+        if kind == "preference":
+            return {**line, **{name: said(answer) for name, answer in judged.items()}}
         how = {"score": judged["score"]} if "score" in judged else {"label": judged["good"]}
-        return {**line, "completion": judged["answer"], **how}
-    if example["kind"] == "label" or "messages" not in input:
-        return {**line, "label" if example["kind"] == "label" else "completion": target}
-    answer = json.loads(target) if example["kind"] == "message" else {"role": "assistant", "content": target}
-    before = [{**each, "weight": 0} if each["role"] == "assistant" else each for each in input["messages"]]
-    return {**line, "messages": [*before, answer]}
+        return {**line, "completion": said(judged["answer"]), **how}
+    label = {"label": target} if kind == "label" else {}
+    if messages is None:
+        return {**line, **(label or {"completion": target})}
+    before = [{**each, "weight": 0} if each["role"] == "assistant" else each for each in messages]
+    return {**line, "messages": [*before, *said(json.loads(target) if kind == "message" else target)], **label}
 
 
 def _inference(daemon: Daemon, identifier: str) -> str:

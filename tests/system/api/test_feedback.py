@@ -249,6 +249,44 @@ def test_conversations_with_calls_come_in_as_others_write_them_and_go_out_again(
     assert (again.json["unchanged"], again.json["added"]) == (2, 0), again.body
 
 
+def test_every_kind_of_example_goes_out_as_trainers_read_it_and_comes_in_again_as_it_was(daemon: DaemonProcess) -> None:
+    """TRL's types of data sets: a conversation, a prompt with a pair, a prompt with an answer that was judged."""
+    asked = [{"role": "user", "content": "Is it out?"}, {"role": "assistant", "content": "no"}]
+    asked += [{"role": "user", "content": "And now?"}]
+    lamp = {"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {}}}}
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "lamp", "arguments": "{}"}}]}
+    answer = send(
+        daemon,
+        {"task": "out-label", "messages": asked, "label": "yes"},
+        {"task": "out-text", "messages": asked, "completion": "It is."},
+        {"task": "out-pair", "messages": asked, "tools": [lamp], "chosen": [called], "rejected": "It is."},
+        {"task": "out-thumb", "messages": asked, "completion": "It is.", "label": False},
+        {"task": "out-score", "messages": asked, "completion": "It is.", "score": 0.5},
+        {"task": "out-raw", "prompt": "It is ", "completion": "out."},
+    )
+    assert answer.status == 200, answer.body
+    command = [sys.executable, "-m", "agentd.ctl.app", "feedback", "export", "--examples"]
+    out = subprocess.run([*command, "--socket", str(daemon.admin)], capture_output=True, check=True).stdout.splitlines()
+    lines = {line["task"]: line for line in map(json.loads, out) if line["task"].startswith("out-")}
+    earlier = {"role": "assistant", "content": "no", "weight": 0}  # not to be learned
+    said = {"role": "assistant", "content": "It is."}
+    assert lines["out-label"] == {
+        "task": "out-label",
+        "messages": [asked[0], earlier, asked[2], {"role": "assistant", "content": "yes"}],
+        "label": "yes",
+    }
+    assert lines["out-text"]["messages"] == [asked[0], earlier, asked[2], said]
+    pair = lines["out-pair"]
+    assert (pair["prompt"], pair["rejected"]) == (asked, [said])
+    assert [call["function"]["name"] for call in pair["chosen"][0]["tool_calls"]] == ["lamp"]
+    assert lines["out-thumb"] == {"task": "out-thumb", "prompt": asked, "completion": [said], "label": False}
+    assert lines["out-score"] == {"task": "out-score", "prompt": asked, "completion": [said], "score": 0.5}
+    assert lines["out-raw"] == {"task": "out-raw", "prompt": "It is ", "completion": "out."}
+    again = daemon.post("/v1/examples", b"\n".join(out))
+    assert (again.status, again.json["added"], again.json["replaced"]) == (200, 0, 0), again.body
+    assert again.json["unchanged"] == len(out)
+
+
 UNDECLARED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 GOOD = {"task": "broken", "prompt": "a", "label": "x"}
 

@@ -108,9 +108,13 @@ def test_they_come_back_as_they_were_imported(llamacpp: DaemonProcess, capsys: p
     assert run(["feedback", "export", "--examples", "--socket", str(llamacpp.admin)]) == 0
     exported = capsys.readouterr().out
     facts = ("chosen", "rejected", "completion", "label", "score")
-    assert sorted(str([line.get(name) for name in facts]) for line in map(json.loads, exported.splitlines())) == sorted(
-        str([float(line[name]) if name == "score" and name in line else line.get(name) for name in facts])
-        for line in judgements()
-    )
+
+    def known(line: dict[str, Any]) -> str:
+        """What was judged, and how: as a text, or as a message of the assistant's."""
+        values = [line.get(name) for name in facts]
+        return str([value[0]["content"] if isinstance(value, list) else value for value in values])
+
+    imported = [{**line, **({"score": float(line["score"])} if "score" in line else {})} for line in judgements()]
+    assert sorted(known(json.loads(line)) for line in exported.splitlines()) == sorted(map(known, imported))
     again = llamacpp.post("/v1/examples", exported.encode())
     assert (again.status, again.json["unchanged"]) == (200, 3 * N)

@@ -102,7 +102,8 @@ def test_exported_examples_can_be_imported(daemon: ScriptedDaemon) -> None:
     daemon.on("GET /admin/examples", Answer(page), Answer(page | {"examples": []}))
     lines = [json.loads(line) for line in daemon.run("feedback", "export", "--examples").stdout.splitlines()]
     messages = page["examples"][0]["input"]["messages"]
+    said = {"role": "assistant", "content": "positive"}
     assert lines == [
-        {"task": "sentiment", "messages": messages, "label": "positive"},
+        {"task": "sentiment", "messages": [*messages, said], "label": "positive"},
         {"task": "sentiment", "messages": [*messages, {"role": "assistant", "content": "It was fine."}]},
     ]
