@@ -114,9 +114,9 @@ def is_loopback(address: str) -> bool:
 def _origins(value: Any) -> tuple[str, ...]:
     origins = _names(value)
     for origin in origins:
-        if not re.fullmatch(r"https?://[^/\s?#@*]+", origin):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@*]+", origin):  # apps and extensions have their own
             raise ValueError(f"{origin!r} is no origin such as https://chat.example:3000 (no path, no *)")
-    return tuple(origin.lower() for origin in origins)
+    return tuple(re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", origin.lower()) for origin in origins)
 
 
 def _url(value: Any) -> str:

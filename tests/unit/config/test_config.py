@@ -155,6 +155,10 @@ def test_no_addresses(tmp_path: Path, address: str) -> None:
 def test_origins_of_web_pages(tmp_path: Path) -> None:
     origins = load(tmp_path, "serve: {origins: ['https://Chat.example:3000']}").serve.origins
     assert origins == ("https://chat.example:3000",)
+    # as browsers send them: without the scheme's own port; apps in a web view and extensions have schemes of their own
+    named = "['http://a.example:80', 'https://a.example:443', 'https://a.example:80', 'capacitor://localhost']"
+    expected = ("http://a.example", "https://a.example", "https://a.example:80", "capacitor://localhost")
+    assert load(tmp_path, f"serve: {{origins: {named}}}").serve.origins == expected
     for wrong in ("*", "chat.example", "https://chat.example/", "https://*.example", "null"):
         (problem,) = problems(tmp_path, f"serve: {{origins: ['{wrong}']}}")
         assert problem.startswith("serve.origins: ")
