@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from agentd import __version__
-from agentd.host.service import UNITS
+from agentd.host.service import OPTIONAL, UNITS
 from tools.setup import without_amx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ def _place_files(stage: Path) -> None:
     units = stage / "usr/lib/systemd/system"
     drop_in = units / "agentd.service.d/packaged.conf"
     drop_in.parent.mkdir(parents=True)
-    for unit in UNITS:
+    for unit in (*UNITS, *OPTIONAL):
         shutil.copy(ROOT / "systemd" / unit, units / unit)
     start = f"/{PRIVATE}/bin/python -m agentd run --config /etc/agentd/agentd.yaml"
     drop_in.write_text(f"[Service]\nExecStart=\nExecStart={start}\n")
@@ -178,7 +178,7 @@ def _place_scripts(stage: Path, kilobytes: int) -> None:
     (control / "conffiles").write_text("/etc/agentd/agentd.yaml\n")
     scripts = {
         "postinst": POSTINST,
-        "prerm": PRERM.format(units=" ".join(UNITS)),
+        "prerm": PRERM.format(units=" ".join((*UNITS, *OPTIONAL))),
         "postrm": POSTRM.format(state=" ".join(STATE)),
     }
     for name, text in scripts.items():
