@@ -160,6 +160,10 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
         )
 
+    def forget_files(self) -> None:
+        """The next page finds an empty cache."""
+        self._call("Network.clearBrowserCache")
+
     def media(self, **features: str) -> None:
         """E.g. prefers_color_scheme="dark"."""
         named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]

@@ -1,15 +1,19 @@
-"""Pictures of the dashboard for the docs, from a daemon that serves a tiny model and has learned twice; and how long
-the page takes to show something.
+"""Pictures of the dashboard for the docs, from a daemon that serves a tiny model and has learned twice; and what the
+page costs: time to its first paint, bytes, and memory of the daemon.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from agentd.api.ui import FOLDER
 from agentd.ctl.proxy import proxy
 from tools import tiny_model
 from tools.browser import Browser, Page
@@ -32,6 +36,8 @@ _ENDS = (
 _LENIENT = {"alpha": 0.4, "min_holdout": 5, "max_drift": 100, "max_skill_loss": 1}
 _PROMPT = "Did the reviewer like this movie? Answer yes or no.\n\n{text}"
 _RUNS = 9  # loads of the page whose median is told
+_PAGES = ("", "review", "learning", "learning/1", "revisions", "tasks", "quarantine", "events")
+_LOOKS = 5  # at the daemon's memory, whose median is told
 
 
 def reviews(n: int) -> Iterator[tuple[str, str]]:
@@ -54,23 +60,62 @@ def judge(daemon: DaemonProcess, rows: list[tuple[str, str]]) -> None:
         daemon.post("/v1/feedback", {"inference_id": answer["id"], "kind": "label", "value": label})
 
 
-def shoot(page: Page, name: str, path: Path) -> None:
+def show(page: Page, name: str) -> None:
     page.run(f"location.hash = '#/{name}'")
     page.wait("!!document.querySelector('main h1')")
     page.run("new Promise((done) => setTimeout(done, 1500))")  # charts are drawn, and toasts are gone
+
+
+def shoot(page: Page, name: str, path: Path) -> None:
+    """A picture of at most 256 colours, which are more than the page has."""
+    show(page, name)
     page.screenshot(path)
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(256).save(path, optimize=True)
 
 
-def first_paint(page: Page, address: str) -> list[float]:
-    """Milliseconds until the page shows something, and until it shows what is served, of several loads."""
-    times: list[float] = []
+def paints(page: Page, address: str) -> tuple[list[float], list[float]]:
+    """Milliseconds until the page shows something, and until it shows what is served, of several loads with an empty
+    cache: first and largest contentful paint."""
+    first: list[float] = []
+    largest: list[float] = []
     for _ in range(_RUNS):
         page.open("about:blank")
+        page.forget_files()
         page.open(address)
         page.wait("!!document.querySelector('main h1')")
-        paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-        times.append(page.wait(paint))
-    return times
+        page.run("new Promise((done) => setTimeout(done, 500))")
+        first.append(page.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime"))
+        largest.append(
+            page.run(
+                "new Promise((done) => new PerformanceObserver((list) => done(list.getEntries().at(-1).startTime))"
+                ".observe({type: 'largest-contentful-paint', buffered: true}))"
+            )
+        )
+    return first, largest
+
+
+def transferred(page: Page, address: str) -> tuple[int, int]:
+    """How many files a browser with an empty cache asks for when it opens every page, and their bytes with headers."""
+    page.open("about:blank")
+    page.forget_files()
+    page.open(address)
+    for name in _PAGES:
+        show(page, name)
+    sizes = page.run(
+        "[...performance.getEntriesByType('resource'), ...performance.getEntriesByType('navigation')]"
+        ".filter((each) => each.name.includes('/ui/')).map((each) => each.transferSize)"
+    )
+    return len(sizes), sum(sizes)
+
+
+def memory(daemon: DaemonProcess) -> float:
+    """MB (PSS) of the daemon's process."""
+    looks: list[float] = []
+    for _ in range(_LOOKS):
+        looks.append(daemon.status()["memory"]["processes"]["daemon"] / 1e6)
+        time.sleep(0.5)
+    return statistics.median(looks)
 
 
 def main() -> None:
@@ -92,7 +137,7 @@ def main() -> None:
             learn(daemon, rows[170:260])
             judge(daemon, rows[260:280])
             daemon.ask(_PROMPT.format(text=rows[281][0]), metadata={"task": "reviews"})
-            before = daemon.status()["memory"]["processes"]["daemon"]
+            before = memory(daemon)
             page = browser.page()
             page.size(1100, 760)
             token = daemon.post("/admin/dashboard", admin=True).json["token"]
@@ -107,11 +152,15 @@ def main() -> None:
             page.size(360, 560, mobile=True)
             shoot(page, "revisions", options.folder / "dashboard-phone.png")
             page.size(1100, 760)
-            times = first_paint(page, f"http://127.0.0.1:{port}/ui/")
-            more = daemon.status()["memory"]["processes"]["daemon"] - before
-            print(f"the daemon takes {more / 1e6:+.1f} MB (PSS) with the page open than without")
-            middle, worst = statistics.median(times), max(times)
-            print(f"first contentful paint: {middle:.0f} ms (median of {_RUNS} loads), {worst:.0f} ms at most")
+            address = f"http://127.0.0.1:{port}/ui/"
+            files, sent = transferred(page, address)
+            after = memory(daemon)
+            print(f"the daemon takes {after:.1f} MB (PSS) with every page opened, {after - before:+.1f} than before")
+            plain = sum(path.stat().st_size for path in FOLDER.iterdir())
+            print(f"{files} files: {plain:,} bytes, {sent:,} as they are sent, headers included")
+            for name, times in zip(("first", "largest"), paints(page, address), strict=True):
+                middle, worst = statistics.median(times), max(times)
+                print(f"{name} contentful paint: {middle:.0f} ms (median of {_RUNS} loads), {worst:.0f} ms at most")
 
 
 if __name__ == "__main__":
