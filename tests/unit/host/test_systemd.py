@@ -287,6 +287,21 @@ def test_exposure_is_safe(tmp_path: Path) -> None:
     assert float(level) <= 1.0
 
 
+def test_exposure_stays_low_with_the_way_to_a_collector_that_the_document_shows(tmp_path: Path) -> None:
+    document = (UNITS.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^    \[Service\]\n(?:    .+\n)+", document, re.MULTILINE)
+    place = tmp_path / "etc/systemd/system"
+    (place / "agentd.service.d").mkdir(parents=True)
+    shutil.copy(UNITS / "agentd.service", place)
+    (place / "agentd.service.d" / "override.conf").write_text(block)
+    options = (f"--root={tmp_path}", "security", "--offline=yes", "--threshold=15", "--no-pager")
+    result = systemd_analyze(*options, "agentd.service")
+    if "unrecognized option" in result.stderr:
+        pytest.skip("this systemd-analyze has no --offline")
+    assert result.returncode == 0, result.stdout[-200:] + result.stderr
+    assert "Service has access to the host's network" in result.stdout
+
+
 def test_tcp_takes_nothing_away_from_the_service() -> None:
     """The port is systemd's; the service is handed it, and still can open none."""
     port, service = directives("agentd-tcp.socket"), directives("agentd.service")
