@@ -4,6 +4,7 @@ rollback, a phone, the dark, the keyboard. The tests stand in the order in which
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -357,6 +358,30 @@ def test_every_page_fits_a_phone_in_light_and_dark(page: Page, name: str, scheme
         " !(each.innerText || each.ariaLabel || each.closest('label') || each.textContent)).length"
     )
     assert unnamed == 0
+
+
+def test_words_without_an_end_fit_a_phone(daemon: DaemonProcess, page: Page) -> None:
+    page.size(360, 740, mobile=True)
+    labels = [{"task": "long", "prompt": f"{i}", "label": f"{i}{'z' * 90}"} for i in range(4)]
+    assert daemon.post("/v1/examples", "\n".join(map(json.dumps, labels)).encode()).status == 200
+    words = ["w" * 150, "v" * 150]
+    assert daemon.ask("u" * 100, choices=words, max_tokens=200, metadata={"episode": "e" * 64}).status == 200
+    argument = {"type": "string", "enum": ["x" * 70]}
+    schema = {"type": "object", "properties": {"p" * 40: argument}, "required": ["p" * 40]}
+    tools = [{"type": "function", "function": {"name": "f" * 50, "parameters": schema}}]
+    options: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 220}
+    assert daemon.ask("Call it.", tools=tools, **options).status == 200
+    for name in ["", "tasks", "events", "review"]:
+        go(page, name)
+        page.wait("document.documentElement.scrollWidth <= 360")
+    page.has("ffff", "main")
+    page.click("Correct it")
+    page.wait("Boolean(document.querySelector('fieldset select'))")
+    assert page.run("document.documentElement.scrollWidth") <= 360
+    page.click("Cancel")
+    page.click("Skip", within="main")
+    page.wait("/w{99}|v{99}/.test(document.querySelector('main').innerText)")
+    assert page.run("document.documentElement.scrollWidth") <= 360
 
 
 def test_the_page_is_small_on_the_wire(page: Page) -> None:
