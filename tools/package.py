@@ -1,8 +1,8 @@
 """Packages of agentd: `python -m tools.package wheel` (and its sdist), `python -m tools.package deb`.
 
 The Debian package is for the machine's own architecture and for the Python that it is built with. It holds all
-dependencies in a private environment in /opt/agentd, pinned by constraints.txt. `apt remove` leaves configuration and
-state, `apt purge` takes both.
+dependencies in a private environment in /opt/agentd, pinned by constraints.txt; the extras mcp and otel are in it, for
+there is no pip in it that could add them. `apt remove` leaves configuration and state, `apt purge` takes both.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def build_deb(out: Path, *, dependencies: bool = True) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(private)], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(private / "bin/python"), "install", "--no-compile"]
         pip += ["--constraint", str(ROOT / "constraints.txt")] if dependencies else ["--no-deps"]
-        subprocess.run([*pip, "--quiet", str(wheel)], env={**os.environ, **without_amx()}, check=True)
+        subprocess.run([*pip, "--quiet", f"{wheel}[mcp,otel]"], env={**os.environ, **without_amx()}, check=True)
         for note in private.glob("lib/*/site-packages/agentd-*.dist-info/direct_url.json"):
             note.unlink()  # where it was built is nobody's business
         _relocate(private, Path("/") / PRIVATE)
