@@ -13,12 +13,21 @@ LOSS_TOKENS = 1024  # of a forward that makes a loss, for which perturbed weight
 # Numbers of rows of which a product in bfloat16 has a multiple, alone and where a backward follows: oneDNN compiles
 # code for every number that it meets, some 20 MB with the backward's.
 PRODUCT_ROWS, GRADIENT_ROWS = 64, 256
+JOINT_ROWS = 4  # the same where several sequences have their next tokens computed together, which are few
 PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
 
 # Trainer
 HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
 ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied
+
+
+def joint_rows(n: int) -> int:
+    """To how many rows `n` of several sequences are padded: few numbers, as each costs code, and not much more to
+    compute."""
+    if n > PRODUCT_ROWS // 2:
+        return n + -n % PRODUCT_ROWS
+    return max(JOINT_ROWS, 1 << (n - 1).bit_length())
 
 
 def attends_apart(prefix: int, rows: int) -> bool:

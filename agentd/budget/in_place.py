@@ -14,10 +14,11 @@ from agentd.budget.workload import Workload
 from agentd.formats.checkpoint_header import CheckpointHeader
 from agentd.formats.gguf_header import Header
 from agentd.host.cpu import multiplies_bf16
-from agentd.limits import GRADIENT_ROWS, LOSS_TOKENS, PERTURBED_PIECE, PRODUCT_ROWS
+from agentd.limits import GRADIENT_ROWS, JOINT_ROWS, LOSS_TOKENS, PERTURBED_PIECE, PRODUCT_ROWS, joint_rows
 from agentd.methods import CHANGES, FORWARD_ONLY
 
 _RUNTIME = 48 * MIB  # measured: code paged in, kernels compiled for new shapes, allocator
+_JOINT_CODE = 5 * MIB  # measured
 _BACKWARD = {F16: 64 * MIB, F32: 16 * MIB}  # measured: autograd's code; oneDNN's for every number of tokens it meets
 
 
@@ -105,6 +106,16 @@ def engine_terms(
     if method == "elasticzo" and arch.tied:
         terms.append(Term("perturbed head", table, f"V x D x {size} B: the gradient goes back through it"))
     return terms
+
+
+def joint_bytes(arch: ModelShapes, slots: int) -> int:
+    """What serving takes where the next tokens of all slots share a forward: their logits, which the head makes and
+    which are float32 afterwards, and in bfloat16 oneDNN's code for every number of rows. Keys and values are in the
+    slots' caches anyway, and a forward has no more tokens than a piece of a prompt."""
+    size = arch.block_bytes[0] // max(1, arch.block_parameters[0]) if arch.block_parameters else F32
+    rows = joint_rows(slots)
+    code = _JOINT_CODE * (rows // JOINT_ROWS).bit_length() if size == F16 else 0
+    return rows * arch.n_vocab * (size + F32) + code
 
 
 def _trained_bytes(arch: ModelShapes, blocks: int) -> int:

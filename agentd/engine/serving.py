@@ -316,8 +316,8 @@ class Serving(Generic[W]):
         for slot, job, stop, row in ends:
             start = len(slot.tokens)
             slot.tokens = job.prompt[:stop]
-            if start == slot.exact and stop == self._context.boundaries.after(start):
-                slot.exact = stop
+            if len(ends) == 1 and start == slot.exact and stop == self._context.boundaries.after(start):
+                slot.exact = stop  # what shared a batch with others' may differ in its last bits
             if row is not None:
                 pieces += self._guard(partial(self._prompted, row), [slot])
         return pieces

@@ -101,7 +101,7 @@ class TransformersBackground:
     def answer(
         self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
     ) -> Generator[list[Piece], None, None]:
-        """See the protocol. One after the other: here two at a time take as long as one and another one."""
+        """See the protocol. One after the other: no plan counts the caches of more."""
         context = Context(self._model, 1)
         serving = Serving(
             context,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from agentd.engine.transformers.image import Image, Mapped
+from agentd.engine.transformers.joint import attention
 from agentd.engine.transformers.loading import Loaded
 from agentd.limits import PRODUCT_ROWS
 from agentd.nn.forward_patch import as_made
@@ -69,10 +70,21 @@ class Model:
         self._give_way: Callable[[], None] | None = None
         self._differentiates = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        configs: dict[int, Any] = {}
+        for module in self.module.modules():
+            if hasattr(config := getattr(module, "config", None), "_attn_implementation"):
+                configs[id(config)] = config
+        self.configs = list(configs.values())
+        self._attention = [config._attn_implementation for config in self.configs]
         self.blocks = self._find_blocks()
         for block in self.blocks:
             block.register_forward_pre_hook(self._before_block, with_kwargs=True)
         self.install(self.base)
+
+    @property
+    def attention(self) -> str:
+        """The name of the model's own attention."""
+        return str(self._attention[0])
 
     @property
     def pads(self) -> bool:
@@ -107,7 +119,7 @@ class Model:
         previous = self._give_way, self._differentiates
         self._give_way, self._differentiates = None, False
         try:
-            with as_made(self.module), torch.inference_mode(False):
+            with as_made(self.module), attention(self.configs, self._attention), torch.inference_mode(False):
                 yield
         finally:
             self._give_way, self._differentiates = previous
@@ -122,12 +134,15 @@ class Model:
         finally:
             self._differentiates = False
 
-    def forward(self, tokens: Sequence[int], keep: Sequence[int], **arguments: Any) -> torch.Tensor:
-        """Logits (len(keep), n_vocab) in float32 after the rows `keep` of one sequence of tokens."""
+    def forward(
+        self, tokens: Sequence[int], keep: Sequence[int], *, multiple: int = PRODUCT_ROWS, **arguments: Any
+    ) -> torch.Tensor:
+        """Logits (len(keep), n_vocab) in float32 after the rows `keep` of one row of tokens; where the model pads,
+        more than one are computed as a `multiple`."""
         ids = torch.tensor([tokens], device=self.device)
         rows = list(keep)
         if self.pads and len(rows) > 1:
-            rows += [rows[-1]] * (-len(rows) % PRODUCT_ROWS)
+            rows += [rows[-1]] * (-len(rows) % multiple)
         if self._keeps_logits:
             arguments["logits_to_keep"] = torch.tensor(rows, device=self.device)
         with nullcontext() if self._differentiates else torch.inference_mode():

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from agentd.engine.protocol import BASE, AdapterSpec, LearningRule
+from agentd.engine.protocol import BASE, AdapterSpec, LearningRule, Sampling
 from agentd.engine.transformers.engine import TransformersEngine
 from agentd.errors import ModelUnusable
 from agentd.learn import ledger
@@ -44,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "qwen3": _LLAMA | {"head_dim": 16},
 }
 REUSE = set(SIZES) - {"lfm2"}
+JOINT = REUSE - {"bloom", "falcon", "mpt"}  # these attend in a way of their own
 _RECURRENT = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
 SENTENCE = "The sea, the wind and a lighthouse that has not been lit for many years. "
 
@@ -93,6 +94,24 @@ def test_an_answer_is_what_generate_makes(engine: TransformersEngine) -> None:
         whole = model.generate(ids, max_new_tokens=12, do_sample=False)
         assert answer.text == tokenizer().decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
     assert (answer.last.cached_tokens > 0) == (engine.model.config.model_type in REUSE)
+
+
+def test_several_at_once_say_what_each_says_alone(engine: TransformersEngine) -> None:
+    """Prompts longer than a window, of different lengths, computed anew and continued."""
+    free = Sampling(temperature=0)
+    questions = [4 * SENTENCE + "Who?", "When?"]
+    rounds = [
+        [chat(f"{i}", question, free, max_tokens=n, logprobs=0) for i, question in enumerate(questions)]
+        for n in (10, 14)
+    ]
+    alone = [[ask(engine, request)[0] for request in requests] for requests in rounds]
+    engine.forget(None)
+    for requests, expected in zip(rounds, alone, strict=True):
+        for answer, other in zip(ask(engine, *requests), expected, strict=True):
+            assert answer.text == other.text
+            for one, two in zip(answer.logprobs, other.logprobs, strict=True):
+                assert one["logprob"] == pytest.approx(two["logprob"], abs=1e-3)
+    assert engine._context.joins == (engine.model.config.model_type in JOINT)  # type: ignore[attr-defined]
 
 
 def test_every_weight_learns_and_a_ledger_leads_back_to_it(engine: TransformersEngine, tmp_path: Path) -> None:
