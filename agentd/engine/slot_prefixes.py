@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from agentd.engine.decoder import Decoder
 from agentd.engine.jobs import Job, Slot
+from agentd.engine.prefix_files import PrefixFiles
 from agentd.engine.prefixes import LEAST, Prefix, PrefixStore, State
 from agentd.engine.protocol import Interrupted
 from agentd.engine.weight_registry import W
@@ -97,8 +99,10 @@ class SlotPrefixes(Generic[W]):
                     self.empty(slot)
                     slot.adapters = new
                 yield self._advance(slot, new, tokens, interrupted)
-                if len(slot.tokens) == len(tokens) and not self.keep(slot):
-                    break  # there is no room for it: it stays in its slot
+                if not self._continues(slot, new, tokens):
+                    continue  # someone has its slot
+                if slot.private or (len(slot.tokens) == len(tokens) and not self.keep(slot)):
+                    break  # it is to be forgotten, or there is no room for it: then it stays in its slot
 
     def _continues(self, slot: Slot[W], new: W, tokens: list[int]) -> bool:
         n = len(slot.tokens)
@@ -115,7 +119,23 @@ class SlotPrefixes(Generic[W]):
                 self._context.decode(piece, range(start, start + len(piece)), [(slot.sequence,)] * len(piece), [])
         except Interrupted:
             return 0
+        if len(slot.tokens) != start:  # who only looks may come in the middle, and had it forgotten
+            self._context.forget(slot.sequence)
+            return 0
         slot.tokens = slot.tokens + piece
         if start == slot.exact and len(slot.tokens) == boundary:
             slot.exact = boundary
         return len(piece)
+
+
+def slot_prefixes(
+    settings: dict[str, Any], versions: str, context: StatefulDecoder[W], name: Callable[[W], str]
+) -> SlotPrefixes[W] | None:
+    """As the settings say ({"folder", "memory", "disk", "key"}: the limits in bytes, and what names the model's
+    content); None where nothing is kept. `versions`: no other software is known to read what this one wrote."""
+    files = PrefixFiles(Path(settings["folder"]), f"{settings['key']} {versions}", settings["disk"])
+    if not (settings["memory"] and settings["disk"]):
+        files.clear()  # of a time when it was wanted
+    if not settings["memory"] or not context.reuses:
+        return None
+    return SlotPrefixes(PrefixStore(settings["memory"], files if settings["disk"] else None), context, name)

@@ -30,6 +30,8 @@ from agentd.revision import archive
 
 S = TypeVar("S", bound=PassSetting)
 
+_PREFIXES = 8  # what is kept of prompts beyond slots may take one part in so many of what is free
+
 
 @dataclass(frozen=True)
 class PassPlan(Generic[S]):
@@ -174,14 +176,30 @@ class LanguageKind(EngineKind[Setting]):
     cached_bytes: ClassVar[int] = F16
     """Of a value in a cache."""
 
+    def __init__(self, model: ModelFile) -> None:
+        super().__init__(model)
+        self._prefixes = 0
+
     def fitted(self, config: Config) -> Config:
+        """What serving takes besides contexts has its memory first: contexts and passes get of the rest."""
         assert not isinstance(self.model.header, ClassifierHeader)
         shapes, trained = self.shapes(config), self.model.header.context_length
-        free = probe.read().available - config.memory.reserve - shapes.weight_bytes - self.reserved(config)
-        return config.fitted(fitted(shapes, trained, config.serve.slots, free, self.cached_bytes))
+        free = probe.read().available - config.memory.reserve - shapes.weight_bytes - self.serving_bytes(config)
+        self._prefixes = min(config.serve.prefixes.memory, max(0, free) // _PREFIXES)
+        slots, each = config.serve.slots, self.cached_bytes
+        return config.fitted(fitted(shapes, trained, slots, free - self._prefixes, each))
 
-    def reserved(self, config: Config) -> int:
-        """Bytes of memory that serving takes besides weights and caches, sooner or later."""
+    def settings(self, config: Config) -> dict[str, Any]:
+        prefixes = {
+            "folder": str(config.state.dir / "prefixes"),
+            "memory": self._prefixes,
+            "disk": config.serve.prefixes.disk if self._prefixes else 0,
+            "key": self.model.sha256,
+        }
+        return {**super().settings(config), "prefixes": prefixes}
+
+    def serving_bytes(self, config: Config) -> int:
+        """What serving takes besides weights, caches and prefixes, as far as it depends on the model."""
         return 0
 
     def setting(

@@ -34,8 +34,6 @@ from agentd.revision.archive import Archive
 
 logger = logging.getLogger(__name__)
 
-_PREFIXES = 8  # what is kept of prompts beyond slots may take one part in so many of what is free
-
 
 class LlamaCpp(LanguageKind):
     name = "llamacpp"
@@ -44,29 +42,10 @@ class LlamaCpp(LanguageKind):
     def __init__(self, model: ModelFile) -> None:
         super().__init__(model)
         self._compared = False  # whether that was tried
-        self._prefixes = 0
 
     def shapes(self, config: Config) -> ModelShapes:
         assert isinstance(self.model.header, Header)
         return ModelShapes.from_header(self.model.header)
-
-    def fitted(self, config: Config) -> Config:
-        """Prefixes have their memory first: contexts and passes get of the rest."""
-        free = max(0, memory.read().available - config.memory.reserve - self.shapes(config).weight_bytes)
-        self._prefixes = min(config.serve.prefixes.memory, free // _PREFIXES)
-        return super().fitted(config)
-
-    def reserved(self, config: Config) -> int:
-        return self._prefixes
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        prefixes = {
-            "folder": str(config.state.dir / "prefixes"),
-            "memory": self._prefixes,
-            "disk": config.serve.prefixes.disk if self._prefixes else 0,
-            "key": self.model.sha256,
-        }
-        return {**super().settings(config), "prefixes": prefixes}
 
     def probed_under(self) -> str:
         """The model, the code that builds its blocks, and the machine."""

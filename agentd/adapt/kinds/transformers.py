@@ -13,7 +13,7 @@ from agentd.adapt.passes.transformers import InPlacePass, InPlaceSetting
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import Setting
 from agentd.budget.expectation import in_place_steps
-from agentd.budget.in_place import served_shapes
+from agentd.budget.in_place import joint_bytes, served_shapes
 from agentd.budget.model_shapes import F32, ModelShapes
 from agentd.budget.planner import Choice
 from agentd.config.schema import Config
@@ -41,6 +41,9 @@ class Transformers(LanguageKind):
     def shapes(self, config: Config) -> ModelShapes:
         assert not isinstance(self.model.header, ClassifierHeader)
         return served_shapes(self.model.header, config.model.dtype)
+
+    def serving_bytes(self, config: Config) -> int:
+        return joint_bytes(self.shapes(config), config.serve.slots)
 
     def of_choice(self, choice: Choice, config: Config, data: Dataset, steps: int | str) -> Setting:
         plan, rank = choice.plan, config.adapt.rank

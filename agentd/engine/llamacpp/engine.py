@@ -15,10 +15,8 @@ from agentd.engine.llamacpp.context import Context, anonymous_mappings, release_
 from agentd.engine.llamacpp.library import load_model, metadata
 from agentd.engine.llamacpp.sampling import TokenSampler
 from agentd.engine.llamacpp.vocabulary import Vocabulary
-from agentd.engine.prefix_files import PrefixFiles
-from agentd.engine.prefixes import PrefixStore
 from agentd.engine.protocol import BASE, Generate, ModelInfo, Weights
-from agentd.engine.slot_prefixes import SlotPrefixes
+from agentd.engine.slot_prefixes import SlotPrefixes, slot_prefixes
 from agentd.host.openmp import Spinning
 from agentd.limits import BACKGROUND_CONTEXT
 
@@ -76,15 +74,8 @@ class LlamaCppEngine(LanguageEngine[Adapters, LlamaCppBackground]):
     def _kept(self, context: Context, settings: dict[str, Any] | None) -> SlotPrefixes[Adapters] | None:
         if settings is None:
             return None
-        # llama.cpp says nowhere that another version reads what this one wrote.
-        key = f"{settings['key']} llama-cpp-python {lc.__version__}"
-        files = PrefixFiles(Path(settings["folder"]), key, settings["disk"])
-        if not (settings["memory"] and settings["disk"]):
-            files.clear()  # of a time when it was wanted
-        if not settings["memory"] or not context.reuses:
-            return None
-        store = PrefixStore(settings["memory"], files if settings["disk"] else None)
-        return SlotPrefixes(store, context, lambda adapters: adapters.digest or BASE)
+        versions = f"llama-cpp-python {lc.__version__}"
+        return slot_prefixes(settings, versions, context, lambda adapters: adapters.digest or BASE)
 
     def stage(self, weights: Weights, adapter: Path | None, control: Path | None) -> None:
         self._registry.put(weights, load(self._model, weights, adapter, control))

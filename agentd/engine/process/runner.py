@@ -307,9 +307,9 @@ _MODULE = "agentd.engine.process.runner"
 
 
 def make_engine(settings: dict[str, Any]) -> Engine:
-    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, for
-    llamacpp "prefixes" (engine/llamacpp/engine.py), and for
-    transformers {"folder", "key", "revisions", "dtype"} besides (engine/transformers/engine.py)."""
+    """The engine that the settings name: {"engine", "path", "context", "slots", "threads", "gpu_layers"}, for those of
+    language models "prefixes" (engine/slot_prefixes.py), and for transformers {"folder", "key", "revisions", "dtype"}
+    besides (engine/transformers/engine.py)."""
     if settings["engine"] == "int8":
         with allocator.importing():
             from agentd.engine.int8.engine import Int8Engine
@@ -331,6 +331,7 @@ def make_engine(settings: dict[str, Any]) -> Engine:
             slots=settings["slots"],
             threads=settings["threads"],
             dtype=settings["dtype"],
+            prefixes=settings.get("prefixes"),
         )
     if settings["engine"] != "llamacpp":
         raise AgentdError(f"there is no engine {settings['engine']!r}")

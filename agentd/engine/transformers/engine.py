@@ -7,13 +7,16 @@ for what a revision is.
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
 from agentd.engine.constraints import Constraint
 from agentd.engine.language import LanguageEngine
-from agentd.engine.protocol import Generate, ModelInfo
+from agentd.engine.protocol import BASE, Generate, ModelInfo
 from agentd.engine.protocol import Weights as Name
+from agentd.engine.slot_prefixes import slot_prefixes
 from agentd.engine.transformers.background import TransformersBackground
 from agentd.engine.transformers.context import Context
 from agentd.engine.transformers.exporting import stacked, write_gguf
@@ -33,6 +36,7 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
 
     folder     where images of weights are kept; with `key` it identifies the model's content
     revisions  the directory of revisions, in which a ledger's parents are found
+    prefixes   {"folder", "memory", "disk", "key"} of those that are kept beyond slots, as in engine llamacpp
 
     Raises ModelUnusable.
     """
@@ -49,6 +53,7 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
         threads: int = 1,
         dtype: str = "auto",
         device: str = "auto",
+        prefixes: dict[str, Any] | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self._path, self._folder = path, folder
@@ -64,7 +69,11 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
             serving.warm_up(per_slot)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ModelUnusable(path, f"it does not run: {error}") from error
-        super().__init__(serving, self.vocabulary, self.model.base, per_slot)
+        kept = None
+        if prefixes is not None:
+            versions = f"transformers {transformers.__version__} torch {torch.__version__} {self.model.dtype} {threads}"
+            kept = slot_prefixes(prefixes, versions, serving, self._digest)
+        super().__init__(serving, self.vocabulary, self.model.base, per_slot, kept)
         self.info = ModelInfo(
             name=path.stem,
             architecture=str(self.model.config.model_type),
@@ -77,6 +86,10 @@ class TransformersEngine(LanguageEngine[Weights, TransformersBackground]):
             size_bytes=self.model.base.image.size,
             has_chat_template=self.vocabulary.has_chat_template,
         )
+
+    def _digest(self, weights: Weights) -> str:
+        """Which weights these are, after a restart too: the names of images that were made here have their sha256."""
+        return BASE if weights is self.model.base else weights.image.files[0].stem
 
     def staging(self, weights: Name, adapter: Path | None, control: Path | None) -> Generator[None, None, None]:
         """`adapter` is a ledger. Yields after every replayed step, so that serving need not wait."""
