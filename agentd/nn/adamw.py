@@ -24,7 +24,7 @@ class AdamW:
         self._weight_decay, self._betas = weight_decay, betas
         self._mean = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._square = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self._steps = 0
+        self.steps = 0
 
     @contextlib.contextmanager
     def trained(self) -> Iterator[None]:
@@ -42,9 +42,9 @@ class AdamW:
     def apply(self, lr: float, seed: int = 0) -> None:
         """One step along the gradients that backward passes have left in the parameters, and drops them. `seed` is
         not used: fp32 is not rounded at random."""
-        self._steps += 1
+        self.steps += 1
         beta1, beta2 = self._betas
-        correction1, correction2 = 1 - beta1**self._steps, 1 - beta2**self._steps
+        correction1, correction2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         for parameter, mean, square in zip(self.parameters, self._mean, self._square, strict=True):
             gradient = parameter.grad
             if gradient is None:
@@ -55,9 +55,14 @@ class AdamW:
             parameter.addcdiv_(mean, (square / correction2).sqrt_().add_(1e-8), value=-lr / correction1)
             parameter.grad = None
 
+    @property
+    def moments(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(parameter, mean of its gradients, mean of their squares): with `steps` all that a next step depends on."""
+        return zip(self.parameters, self._mean, self._square, strict=True)
+
     def reset(self) -> None:
         """Forgets all steps, what their gradients were, and those that are there."""
-        self._steps = 0
+        self.steps = 0
         self.drop()
         for moment in (*self._mean, *self._square):
             moment.zero_()

@@ -1,6 +1,7 @@
 """The trainer's process: arguments, priorities, signals, and events as JSON lines on stdout (the log is on stderr).
 
-Exit status: 0 after "done", 3 for a model whose blocks cannot be built here, 1 for anything else.
+Exit status: 0 after "done" and "parked", 143 after SIGTERM, 3 for a model whose blocks cannot be built here, 1 for
+anything else.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from agentd.host import allocator, page_cache
 from agentd.nn.import_stubs import import_lean
 from agentd.trainer import UNSUPPORTED
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="agentd.trainer", description="Trains a range of blocks on tapped inputs.")
@@ -27,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--probe", type=Path, metavar="MODEL", help="print whether blocks of this GGUF can be trained")
     parser.add_argument("--sample", type=Path, help="with --probe: what the engine computes, to compare blocks with")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    terminated = _Termination()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the daemon, too, which says how this is to end
     _join_group()
     _yield_to_others()
     _die_with_parent()
@@ -53,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         torch.set_num_threads(spec.options.threads)
         torch.set_num_interop_threads(1)
-        train(spec, emit, ask, parked)
+        if not train(spec, emit, ask, parked, terminated):
+            return _TERMINATED
     except BrokenPipeError:
         # No one reads the events any more, so no one waits for the result.
         os._exit(1)
@@ -64,6 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
         emit({"event": "error", "message": f"{type(error).__name__}: {error}"})
         raise
     return 0
+
+
+class _Termination:
+    """Whether SIGTERM came. Until someone asks there is nothing worth writing, and the process just ends."""
+
+    def __init__(self) -> None:
+        self._asked = self._came = False
+        signal.signal(signal.SIGTERM, self._come)
+
+    def __call__(self) -> bool:
+        self._asked = True
+        return self._came
+
+    def _come(self, *_: object) -> None:
+        self._came = True
+        if not self._asked:
+            os._exit(_TERMINATED)
 
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:

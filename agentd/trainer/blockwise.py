@@ -50,21 +50,21 @@ class Blockwise(Learner):
         by_block: dict[int, list[torch.Tensor]] = {i: [] for i in range(spec.first_block, spec.end_block)}
         for name, layer in self.lora.items():
             by_block[block_of(name)] += [layer.a, layer.b]
-        self.optimizers = {i: AdamW(matrices, spec.options.weight_decay) for i, matrices in by_block.items()}
+        self.by_block = {i: AdamW(matrices, spec.options.weight_decay) for i, matrices in by_block.items()}
         self._trunk = None if spec.states == "asked" else self.open_tap()
         if self._trunk is None and ask is None:
             raise TrainerFailed("the checkpoints are the engine's to give, and there is no one to ask")
+
+    @property
+    def optimizers(self) -> list[AdamW]:
+        return list(self.by_block.values())
 
     @property
     def range(self) -> range:
         return range(self.spec.first_block, self.spec.end_block)
 
     def step(self, part: Sequence[Example], lr: float) -> float:
-        return self.backward(self.checkpoints(part), 1 / len(part), lambda block: self.optimizers[block].apply(lr))
-
-    def forget_steps(self) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.reset()
+        return self.backward(self.checkpoints(part), 1 / len(part), lambda block: self.by_block[block].apply(lr))
 
     def evaluate(self, examples: Sequence[Example]) -> Score:
         results: list[tuple[float, bool | None]] = []

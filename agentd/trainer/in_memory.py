@@ -19,6 +19,10 @@ class InMemory(Learner):
         self.tap = self.open_tap()
         self.optimizer = AdamW(self.parameters, spec.options.weight_decay)
 
+    @property
+    def optimizers(self) -> list[AdamW]:
+        return [self.optimizer]
+
     def micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
         return self.batches(examples, self.spec.prefix)
 
@@ -36,9 +40,6 @@ class InMemory(Learner):
         loss = self.gradients(part)
         self.optimizer.apply(lr)
         return loss
-
-    def forget_steps(self) -> None:
-        self.optimizer.reset()
 
     def evaluate(self, examples: Sequence[Example]) -> Score:
         with torch.no_grad():

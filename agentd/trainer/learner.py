@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from agentd.errors import TrainerFailed
 from agentd.learn.objectives import example_objective
+from agentd.nn.adamw import AdamW
 from agentd.nn.blocks import Blocks
 from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.head import Head
@@ -70,6 +71,24 @@ class Learner(ABC):
     def parameters(self) -> list[torch.Tensor]:
         return [matrix for layer in self.lora.values() for matrix in (layer.a, layer.b)]
 
+    @property
+    @abstractmethod
+    def optimizers(self) -> list[AdamW]:
+        """All have taken the same steps."""
+
+    @property
+    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the optimizers know, by names that are the same whichever way the blocks are trained."""
+        names = {
+            id(matrix): f"{name}.{which}"
+            for name, layer in self.lora.items()
+            for which, matrix in (("a", layer.a), ("b", layer.b))
+        }
+        for optimizer in self.optimizers:
+            for parameter, mean, square in optimizer.moments:
+                yield f"mean {names[id(parameter)]}", mean
+                yield f"square {names[id(parameter)]}", square
+
     @abstractmethod
     def step(self, part: Sequence[Example], lr: float) -> float:
         """One step of AdamW down the mean loss over `part`, which is returned."""
@@ -77,9 +96,10 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, examples: Sequence[Example]) -> Score: ...
 
-    @abstractmethod
     def forget_steps(self) -> None:
         """Begins anew with the moments of the gradients: those that led elsewhere say nothing here."""
+        for optimizer in self.optimizers:
+            optimizer.reset()
 
     def read(self, path: Path) -> None:
         """Goes on from what `write` has written."""

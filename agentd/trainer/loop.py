@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agentd.trainer.batches import Example
 from agentd.trainer.blockwise import Ask, Blockwise
 from agentd.trainer.in_memory import InMemory
 from agentd.trainer.learner import Learner, LossNotFinite, Score
+from agentd.trainer.parking import Parking
 from agentd.trainer.spec import Spec
 
 Emit = Callable[[dict[str, Any]], None]
@@ -44,11 +46,19 @@ def make_learner(spec: Spec, ask: Ask | None = None) -> Learner:
     return InMemory(spec)
 
 
-def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], bool] = lambda: False) -> None:
+def train(
+    spec: Spec,
+    emit: Emit,
+    ask: Ask | None = None,
+    parked: Callable[[], bool] = lambda: False,
+    terminated: Callable[[], bool] = lambda: False,
+) -> bool:
     """Trains as `spec` says and writes the adapter; tells `emit` how it goes (the events of the trainer's protocol).
 
-    parked  asked after every step and every block of the trunk; once it is true the matrices are written as they are,
-            and training ends with the event `parked`, whose `step` another specification may go on from
+    parked      asked after every step and every block of the trunk; once it is true the matrices are written as they
+                are, and training ends with the event `parked`, whose `step` another specification may go on from
+    terminated  asked before every step of a training whose state is kept; once it is true the state is written, and
+                False is returned: the same specification goes on from there
     """
     start = time.monotonic()
     options = spec.options
@@ -68,7 +78,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         note = lambda blocks, of: emit({"event": "trunk", "blocks": blocks, "of": of})  # noqa: E731
         if not trunk.run(spec, note, parked):
             park(written=False)
-            return
+            return True
     learner = make_learner(spec, ask)
     allocator.while_training()
     page_cache.forget()
@@ -80,6 +90,17 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
     best = _Best(spec, learner, decides=len(dev) >= _DECIDES)
     judge_every = max(1, math.ceil(per_epoch / _JUDGEMENTS))
     scale = 1.0
+    parking = Parking(spec, learner, best.path) if spec.parking else None
+    resumed = False
+    if parking and spec.goes_on:
+        try:
+            place = parking.restore()
+            done, steps, scale, resumed = place["step"], place["steps"], place["scale"], True
+            best.restore(place["best"])
+            start -= place["seconds"]
+            emit({"event": "resumed", "step": done, "steps": steps, "scale": scale})
+        except ValueError as error:
+            emit({"event": "anew", "reason": str(error)})
 
     def goes_on(broken: bool = False) -> bool:
         """After a look that was no better, or a loss that is no number (`broken`): whether to go on, from the best
@@ -94,17 +115,31 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             emit({"event": "back", "step": best.best_step, "scale": _SMALLER})
         return True
 
-    if dev:
+    def save(parking: Parking) -> None:
+        began = time.monotonic()
+        try:
+            place = {"step": done, "steps": steps, "scale": scale, "best": best.as_json(), "seconds": began - start}
+            parking.save(place)
+            emit({"event": "saved", "step": done, "steps": steps, "seconds": round(time.monotonic() - began, 3)})
+        except OSError as error:  # less is safe than could be, but nothing is lost yet
+            emit({"event": "unsaved", "reason": error.strerror or str(error)})
+
+    if dev and not resumed:
         best.look(options.first_step, learner.evaluate(dev), emit)
     parts: list[list[Example]] = []
-    began = time.monotonic()
+    begun, began = done, time.monotonic()
     while done < steps:
+        ends = parking is not None and terminated()
+        if parking and (ends or parking.due):
+            save(parking)
+        if ends:
+            return False
         step = done + 1
         epoch, i = divmod(step - 1, per_epoch)
         if not i or not parts:
             parts = batches_of(training, options.seed, epoch, options.batch)
         done = step
-        taken, now = step - 1 - options.first_step, time.monotonic()
+        taken, now = step - 1 - begun, time.monotonic()
         if taken >= _PACE:  # the step size goes down towards the last one, whichever that is
             steps = max(step, min(most, step - 1 + int((deadline - now) * taken / (now - began))))
         try:
@@ -123,7 +158,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
         if parked():
             learner.write(spec.output)
             park(written=True)
-            return
+            return True
         if time.monotonic() - last_write > _KEEP_EVERY:
             learner.write(keeping, durable=False)
             emit({"event": "kept", "step": step, "steps": steps})
@@ -151,6 +186,7 @@ def train(spec: Spec, emit: Emit, ask: Ask | None = None, parked: Callable[[], b
             **_facts(start),
         }
     )
+    return True
 
 
 def batches_of(training: Sequence[Example], seed: int, epoch: int, size: int) -> list[list[Example]]:
@@ -186,7 +222,7 @@ class _Best(EarlyStopping):
         self._last: tuple[int, Score] | None = None
         self.kept = 0  # the step whose state was kept
         self._learner, self._output = learner, spec.output
-        self._path = spec.output.with_name(f"best-{spec.output.name}")
+        self.path = spec.output.with_name(f"best-{spec.output.name}")
         self.before: Score | None = None
         self.score: Score | None = None
 
@@ -196,13 +232,27 @@ class _Best(EarlyStopping):
         self._last = step, score
         emit({"event": "dev", "step": step, "loss": score.loss, "accuracy": score.accuracy, "best": better})
         if better:
-            self._learner.write(self._path, durable=False)
+            self._learner.write(self.path, durable=False)
             self.score = score
+
+    def as_json(self) -> dict[str, Any]:
+        """All that it knows besides its file."""
+        facts = {name: getattr(self, name) for name in ("first_loss", "best_loss", "best_step", "failures")}
+        scores = {name: score and asdict(score) for name, score in (("before", self.before), ("score", self.score))}
+        last = self._last and [self._last[0], asdict(self._last[1])]
+        return {**facts, **scores, "last": last}
+
+    def restore(self, known: dict[str, Any]) -> None:
+        """As `as_json` has it."""
+        for name in ("first_loss", "best_loss", "best_step", "failures"):
+            setattr(self, name, known[name])
+        self.before, self.score = (known[name] and Score(**known[name]) for name in ("before", "score"))
+        self._last = known["last"] and (known["last"][0], Score(**known["last"][1]))
 
     def back(self) -> None:
         """Goes on from there, if there was any."""
         if self.score is not None:
-            self._learner.read(self._path)
+            self._learner.read(self.path)
 
     def keep(self) -> None:
         """Makes it the adapter that was trained. Raises TrainerFailed where no loss on dev was a number."""
@@ -213,7 +263,7 @@ class _Best(EarlyStopping):
             self.kept, self.score = self._last
             self._learner.write(self._output)
         else:
-            publish(self._path, self._output)
+            publish(self.path, self._output)
 
 
 def _facts(start: float) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class TrainOptions:
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
     first_step    steps that an earlier, parked training did
     seconds       from the start of this process until training ends: fewer steps are taken where all take longer
+    park_every    seconds between two times that the state is written, at least
     """
 
     rank: int = _number(8, least=1)
@@ -60,6 +61,7 @@ class TrainOptions:
     bf16: bool = False
     first_step: int = _number(0)
     seconds: float = _number(86400.0)
+    park_every: float = _number(45.0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Spec:
     train    numbers of the examples to learn from, `dev` of those that judge
     prefix   tokens that all of them begin with, rows of the tap that are there once
     starts   where `tapped`: the first row of each example, first those of `train`, then those of `dev`
+    parking  the file that the training's state is written to, see parking.py; None: it is lost with the process
+    goes_on  it begins where that file says, if it belongs to the same training
+    identity what that depends on besides, in a word
+    context  what whoever reads the file's header finds there
     """
 
     model: Path
@@ -88,6 +94,10 @@ class Spec:
     starts: list[int] = field(default_factory=list)
     initial: Path | None = None
     control: Path | None = None
+    parking: Path | None = None
+    goes_on: bool = False
+    identity: str = ""
+    context: dict[str, Any] = field(default_factory=dict)
     options: TrainOptions = field(default_factory=TrainOptions)
     examples: tuple[Example, ...] = ()
 
@@ -222,5 +232,6 @@ def _kind(hint: Any) -> tuple[str, Callable[[Any], bool], Callable[[Any], Any]]:
             lambda v: type(v) is list and all(type(n) is int and n >= 0 for n in v),
             list,
         ),
+        dict[str, Any]: ("an object", lambda v: type(v) is dict, dict),
         TrainOptions: ("an object", lambda v: type(v) is dict, dict),
     }[hint]
