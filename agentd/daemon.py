@@ -16,6 +16,7 @@ from agentd import ids, logs, maintenance, models
 from agentd.adapt import kinds
 from agentd.adapt.controller import Adaptation
 from agentd.adapt.holds import Holds
+from agentd.adapt.passes import parked
 from agentd.api import access, ui
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
@@ -136,7 +137,8 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
     kind = kinds.choose(config, model)
     config = await asyncio.to_thread(kind.fitted, config)
     files = RevisionFiles(config.state.dir / "revisions", model.sha256, digests)
-    for note in await store.call(recover):
+    folders = config.state.dir / "passes"
+    for note in await store.call(recover, lambda number: parked.read(folders / str(number)) is not None):
         logger.warning("%s", note)
     for name, task in tasks_of(config, model.classifier).items():
         await store.call(tasks.declare, declared(name, task))

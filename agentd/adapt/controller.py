@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from agentd.adapt import consolidation
 from agentd.adapt.gate.skills import Baseline
 from agentd.adapt.kinds.kind import EngineKind, PassPlan
 from agentd.adapt.passes import memory_control
+from agentd.adapt.passes import parked as parked_passes
 from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.passes.contribution import Order
+from agentd.adapt.passes.parked import Parked
 from agentd.adapt.passes.progress import MemoryWatch, Progress
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import dataset as datasets
@@ -27,7 +31,7 @@ from agentd.adapt.recall.judge import RecallJudge
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.adapt.rollback import Rollback
 from agentd.adapt.trial.trial import STOPPED, RolledBack, Trials
-from agentd.adapt.triggers import Ages, Triggers
+from agentd.adapt.triggers import Ages, Triggers, in_quiet_hours
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
@@ -37,8 +41,13 @@ from agentd.revision import archive
 from agentd.revision.files import RevisionFiles
 from agentd.store import events, examples, passes, revisions, transitions, trials
 from agentd.store.database import Store
+from agentd.store.passes import Pass
 
 logger = logging.getLogger(__name__)
+
+_FINISH = 12.0  # seconds that a trainer may take to write where it is when the daemon ends
+_PATIENCE = 1800.0  # seconds that a pass which goes on may wait for memory
+_LOOK = 2.0  # seconds between looks at whether a parked pass may go on
 
 
 class Adaptation:
@@ -84,6 +93,12 @@ class Adaptation:
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
             resumed = self._trials.resume(trial.revision, trial.pass_id, self._progress)
             self._task = asyncio.create_task(resumed)
+        waiting = await self._store.call(passes.parked)
+        await asyncio.to_thread(parked_passes.tidy, self._folders, waiting.id if waiting else None)
+        if waiting and not trial:
+            phases = {phase: float(seconds) for phase, seconds in waiting.phases.items()}
+            self._progress = Progress(waiting.id, state="parked", phase="parked", phases=phases)
+            self._task = asyncio.create_task(self._resume(waiting, self._progress))
         if self._config.adapt.enabled:
             self.triggers.run()
         self._judge.run()
@@ -94,6 +109,8 @@ class Adaptation:
         await self._judge.shut_down()
         if self._task and not self._task.done():
             self._stop_reason = STOPPED
+            if self._training and await self._training.finish(_FINISH):
+                await asyncio.wait({self._task}, timeout=_LOOK)  # its pass notes that it is parked
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -125,6 +142,10 @@ class Adaptation:
     def folder(self, number: int) -> Path:
         """The working directory of a pass."""
         return self._folders / str(number)
+
+    def can_go_on(self, number: int) -> bool:
+        """Whether a pass that was cut short has left what it could go on from."""
+        return parked_passes.read(self.folder(number)) is not None
 
     # --- what the admin API asks for
 
@@ -247,6 +268,7 @@ class Adaptation:
         seed: int,
         imported: archive.Archive | None,
         order: Order | None,
+        parked: Parked | None = None,
     ) -> None:
         progress = self._progress
         assert progress is not None
@@ -261,7 +283,7 @@ class Adaptation:
                     if imported is not None:
                         attempt, data = await self._import(progress, imported, seed)
                     else:
-                        attempt, data = await self._plan(progress, options, seed, memory)
+                        attempt, data = await self._plan(progress, options, seed, memory, parked)
                     revision = await attempt.run(data)
                     await self._trials.begin(revision, progress, attempt.learned)
                     outcome, reason = "committed", None
@@ -285,8 +307,12 @@ class Adaptation:
                 outcome = await self._abandon(number, reason)
             finally:
                 guard.cancel()
-        if outcome == "trial":
-            return  # it goes on after the restart
+        if outcome in ("trial", "parked"):  # it goes on after the restart
+            with contextlib.suppress(AgentdError):
+                await self._store.call(passes.note_progress, number, progress.phases_so_far, ())
+                if outcome == "parked":
+                    await self._event("pass parked", STOPPED, number)
+            return
         progress.finish(outcome, reason)
         before = {f"{name}_before": size for name, size in memory.before.items()}
         peaks = {**memory.peaks, **before, "total": memory.total}
@@ -299,19 +325,94 @@ class Adaptation:
                 readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
                 self.triggers.note(readiness.new, outcome == "committed")
         keep = self._config.retention.passes
+        await asyncio.to_thread(parked_passes.clear, self.folder(number))
         await asyncio.to_thread(prune_folders, self._folders, keep)
         with contextlib.suppress(AgentdError):
             await self._store.call(passes.retain_answers, keep)
         await asyncio.to_thread(allocator.give_back)  # a pass reads all examples; the daemon lives for months
 
+    async def _resume(self, row: Pass, progress: Progress) -> None:
+        """Goes on with a pass that a restart has cut short, once nothing speaks against learning now."""
+        parked: Parked | None = None
+        reason: str | None = None
+        try:
+            while why := self._held_back(row):
+                progress.message = f"it goes on after {why}"
+                await asyncio.sleep(_LOOK)
+            parked = await asyncio.to_thread(parked_passes.read, self.folder(row.id))
+            reason = await self._store.call(self._gone_on, row, parked)
+        except asyncio.CancelledError:
+            parked, reason = None, self._stop_reason or "cancelled"
+            if await self._abandon(row.id, reason) == "parked":
+                return
+        except AgentdError as error:
+            logger.error("pass %d cannot go on: %s", row.id, error)  # after the next start, maybe
+            return
+        if parked is None or reason is not None:
+            progress.finish("failed", reason)
+            await asyncio.to_thread(parked_passes.clear, self.folder(row.id))
+            with contextlib.suppress(AgentdError):
+                await self._event("pass failed", reason or "", row.id)
+            return
+        step, steps = parked.state.header["place"]["step"], parked.state.header["place"]["steps"]
+        await self._event("pass resumed", f"training goes on behind step {step} of {steps}", row.id)
+        progress.state, progress.message = "resumed", ""
+        progress.phase = "plan"
+        progress.go_on()
+        await self._run(row.id, row.options, row.seed, None, None, parked)
+
+    def _held_back(self, row: Pass) -> str | None:
+        """What a parked pass waits for: whatever would keep a pass from starting by itself, but for what is new."""
+        if not self._engine.ready:
+            return "the engine is up"
+        if self.paused:
+            return "`agentctl resume`: learning is paused"
+        if self._activity.held:
+            return "what holds passes now (`agentctl status`)"
+        if self._store.problem:
+            return "there is room on the disk"
+        if row.trigger != "manual" and not self._config.adapt.enabled:
+            return "adapt.enabled is true again"
+        hours = self._config.adapt.trigger.quiet_hours
+        return f"the quiet hours ({hours})" if in_quiet_hours(hours, datetime.now()) else None
+
+    def _gone_on(self, db: Database, row: Pass, parked: Parked | None) -> str | None:
+        """Notes that the pass goes on; else that it does not, and returns why."""
+        reason = None
+        if parked is None:
+            reason = "what it was to go on from is gone or damaged"
+        elif row.parent_revision != self._engine.revision:
+            reason = f"it began at revision {row.parent_revision}, and revision {self._engine.revision} serves now"
+        elif lost := parked_passes.forgotten(db, parked.data):
+            reason = f"{lost} of its examples were forgotten"
+        if reason is not None:
+            transitions.abandon(db, row.id, reason)
+            return reason
+        assert parked is not None
+        return transitions.resume(db, row.id, parked.place)
+
     async def _plan(
-        self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch
+        self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch, parked: Parked | None
     ) -> tuple[Attempt, Dataset]:
-        plan = await self._prepare.plan(
-            self._config, options, seed + progress.id, engine_is_free=True, recalled=await self._recalled()
-        )
+        waits_until = time.monotonic() + (_PATIENCE if parked else 0)
+        while True:
+            try:
+                plan = await self._prepare.plan(
+                    self._config,
+                    options,
+                    seed + progress.id,
+                    engine_is_free=True,
+                    recalled=await self._recalled(),
+                    data=parked.data if parked else None,
+                )
+                break
+            except PassRefused as error:
+                if not error.shortfall or time.monotonic() >= waits_until:
+                    raise
+                progress.message = f"it goes on once there is memory: {error}"
+                await asyncio.sleep(_LOOK)
         await self._planned(progress, plan.setting)
-        means = await self._means(progress, seed, relearn=bool(options.get("consolidate")))
+        means = await self._means(progress, seed, relearn=bool(options.get("consolidate")), parked=parked)
         self._training = Training(self._activity, means.folder / "trainer.log", self._group)
         return self.kind.make_pass(means, plan, self._training, memory), plan.data
 
@@ -343,11 +444,13 @@ class Adaptation:
         await self._store.call(passes.advance, progress.id, "planned")
         return self.kind.import_pass(await self._means(progress, seed), imported), data
 
-    async def _means(self, progress: Progress, seed: int, *, relearn: bool = False) -> Means:
+    async def _means(
+        self, progress: Progress, seed: int, *, relearn: bool = False, parked: Parked | None = None
+    ) -> Means:
         folder = self.folder(progress.id)
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         tools = (self._config, self._store, self._engine, self.files)
-        return Means(*tools, progress, folder, seed, self._baseline, relearn)
+        return Means(*tools, progress, folder, seed, self._baseline, relearn, parked)
 
     async def _planned(self, progress: Progress, setting: PassSetting) -> None:
         progress.method, progress.blocks = setting.method, setting.blocks
@@ -366,15 +469,17 @@ class Adaptation:
 
     async def _abandon(self, number: int, reason: str) -> str:
         """Ends a pass that was cut short; returns its state then."""
+        keep = self._stop_reason == STOPPED
+        park = keep and await asyncio.to_thread(self.can_go_on, number)
         try:
-            keep = self._stop_reason == STOPPED
-            outcome = await self._store.call(transitions.abandon, number, reason, keep_trial=keep)
+            why = STOPPED if park else reason  # the trainer's end says less
+            outcome = await self._store.call(transitions.abandon, number, why, keep_trial=keep, park=park)
             committed = await self._store.call(revisions.committed)
             if committed != self._engine.revision and not keep:
                 await self._engine.swap(committed)
         except AgentdError as error:
             logger.error("pass %d could not be ended: %s", number, error)
-            return "failed"
+            return "parked" if park else "failed"  # the next start sees to it
         return outcome
 
     def _is_free(self) -> bool:

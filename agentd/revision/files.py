@@ -38,6 +38,11 @@ class RevisionFiles:
         self._root, self._base, self._digests = root, base_sha256, dict(digests or {})
         make_directory(root)
 
+    @property
+    def base_sha256(self) -> str:
+        """Of the model's file."""
+        return self._base
+
     def directory(self, revision: int) -> Path:
         return self._root / str(revision)
 

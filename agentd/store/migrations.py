@@ -87,6 +87,13 @@ def m008_fleet(db: Database) -> None:
     faults.change("migration m008_fleet")
 
 
+@migrations()
+def m009_parked_passes(db: Database) -> None:
+    # JSON: how often a pass went on after a restart, and where it was the last time
+    db.execute("ALTER TABLE passes ADD COLUMN resumed TEXT NOT NULL DEFAULT '{}'")
+    faults.change("migration m009_parked_passes")
+
+
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
         {statements}

@@ -19,7 +19,10 @@ _NEXT: dict[str, frozenset[str]] = {
     "gated": frozenset({"staged", "rejected"}),
     "staged": frozenset({"trial"}),
     "trial": frozenset({"committed", "rolled_back"}),
+    "parked": frozenset({"resumed"}),
+    "resumed": frozenset({"planned", "refused"}),  # it goes through all of them again
 }
+_ANYWHERE = frozenset({"failed", "parked"})
 TERMINAL = frozenset({"committed", "contributed", "refused", "failed", "rejected", "rolled_back"})
 _STEP_COLUMNS = ("loss", "dev_loss", "dev_accuracy", "seconds", "seed", "projected_gradient", "lr", "epsilon")
 
@@ -53,6 +56,8 @@ class Pass(Row):
     gate: dict[str, Any]
     phases: dict[str, Any]
     options: dict[str, Any]
+    resumed: dict[str, Any]
+    """How often it went on after a restart (`times`); see `transitions.resume`."""
 
 
 def create(db: Database, trigger: str, parent_revision: int, seed: int, options: Mapping[str, Any]) -> Pass:
@@ -99,7 +104,7 @@ def update(db: Database, /, id: int, **values: Any) -> Pass:
 def advance(db: Database, /, id: int, state: str, **values: Any) -> Pass:
     """Moves the pass on to `state` and sets columns with it. Raises ValueError if that state cannot follow."""
     current = get(db, id).state
-    if current in TERMINAL or (state != "failed" and state not in _NEXT[current]):
+    if current in TERMINAL or (state not in _ANYWHERE and state not in _NEXT[current]):
         raise ValueError(f"pass {id} is {current} and cannot become {state}")
     row = _set(db, id, {**values, "state": state, "finished_at": ids.now() if state in TERMINAL else None})
     faults.change(f"pass {state}")
@@ -116,15 +121,32 @@ def unfinished(db: Database) -> list[Pass]:
     return select(db, Pass, "WHERE finished_at IS NULL ORDER BY id")
 
 
+def parked(db: Database) -> Pass | None:
+    """The pass that a restart has cut short and that is to go on."""
+    rows = select(db, Pass, "WHERE state = 'parked' ORDER BY id DESC LIMIT 1")
+    return rows[0] if rows else None
+
+
 def add_examples(db: Database, pass_id: int, members: Iterable[tuple[str, str]]) -> None:
     """Notes which examples the pass uses, as (example id, 'train' | 'dev' | 'holdout')."""
     for example_id, role in members:
         db.execute("INSERT OR IGNORE INTO pass_examples VALUES (?, ?, ?)", [pass_id, example_id, role])
 
 
+def forget_examples(db: Database, pass_id: int) -> None:
+    """The pass takes others: it begins anew."""
+    db.execute("DELETE FROM pass_examples WHERE pass_id = ?", [pass_id])
+
+
 def has_examples(db: Database, pass_id: int) -> bool:
     """Whether it is noted which examples the pass uses."""
     return db.execute("SELECT 1 FROM pass_examples WHERE pass_id = ? LIMIT 1", [pass_id]).fetchone() is not None
+
+
+def note_progress(db: Database, id: int, phases: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> None:
+    """How a pass that runs has spent its time so far, and its steps: what a restart would lose."""
+    _set(db, id, {"phases": dict(phases)})
+    add_steps(db, id, rows)
 
 
 def add_steps(db: Database, pass_id: int, rows: Iterable[Mapping[str, Any]]) -> None:

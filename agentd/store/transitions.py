@@ -6,6 +6,8 @@ from sqlite_utils import Database
 
 from agentd.store import examples, passes, revisions, trials
 
+RESUMPTIONS = 3  # of a pass from the same place of its training
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -47,13 +49,14 @@ def take_back(db: Database, revision: int, number: int, reason: str) -> None:
         passes.advance(db, number, "rolled_back", reason=reason)
 
 
-def abandon(db: Database, number: int, reason: str, *, keep_trial: bool = False) -> str:
+def abandon(db: Database, number: int, reason: str, *, keep_trial: bool = False, park: bool = False) -> str:
     """Ends a pass that was cut short, in any state, and returns the state it has then.
 
-    A trial is taken back, or left to be resumed after a restart (`keep_trial`).
+    A trial is taken back, or left to be resumed after a restart (`keep_trial`); a pass that has something to go on
+    from is left for that, too (`park`).
     """
     row = passes.get(db, number)
-    if row.state in passes.TERMINAL:
+    if row.state in passes.TERMINAL or (park and row.state == "parked"):
         return row.state
     running = trials.running(db)
     if running is not None and running.pass_id == number:
@@ -61,9 +64,25 @@ def abandon(db: Database, number: int, reason: str, *, keep_trial: bool = False)
             return row.state
         take_back(db, running.revision, number, reason)
         return "rolled_back"
-    passes.advance(db, number, "failed", reason=reason)
+    state = "parked" if park else "failed"
+    passes.advance(db, number, state, reason=reason)
     discard_staged(db, number, reason)
-    return "failed"
+    return state
+
+
+def resume(db: Database, number: int, place: list[int]) -> str | None:
+    """A parked pass is about to go on, from this place of its training. Where it has gone on from the same place too
+    often already, something in what follows ends the daemon each time: then the pass is ended, and the reason returned.
+    """
+    row = passes.get(db, number)
+    in_vain = row.resumed["in_vain"] + 1 if row.resumed.get("place") == place else 0
+    if in_vain >= RESUMPTIONS:
+        reason = f"it went on from the same place {in_vain} times, and was cut short each time: {row.reason}"
+        abandon(db, number, reason)
+        return reason
+    facts = {"times": row.resumed.get("times", 0) + 1, "in_vain": in_vain, "place": place}
+    passes.advance(db, number, "resumed", resumed=facts, reason=None, revision=None)
+    return None
 
 
 def discard_staged(db: Database, number: int, reason: str) -> None:

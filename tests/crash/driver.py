@@ -108,6 +108,9 @@ class Driver:
         if name == "a trial":
             scenario, fault, stop = "taken back", "point", "trial started, committed"
             shutil.copytree(self._template("one revision"), place / "state")
+        if name == "a parked pass":
+            scenario = "stopped in training"
+            shutil.copytree(self._template("one revision"), place / "state")
         if name == "one revision serves":
             fault, stop = "point", "pass committed, committed"
         adapt, _ = scenarios.GIVEN[scenario]

@@ -1,8 +1,9 @@
 """What a daemon lives through while it is killed or its disk fails, and what must be true after the next start.
 
 Everything is the daemon's own: its wiring, store, controller, files, supervisor, and llama.cpp in an engine process, on
-a tiny model. Three things differ, all for speed: the engine process is forked instead of executed, the trainer is a
-program that fails at once (what it does alone is nothing to the state), and drift is measured on two texts.
+a tiny model. Three things differ, all for speed: the engine process is forked instead of executed, the trainer fails at
+once, or writes where it is and waits first (what it does alone is nothing to the state), and drift is measured on two
+texts.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from agentd import daemon
 from agentd.adapt import rebuild
 from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.passes import base as passes_base
+from agentd.adapt.passes import parked
 from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import engine_sample
 from agentd.api.services import Services
@@ -33,7 +35,8 @@ from agentd.config.schema import Config
 from agentd.engine.process import client as engine_client
 from agentd.engine.process import runner
 from agentd.engine.protocol import Generate, Sampling
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, TrainerFailed
+from agentd.formats import training_state
 from agentd.host import systemd
 from agentd.store import examples, feedback, imports, inferences, passes, revisions, trials
 from agentd.store.examples import NewExample
@@ -41,6 +44,8 @@ from agentd.store.feedback import NewFeedback
 from agentd.store.forgetting import Selection
 from agentd.store.inferences import Inference
 from agentd.store.recovery import known_directories
+
+PARKS = 2  # blocks with which the trainer writes where it is and waits; it fails when it is to go on from there
 
 Acknowledge = Callable[[str], None]
 Scenario = Callable[[Services, Acknowledge], Awaitable[None]]
@@ -121,10 +126,18 @@ async def tap(s: Services, acknowledge: Acknowledge) -> None:
 
 
 async def resume(s: Services, acknowledge: Acknowledge) -> None:
-    """A start in the middle of a trial."""
+    """A start in the middle of a trial, or of a pass."""
     while not ended(s):
         await asyncio.sleep(0.01)
     acknowledge(await give(s, "after"))
+
+
+async def stop_in_training(s: Services, acknowledge: Acknowledge) -> None:
+    """A pass whose training the daemon's own end interrupts; it goes on after the next start."""
+    await s.adaptation.start("manual", {"method": "suffix-bp", "blocks": PARKS, "zo_steps": 0})
+    while not ended(s) and not list((s.config.state.dir / "passes").glob(f"*/{parked.STATE}")):
+        await asyncio.sleep(0.005)
+    acknowledge(await give(s, "in training"))
 
 
 async def forget_and_rebuild(s: Services, acknowledge: Acknowledge) -> None:
@@ -144,6 +157,8 @@ SCENARIOS: dict[str, Scenario] = {
     "trainer dies": tap,
     "start in a trial": resume,
     "rebuilt": forget_and_rebuild,
+    "stopped in training": stop_in_training,
+    "start with a parked pass": resume,
 }
 # scenario -> (settings of adapt, the state it starts from)
 GIVEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -154,6 +169,8 @@ GIVEN: dict[str, tuple[dict[str, Any], str]] = {
     "trainer dies": ({}, "one revision"),
     "start in a trial": ({}, "a trial"),
     "rebuilt": ({}, "one revision serves"),
+    "stopped in training": ({}, "one revision"),
+    "start with a parked pass": ({}, "a parked pass"),
 }
 
 
@@ -298,9 +315,11 @@ async def _dead_trainer(
     answer: Any = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    from agentd.errors import TrainerFailed
-
     path.write_text(json.dumps(spec))
+    if spec["end_block"] - spec["first_block"] == PARKS and not spec["goes_on"]:
+        place = {"step": 1, "steps": 2, "scale": 1.0}
+        training_state.write(Path(spec["parking"]), {"belongs": {}, "place": place, **spec["context"]}, [])
+        await asyncio.Event().wait()
     raise TrainerFailed("the trainer ended with status -9")
 
 

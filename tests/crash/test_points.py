@@ -31,6 +31,8 @@ SCENARIOS = [
     "trainer dies",
     "start in a trial",
     "rebuilt",
+    "stopped in training",
+    "start with a parked pass",
 ]
 KINDS = ["ENOSPC", "EIO", "EROFS", "kill", "power cut", "power cut, names kept"]
 FULL = os.environ.get("AGENTD_CRASH_MATRIX") == "full"
@@ -45,12 +47,14 @@ POINTS = {
         "migration m006_api_keys",
         "migration m007_measurements",
         "migration m008_fleet",
+        "migration m009_parked_passes",
         "feedback stored",
         "feedback forgotten",
         "examples used",
     ),
     *(f"pass {state}" for state in ["triggered", "refused", "planned", "tapped", "trained", "gated", "staged"]),
     *(f"pass {state}" for state in ["rejected", "failed", "trial", "committed", "rolled_back"]),
+    *(f"pass {state}" for state in ["parked", "resumed"]),
     *(f"revision {state}" for state in ["staged", "trial", "committed", "rolled_back", "discarded", "activated"]),
     *("trial started", "trial attempt spent", "trial passed", "trial failed"),
 }
@@ -166,7 +170,7 @@ def _turn(name: str, times: dict[str, Counter[str]]) -> str:
 
 # How many calls to go on by; not divisors of each other's, so that the kinds meet different calls.
 STRIDES = {"first start and pass": 11, "rejected": 23, "taken back": 19, "trainer dies": 19, "start in a trial": 13}
-STRIDES |= {"rebuilt": 17, "stopped in a trial": 19}
+STRIDES |= {"rebuilt": 17, "stopped in a trial": 19, "stopped in training": 23, "start with a parked pass": 13}
 
 
 @pytest.mark.timeout(3600)

@@ -17,6 +17,8 @@ from agentd.adapt.gate import gate, skills
 from agentd.adapt.gate.answers import GateAnswers
 from agentd.adapt.gate.drift_corpus import drift_corpus
 from agentd.adapt.gate.skills import Baseline, Skill
+from agentd.adapt.passes import parked
+from agentd.adapt.passes.parked import Parked
 from agentd.adapt.passes.progress import Progress
 from agentd.adapt.planning import dataset as datasets
 from agentd.adapt.planning import replay
@@ -57,7 +59,7 @@ class Rejected(Exception):
 @dataclass(frozen=True)
 class Means:
     """What every attempt works with. `folder` is its own, and exists; `relearn`: it begins at the base, not at what
-    serves."""
+    serves. `parked` is what it goes on from after a restart."""
 
     config: Config
     store: Store
@@ -68,6 +70,7 @@ class Means:
     seed: int
     baseline: Baseline
     relearn: bool = False
+    parked: Parked | None = None
 
 
 class Attempt(ABC):
@@ -75,6 +78,7 @@ class Attempt(ABC):
 
     nll_weight: ClassVar[float]  # of an answer's own log-likelihood in the loss, beside the choice among answers
     staged: ClassVar[tuple[str, ...]] = (CANDIDATE,)  # names that the engine may hold when the pass ends
+    parks: ClassVar[bool] = False  # whether it may go on after a restart
     improves: bool  # whether the candidate has to be better than what serves, or only no worse
 
     def __init__(self, means: Means) -> None:
@@ -83,6 +87,7 @@ class Attempt(ABC):
         self._baseline = means.baseline
         self._parent = means.engine.revision  # what serves, which the candidate is compared with
         self._relearn = means.relearn
+        self._parked = means.parked
         self.improves = not means.relearn
         self._origin = 0 if means.relearn else self._parent  # what the candidate is made from
         self._encoded: dict[int, Encoded] = {}  # what the engine made of the examples, by number
@@ -92,9 +97,11 @@ class Attempt(ABC):
     async def run(self, data: Dataset) -> int:
         await self._engine.call(Open())
         try:
-            written = len(data.members)
+            selected = data
             data = await self._encode(data)
-            mixed = await self._with_replay(data, written)
+            mixed, own = await self._with_replay(data, len(selected.members))
+            if self.parks and self._parked is None:
+                await asyncio.to_thread(parked.write, self._folder, selected, own)
             if self._origin != self._parent:
                 await self._engine.call(Use(str(self._origin)))
             await self._learn(mixed)
@@ -173,26 +180,35 @@ class Attempt(ABC):
         await self._engine.call(Use(str(self._parent)))
         return data
 
-    async def _with_replay(self, data: Dataset, written: int) -> Dataset:
-        """With the model's own answers where no call is wanted, for tasks whose examples nearly all call. `written`:
-        examples that the engine was given."""
-        asked = await asyncio.to_thread(replay.questions, data, self._seed)
-        if not asked:
-            return data
-        self._progress.begin("tap", len(asked), "its own answers, where no call is wanted")
+    async def _with_replay(self, data: Dataset, written: int) -> tuple[Dataset, list[Member]]:
+        """With the model's own answers where no call is wanted, for tasks whose examples nearly all call; and these
+        answers, among which some may be unusable. `written`: examples that the engine was given."""
+        answered = await self._own_answers(data, written) if self._parked is None else list(self._parked.own)
+        if not answered:
+            return data, answered
         source, target = self._folder / "replay.jsonl", self._folder / ENCODED
-        await asyncio.to_thread(replay.write, asked, source)
-        seconds = min(replay.SECONDS, self._config.adapt.gate.max_time)
-        answers = await self._engine.call(Answer(source, list(range(len(asked))), seconds), self._count)
-        own = Dataset(replay.members(asked, answers, written), {}, objective=data.objective)
+        own = Dataset(answered, {}, objective=data.objective)
         own.write(source)
         await self._engine.call(Encode(source, target, more=True))
         own, encoded = await asyncio.to_thread(datasets.usable, own, target, written)
         self._encoded |= encoded
         await self._engine.call(Use(str(self._parent)))
-        why = f"{len(own.members)} of the model's own answers in words are learned again beside calls"
+        return replace(data, members=[*data.members, *own.members]), answered
+
+    async def _own_answers(self, data: Dataset, written: int) -> list[Member]:
+        """What the model says to messages that want no call."""
+        asked = await asyncio.to_thread(replay.questions, data, self._seed)
+        if not asked:
+            return []
+        self._progress.begin("tap", len(asked), "its own answers, where no call is wanted")
+        source = self._folder / "replay.jsonl"
+        await asyncio.to_thread(replay.write, asked, source)
+        seconds = min(replay.SECONDS, self._config.adapt.gate.max_time)
+        answers = await self._engine.call(Answer(source, list(range(len(asked))), seconds), self._count)
+        own = replay.members(asked, answers, written)
+        why = f"{len(own)} of the model's own answers in words are learned again beside calls"
         await self._event("replay", f"{why}; {len(asked)} messages that want no call were asked")
-        return replace(data, members=[*data.members, *own.members])
+        return own
 
     async def _gate(self, data: Dataset) -> gate.Verdict:
         """Scores and answers holdout with what serves and with the candidate, in this engine."""

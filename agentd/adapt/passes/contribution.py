@@ -76,6 +76,7 @@ class Contribution(Attempt):
     """What all have in common."""
 
     staged: ClassVar[tuple[str, ...]] = (CANDIDATE, TRAINED, FLEET)
+    parks: ClassVar[bool] = False  # the order is gone after a restart; the fleet asks again
 
     def __init__(self, order: Order, *arguments: Any) -> None:
         super().__init__(*arguments)

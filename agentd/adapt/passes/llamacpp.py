@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentd.adapt.passes import zeroth_order
+from agentd import durable
+from agentd.adapt.passes import parked, zeroth_order
 from agentd.adapt.passes.base import CANDIDATE, ENCODED, Attempt, Means
 from agentd.adapt.passes.memory_control import MemoryControl, Move, Replan, place, trainer_limit
+from agentd.adapt.passes.parked import Parked
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_job import NLL_WEIGHT, TRAINED, Backpropagation
 from agentd.adapt.passes.trainer_process import Training
-from agentd.adapt.planning.dataset import Dataset
+from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.adapt.planning.setting import Setting, with_answers, workload_of
 from agentd.budget.expectation import ZO_STEPS
 from agentd.engine.operations import Use, WriteControl
@@ -23,7 +27,7 @@ from agentd.learn import ledger
 from agentd.learn.encoded import METRIC
 from agentd.learn.optimise import StepResult
 from agentd.revision.files import ADAPTER, CONTROL, LEDGER
-from agentd.store import passes
+from agentd.store import events, passes
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class AdaptationPass(Attempt):
 
     nll_weight = NLL_WEIGHT
     staged: ClassVar[tuple[str, ...]] = (CANDIDATE, TRAINED)
+    parks: ClassVar[bool] = True
 
     def __init__(
         self, means: Means, training: Training, setting: Setting, memory: MemoryWatch, replan: Replan, model: Path
@@ -46,7 +51,12 @@ class AdaptationPass(Attempt):
         super().__init__(means)
         self._training, self._setting, self._model = training, setting, model
         self._control = MemoryControl(
-            memory, means.config.memory.floor, means.config.adapt.max_time, replan, self._event
+            memory,
+            means.config.memory.floor,
+            means.config.adapt.max_time,
+            replan,
+            self._event,
+            spent=means.progress.seconds if means.parked else 0.0,
         )
         self._memory = memory
         self._new: dict[str, Path] = {}
@@ -58,7 +68,9 @@ class AdaptationPass(Attempt):
         config = self._config
         workload = await asyncio.to_thread(workload_of, list(self._encoded.values()), config.context, config.adapt.rank)
         with contextlib.suppress(PassRefused):  # then there is less memory than there was, which the control sees to
-            await self._record(await self._control.plan(with_answers(workload, config, data)), anew=True)
+            header = self._parked.state.header if self._parked else {}
+            prefers = (header["method"], header["blocks"]) if header else None
+            await self._record(await self._control.plan(with_answers(workload, config, data), prefers), anew=True)
         if self._setting.blocks:
             try:
                 await self._train_blocks(data)
@@ -72,6 +84,13 @@ class AdaptationPass(Attempt):
         members = data.of("train", "replay", "dev")
         adapter, control = await asyncio.to_thread(self._start)
         at, steps = 0, 1  # how far training is
+        goes_on = False  # the trainer, from the state that it has written
+        if self._parked is not None:
+            at, steps, goes_on = await asyncio.to_thread(self._go_on, self._parked)
+            adapter, control = self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control)
+            if self._new:
+                await self._stage_candidate()
+                await self._engine.call(Use(CANDIDATE))
         while self._setting.blocks:
             n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
             options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT, n_train)
@@ -90,7 +109,9 @@ class AdaptationPass(Attempt):
                 file=self._folder / ENCODED,
                 options=options,
             )
-            done, move = await self._segment(learning, adapter, control, len(members))
+            parking = self._parking(members, at, steps, goes_on) if self.parks else {}
+            goes_on = False
+            done, move = await self._segment(learning, adapter, control, len(members), parking)
             if move is None:
                 assert done is not None
                 self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
@@ -100,16 +121,16 @@ class AdaptationPass(Attempt):
                 at, steps = done["step"], done["steps"]
             elif self._kept is not None:
                 at, steps = self._kept
-            adapter = await asyncio.to_thread(self._keep, done)
-            if adapter is not None:
-                self._new[ADAPTER] = adapter
+            kept = await asyncio.to_thread(self._keep, done)
+            if kept is not None:
+                adapter = self._new[ADAPTER] = kept
             self._progress.begin("paused", message=move.reason)
-            goes_on = await self._move(move)
-            while goes_on and not self._setting.blocks and len(self._steps) < ZO_STEPS["mezo"]:
+            has_plan = await self._move(move)
+            while has_plan and not self._setting.blocks and len(self._steps) < ZO_STEPS["mezo"]:
                 await self._train_trunk(data, _MEZO_CHUNK)
                 control = self._new.get(CONTROL, control)
-                goes_on = await self._move(Move("MeZO steps taken meanwhile"))
-            if not goes_on:
+                has_plan = await self._move(Move("MeZO steps taken meanwhile"))
+            if not has_plan:
                 if not self._new:
                     why = self._control.exhausted or move.reason
                     raise PassFailed(f"nothing was learned before training had to end: {why}")
@@ -119,8 +140,43 @@ class AdaptationPass(Attempt):
         if ADAPTER in self._new:
             await self._shorten(self._new[ADAPTER])
 
+    def _go_on(self, parked: Parked) -> tuple[int, int, bool]:
+        """As it was when the segment began of which the trainer has written the state: how far training was then, and
+        whether the trainer goes on from there. With another setting it begins with the matrices of that state."""
+        header, place = parked.state.header, parked.state.header["place"]
+        self._new = {name: self._folder / file for name, file in header["new"].items()}
+        self._steps = [ledger.Step(*values) for values in header["zo"]]
+        self._step_scale, self._control.moves = header["scale"], header["moves"]
+        if (self._setting.method, self._setting.blocks) == (header["method"], header["blocks"]):
+            return header["at"], header["steps"], True
+        self._new[ADAPTER] = self._folder / f"{self._control.moves}-parked-{ADAPTER}"
+        parked.state.extract("adapter", self._new[ADAPTER])
+        self._step_scale *= place["scale"]
+        return place["step"], place["steps"], False
+
+    def _parking(self, members: Sequence[Member], at: int, steps: int, goes_on: bool) -> dict[str, Any]:
+        """Where the trainer keeps its state, what that belongs to, and what `_go_on` finds in it."""
+        context = {
+            "method": self._setting.method,
+            "blocks": self._setting.blocks,
+            "at": at,
+            "steps": steps,
+            "new": {name: path.name for name, path in self._new.items()},
+            "zo": [astuple(step) for step in self._steps],
+            "scale": self._step_scale,
+            "moves": self._control.moves,
+        }
+        identity = parked.identity(self._files.base_sha256, self._origin, members)
+        where = str(self._folder / parked.STATE)
+        return {"parking": where, "goes_on": goes_on, "identity": identity, "context": context}
+
     async def _segment(
-        self, learning: Backpropagation, adapter: Path | None, control: Path | None, n: int
+        self,
+        learning: Backpropagation,
+        adapter: Path | None,
+        control: Path | None,
+        n: int,
+        parking: Mapping[str, Any],
     ) -> tuple[dict[str, Any] | None, Move | None]:
         """Training with one setting: the trainer's last event (None if it was killed), and why it stopped before its
         end (None if it did not)."""
@@ -133,7 +189,9 @@ class AdaptationPass(Attempt):
         progress.begin("train", message=setting.choice.plan.setting)
         progress.controls_memory = True
         train = asyncio.ensure_future(
-            learning.train(index, adapter, control, self._folder / ADAPTER, self._on_training, trainer_limit(setting))
+            learning.train(
+                index, adapter, control, self._folder / ADAPTER, self._on_training, trainer_limit(setting), parking
+            )
         )
         watch = asyncio.ensure_future(self._control.watch(setting, self._training, progress))
         try:
@@ -160,13 +218,15 @@ class AdaptationPass(Attempt):
             await self._flush_steps()
 
     def _keep(self, done: dict[str, Any] | None) -> Path | None:
-        """What a stopped trainer left, under a name that the next one does not write to; else what there was before."""
-        parked, written = self._folder / ADAPTER, self._folder / f"kept-{ADAPTER}"
-        left = parked if done is not None else written
-        adapter = self._new.get(ADAPTER)
+        """What a stopped trainer left, under a name that the next one does not write to and where a power cut leaves
+        it; None where it left nothing."""
+        stopped, written = self._folder / ADAPTER, self._folder / f"kept-{ADAPTER}"
+        left = stopped if done is not None else written
+        adapter = None
         if left.exists():
-            adapter = left.replace(self._folder / f"{self._control.moves}-{ADAPTER}")
-        for path in (parked, written):  # older than what was kept; the next trainer must not be taken to have left it
+            adapter = self._folder / f"{self._control.moves}-{ADAPTER}"
+            durable.publish(left, adapter)
+        for path in (stopped, written):  # older than what was kept; the next trainer must not be taken to have left it
             path.unlink(missing_ok=True)
         return adapter
 
@@ -264,12 +324,28 @@ class AdaptationPass(Attempt):
         elif event["event"] == "back":
             self._step_scale *= event["scale"]
             logger.info("pass %d: back to step %d", self._progress.id, event["step"])
+        elif event["event"] == "resumed":
+            progress.step, progress.steps = self._kept = event["step"], event["steps"]
+            self._step_scale *= event["scale"]
+        elif event["event"] == "saved":
+            # beside the state, so that what is gone on from later has its record
+            rows, self._rows = self._rows, []
+            self._store.submit(passes.note_progress, progress.id, progress.phases_so_far, rows)
+        elif event["event"] in ("anew", "unsaved"):
+            what = (
+                "training begins anew" if event["event"] == "anew" else "a restart would lose what is learned from here"
+            )
+            self._say(event["event"], f"{what}: {event['reason']}")
         elif event["event"] == "kept":
             self._kept = event["step"], event["steps"]
         elif event["event"] == "dev":
             progress.dev_loss, progress.accuracy = event["loss"], event["accuracy"]
             dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}
             self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
+
+    def _say(self, kind: str, message: str) -> None:
+        logger.info("pass %d: %s", self._progress.id, message)
+        self._store.submit(events.add, kind, message, pass_id=self._progress.id)
 
     def _on_zo_step(self, result: StepResult) -> None:
         self._progress.note(result)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentd.adapt.passes.progress import MemoryWatch, Progress
 from agentd.adapt.passes.trainer_process import Training
@@ -59,8 +59,8 @@ class Move:
 
 
 class MemoryControl:
-    """`longest`: seconds from the pass's start to the end of its training. `note(kind, message, **data)` records an
-    event; `clock` tells seconds."""
+    """`longest`: seconds from the pass's start to the end of its training, of which `spent` lie before a restart.
+    `note(kind, message, **data)` records an event; `clock` tells seconds."""
 
     def __init__(
         self,
@@ -70,10 +70,11 @@ class MemoryControl:
         replan: Replan,
         note: Note,
         clock: Callable[[], float] = time.monotonic,
+        spent: float = 0.0,
     ) -> None:
         self._memory, self._floor, self._replan, self._note, self._clock = memory, floor, replan, note, clock
         self._longest = longest
-        self._started = clock()
+        self._started = clock() - spent
         self._overruns: tuple[Overrun, ...] = ()
         self._workload: Workload | None = None
         self.moves = 0
@@ -108,11 +109,11 @@ class MemoryControl:
             return f"memory made it stop {self.moves} times"
         return None
 
-    async def plan(self, workload: Workload) -> Setting:
+    async def plan(self, workload: Workload, prefers: tuple[str, int] | None = None) -> Setting:
         """The best setting for the examples as the engine encoded them, now and in what follows: until then there were
-        their texts only. Raises PassRefused."""
+        their texts only. `prefers`: method and blocks that are taken where they fit. Raises PassRefused."""
         self._workload = workload
-        return await self._replan(self._conditions(self.held))
+        return await self._replan(replace(self._conditions(self.held), prefers=prefers))
 
     async def watch(self, setting: Setting, training: Training, progress: Progress) -> None:
         """Returns once the trainer of this setting has had to stop; `move` says why."""

@@ -38,7 +38,12 @@ class Progress:
     _ended: float | None = None
 
     def __post_init__(self) -> None:
-        self._started = self._phase_started = self.clock()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """The time begins to count, behind that of its phases so far."""
+        self._phase_started = self.clock()
+        self._started = self._phase_started - sum(self.phases.values())
 
     def begin(self, phase: str, steps: int = 0, message: str = "") -> None:
         """Enters a phase; the time of the one before is noted."""
@@ -51,9 +56,14 @@ class Progress:
         self.dev_loss = result.dev_loss if result.dev_loss is not None else self.dev_loss
 
     def close_phase(self) -> None:
-        now = self.clock()
-        self.phases[self.phase] = round(self.phases.get(self.phase, 0.0) + now - self._phase_started, 3)
-        self._phase_started = now
+        self.phases = self.phases_so_far
+        self._phase_started = self.clock()
+
+    @property
+    def phases_so_far(self) -> dict[str, float]:
+        """With the one that it is in."""
+        spent = self.phases.get(self.phase, 0.0) + self.clock() - self._phase_started
+        return {**self.phases, self.phase: round(spent, 3)}
 
     def finish(self, outcome: str, reason: str | None) -> None:
         self.close_phase()

@@ -8,6 +8,7 @@ where that is faster, by the trainer itself.
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agentd.adapt.passes.trainer_process import Training
@@ -75,10 +76,12 @@ class Backpropagation:
         output: Path,
         on_event: Callable[[dict[str, Any]], None],
         limit: int | None = None,
+        parking: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Starts from `adapter` and writes `output`. Returns the trainer's last event, `done` or `parked`.
 
-        limit  bytes that the trainer may take
+        limit    bytes that the trainer may take
+        parking  where its state is kept and what that belongs to, as trainer/spec.py has it
         """
         self._control = control
         spec = {
@@ -94,6 +97,7 @@ class Backpropagation:
             "control": None if control is None else str(control),
             "output": str(output),
             **states,
+            **parking,
         }
         try:
             return await self._training.run(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,19 @@ class Training:
     def kill(self) -> None:
         """Ends the trainer at once; what it had since it last wrote is lost."""
         self._signal(signal.SIGKILL)
+
+    async def finish(self, seconds: float) -> bool:
+        """Lets the trainer write where it is, for a pass that goes on after a restart, and end; kills it where that
+        takes longer. Returns whether there was one."""
+        if self.pid is None:
+            return False
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while self.pid is not None and time.monotonic() < deadline:
+            self._signal(signal.SIGCONT)  # no request is waiting any more for what it takes
+            await asyncio.sleep(0.02)
+        self.kill()
+        return True
 
     async def probe(self, model: Path, sample: Path | None = None) -> dict[str, Any]:
         """Whether the trainer can build this model's blocks: {"supported", "reason", ...}, see trainer/probe.py."""

@@ -46,21 +46,30 @@ class Preparation:
         *,
         engine_is_free: bool,
         recalled: Mapping[str, int] = MappingProxyType({}),
+        data: Dataset | None = None,
     ) -> PassPlan[Any]:
         """The best setting, and how to find another one. Raises PassRefused.
 
         options         as the pass has them; `consolidate`: it begins at the base
         engine_is_free  no session is open in the engine and none will be meanwhile, so that it can be measured
         recalled        by task, with how many past corrections its prompts are served
+        data            of a pass that has its examples already
         """
         self._folders.mkdir(mode=0o700, parents=True, exist_ok=True)
         trainer = Training(self._activity, self._folders / "probe.log")
         probed = await self._probe(config, trainer, engine_is_free)
         machine = Machine(probed, await earlier_passes(self._store))
-        data, setting = await self._fitting(config, options, seed, machine)
-        data, setting = await self._prompted(config, options, seed, machine, data, setting, recalled)
+        if data is not None:
+            setting = await asyncio.to_thread(self._kind.setting, config, data, options, machine)
+        else:
+            data, setting = await self._fitting(config, options, seed, machine)
+            data, setting = await self._prompted(config, options, seed, machine, data, setting, recalled)
 
         async def replan(conditions: Conditions) -> Any:
+            if conditions.prefers is not None:
+                same = {**options, **dict(zip(("method", "blocks"), conditions.prefers, strict=True))}
+                with contextlib.suppress(PassRefused):
+                    return await asyncio.to_thread(self._kind.setting, config, data, same, machine, conditions)
             try:
                 return await asyncio.to_thread(self._kind.setting, config, data, options, machine, conditions)
             except PassRefused:  # what was asked for does not fit any more; anything is better than nothing

@@ -86,12 +86,14 @@ class Conditions:
     ceiling   the most bytes that a plan may need, besides what the configuration allows
     overruns  plans that turned out wrong in this pass
     workload  what the engine found the examples to be, which is better than an estimate from their texts
+    prefers   method and blocks with which training has begun: kept where they fit, whatever else would
     """
 
     held: int = 0
     ceiling: int | None = None
     overruns: tuple[Overrun, ...] = ()
     workload: Workload | None = None
+    prefers: tuple[str, int] | None = None
 
 
 NONE = Conditions()

@@ -179,13 +179,13 @@ def give_feedback(daemon: DaemonProcess, n: int) -> list[str]:
         ("engine", "tap", "engine"),
         ("engine", "gate", "engine"),
         ("daemon", "tap", "the daemon stopped"),
-        ("daemon", "train", "the daemon stopped"),
     ],
 )
 def test_kill_9_in_the_middle_of_a_pass(
     daemon: DaemonProcess, adapted: tuple[dict[str, Any], Client], name: str, phase: str, reason: str
 ) -> None:
-    """What the trainer's end costs is the matter of test_memory_control.py: the pass goes on."""
+    """What the trainer's end costs is the matter of test_memory_control.py, the daemon's while it trains that of
+    test_parked.py: the pass goes on."""
     assert daemon.post("/v1/examples", examples(200, 1000, length=150)).status == 200  # phases that can be met
     before = said(daemon)
     feedback = give_feedback(daemon, 3)
