@@ -5,7 +5,6 @@ A line that names the format; the length of the header (8 bytes, little-endian);
 that: a file of which a power cut has taken a part is told from a whole one before anything of it is used.
 """
 
-import contextlib
 import hashlib
 import json
 import struct
@@ -114,10 +113,3 @@ class TrainingState:
         if name not in self.places:
             raise ValueError(f"{self.path.name} has no {name}")
         return self.places[name]
-
-
-def readable(path: Path) -> TrainingState | None:
-    """The state in a file; None where there is none that could be gone on from."""
-    with contextlib.suppress(OSError, ValueError):
-        return TrainingState.read(path)
-    return None

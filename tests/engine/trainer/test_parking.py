@@ -76,7 +76,7 @@ def one(events: list[Event], kind: str) -> Event:
 
 
 def first_step(events: list[Event]) -> int:
-    return next(event["step"] for event in events if event["event"] == "step")
+    return int(next(event["step"] for event in events if event["event"] == "step"))
 
 
 @pytest.fixture(scope="module")

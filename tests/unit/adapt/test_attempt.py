@@ -86,6 +86,7 @@ def planned(tmp_path: Path) -> Iterator[tuple[Store, Any, Dataset]]:
             seed=0,
             baseline=Baseline(),
             relearn=False,
+            parked=None,
         )
         assert set(means.__dict__) == set(Means.__dataclass_fields__)
         data = Dataset([Member(i, example, "train", task) for i, example in enumerate(read)], {}, undrawn=undrawn)

@@ -4,9 +4,10 @@ import pytest
 
 from agentd import ids
 from agentd.errors import NotFound
-from agentd.store import feedback, passes
+from agentd.store import feedback, passes, transitions
 from agentd.store.database import Store
 from agentd.store.feedback import NewFeedback
+from agentd.store.recovery import recover
 from tests.support.store_samples import recorded
 
 WHOLE_WAY = ["planned", "tapped", "trained", "gated", "staged", "trial", "committed"]
@@ -146,3 +147,41 @@ def test_answers_are_forgotten_with_their_examples_and_with_old_passes(store: St
     store.do(passes.retain_answers, 2)
     assert [answers(number) for number in numbers] == [[], ["a", "b"], ["b"]]
     assert store.do(passes.get, numbers[0]).gate["tasks"]["home"]["n"] == 20
+
+
+def test_what_a_restart_cuts_short_is_parked_where_it_can_go_on_and_failed_where_not(store: Store) -> None:
+    first, second = begun(store, "planned", "tapped"), begun(store, "planned", "tapped", "trained")
+    notes = store.do(recover, lambda number: number == second)
+    assert notes == [
+        f"pass {first}: the daemon stopped while the pass was tapped",
+        f"pass {second}: the daemon stopped while the pass was trained",
+    ]
+    assert store.do(passes.get, first).state == "failed"
+    parked = store.do(passes.parked)
+    assert parked is not None
+    assert (parked.id, parked.finished_at) == (second, None)
+    assert store.do(recover, lambda number: True) == [], "it waits still"
+    assert len(store.do(recover, lambda number: False)) == 1, "what it was to go on from is gone"
+    assert store.do(passes.get, second).state == "failed"
+
+
+def test_a_pass_goes_on_as_often_as_it_gets_further_and_three_times_where_it_does_not(store: Store) -> None:
+    id = begun(store, "planned", "tapped")
+
+    def cut_short() -> None:
+        assert store.do(transitions.abandon, id, "killed", park=True) == "parked"
+
+    for step in range(10):
+        cut_short()
+        assert store.do(transitions.resume, id, [0, step]) is None
+        row = store.do(passes.get, id)
+        assert (row.state, row.reason, row.resumed["times"]) == ("resumed", None, step + 1)
+        store.do(passes.advance, id, "planned")
+    for _ in range(2):
+        cut_short()
+        assert store.do(transitions.resume, id, [0, 9]) is None
+    cut_short()
+    reason = store.do(transitions.resume, id, [0, 9])
+    assert reason == "it went on from the same place 3 times, and was cut short each time: killed"
+    assert store.do(passes.get, id).state == "failed"
+    assert store.do(passes.get, id).reason == reason
