@@ -354,8 +354,7 @@ class Adaptation:
             with contextlib.suppress(AgentdError):
                 await self._event("pass failed", reason or "", row.id)
             return
-        step, steps = parked.state.header["place"]["step"], parked.state.header["place"]["steps"]
-        await self._event("pass resumed", f"training goes on behind step {step} of {steps}", row.id)
+        await self._event("pass resumed", parked.description, row.id)
         progress.state, progress.message = "resumed", ""
         progress.phase = "plan"
         progress.go_on()

@@ -9,11 +9,11 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentd import durable
+from agentd import __version__, durable
 from agentd.adapt.passes import parked, zeroth_order
 from agentd.adapt.passes.base import CANDIDATE, ENCODED, Attempt, Means
+from agentd.adapt.passes.loss_journal import LossJournal
 from agentd.adapt.passes.memory_control import MemoryControl, Move, Replan, place, trainer_limit
-from agentd.adapt.passes.parked import Parked
 from agentd.adapt.passes.progress import MemoryWatch
 from agentd.adapt.passes.trainer_job import NLL_WEIGHT, TRAINED, Backpropagation
 from agentd.adapt.passes.trainer_process import Training
@@ -23,16 +23,19 @@ from agentd.budget.expectation import ZO_STEPS
 from agentd.engine.operations import Use, WriteControl
 from agentd.errors import PassFailed, PassRefused, TrainerKilled, TrainerOverLimit
 from agentd.formats import lora_gguf
+from agentd.formats.training_state import TrainingState
 from agentd.learn import ledger
 from agentd.learn.encoded import METRIC
 from agentd.learn.optimise import StepResult
 from agentd.revision.files import ADAPTER, CONTROL, LEDGER
 from agentd.store import events, passes
+from agentd.store.row import to_json
 
 logger = logging.getLogger(__name__)
 
 _SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, so often at most
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
+_NOTE_EVERY = 45.0  # seconds of zeroth-order steps
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
 _DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
@@ -62,14 +65,14 @@ class AdaptationPass(Attempt):
         self._new: dict[str, Path] = {}
         self._steps: list[ledger.Step] = []
         self._kept: tuple[int, int] | None = None  # (step, steps) at which the running trainer wrote last
+        self._noted = 0.0  # seconds of the pass that are in the database
         self._step_scale = 1.0  # the part of the step size that trainers have come down to
 
     async def _learn(self, data: Dataset) -> None:
         config = self._config
         workload = await asyncio.to_thread(workload_of, list(self._encoded.values()), config.context, config.adapt.rank)
         with contextlib.suppress(PassRefused):  # then there is less memory than there was, which the control sees to
-            header = self._parked.state.header if self._parked else {}
-            prefers = (header["method"], header["blocks"]) if header else None
+            prefers = self._parked.plan if self._parked else None
             await self._record(await self._control.plan(with_answers(workload, config, data), prefers), anew=True)
         if self._setting.blocks:
             try:
@@ -85,8 +88,8 @@ class AdaptationPass(Attempt):
         adapter, control = await asyncio.to_thread(self._start)
         at, steps = 0, 1  # how far training is
         goes_on = False  # the trainer, from the state that it has written
-        if self._parked is not None:
-            at, steps, goes_on = await asyncio.to_thread(self._go_on, self._parked)
+        if self._parked is not None and self._parked.state is not None:
+            at, steps, goes_on = await asyncio.to_thread(self._go_on, self._parked.state)
             adapter, control = self._new.get(ADAPTER, adapter), self._new.get(CONTROL, control)
             if self._new:
                 await self._stage_candidate()
@@ -140,17 +143,17 @@ class AdaptationPass(Attempt):
         if ADAPTER in self._new:
             await self._shorten(self._new[ADAPTER])
 
-    def _go_on(self, parked: Parked) -> tuple[int, int, bool]:
+    def _go_on(self, state: TrainingState) -> tuple[int, int, bool]:
         """As it was when the segment began of which the trainer has written the state: how far training was then, and
         whether the trainer goes on from there. With another setting it begins with the matrices of that state."""
-        header, place = parked.state.header, parked.state.header["place"]
+        header, place = state.header, state.header["place"]
         self._new = {name: self._folder / file for name, file in header["new"].items()}
         self._steps = [ledger.Step(*values) for values in header["zo"]]
         self._step_scale, self._control.moves = header["scale"], header["moves"]
         if (self._setting.method, self._setting.blocks) == (header["method"], header["blocks"]):
             return header["at"], header["steps"], True
         self._new[ADAPTER] = self._folder / f"{self._control.moves}-parked-{ADAPTER}"
-        parked.state.extract("adapter", self._new[ADAPTER])
+        state.extract("adapter", self._new[ADAPTER])
         self._step_scale *= place["scale"]
         return place["step"], place["steps"], False
 
@@ -166,9 +169,18 @@ class AdaptationPass(Attempt):
             "scale": self._step_scale,
             "moves": self._control.moves,
         }
-        identity = parked.identity(self._files.base_sha256, self._origin, members)
         where = str(self._folder / parked.STATE)
-        return {"parking": where, "goes_on": goes_on, "identity": identity, "context": context}
+        return {"parking": where, "goes_on": goes_on, "identity": self._identity(members), "context": context}
+
+    def _identity(self, members: Sequence[Member]) -> str:
+        return parked.identity(self._files.base_sha256, self._origin, members)
+
+    def _journal(self, members: Sequence[Member], steps: int, seed: int, objective: str) -> LossJournal:
+        """Of so many zeroth-order steps from where the pass is now."""
+        begun_with = {name: durable.sha256(path) for name, path in self._new.items()}
+        facts = [__version__, self._identity(members), begun_with, steps, seed, objective]
+        header = {"belongs": to_json(facts), "method": self._setting.method, "blocks": self._setting.blocks}
+        return LossJournal(self._folder / parked.LOSSES.format(len(self._steps)), header)
 
     async def _segment(
         self,
@@ -272,6 +284,10 @@ class AdaptationPass(Attempt):
         await self._stage_candidate()  # MeZO starts from the parent's adapters
         await self._engine.call(Use(CANDIDATE))
         self._progress.begin("zo", steps, "SPSA on the control vectors")
+        seed = self._seed + self._progress.id + _SEEDS_APART * len(self._steps)
+        members, journal = data.of("train", "replay", "dev"), None
+        if self.parks:
+            journal = await asyncio.to_thread(self._journal, members, steps, seed, data.objective)
         try:
             trajectory = await zeroth_order.run(
                 self._engine,
@@ -279,12 +295,17 @@ class AdaptationPass(Attempt):
                 dev=[member.number for member in data.of("dev")],
                 steps=steps,
                 nll_weight=NLL_WEIGHT,
-                seed=self._seed + self._progress.id + _SEEDS_APART * len(self._steps),
+                seed=seed,
                 weights=CANDIDATE,
                 on_step=self._on_zo_step,
                 out_of_time=lambda: self._control.out_of_time,
                 jumps=data.objective == METRIC,
+                journal=journal,
             )
+        except asyncio.CancelledError:
+            if journal is not None:
+                journal.save()
+            raise
         finally:
             await self._flush_steps()
         self._steps += trajectory.best_steps
@@ -328,9 +349,7 @@ class AdaptationPass(Attempt):
             progress.step, progress.steps = self._kept = event["step"], event["steps"]
             self._step_scale *= event["scale"]
         elif event["event"] == "saved":
-            # beside the state, so that what is gone on from later has its record
-            rows, self._rows = self._rows, []
-            self._store.submit(passes.note_progress, progress.id, progress.phases_so_far, rows)
+            self._note_progress()
         elif event["event"] in ("anew", "unsaved"):
             what = (
                 "training begins anew" if event["event"] == "anew" else "a restart would lose what is learned from here"
@@ -350,3 +369,10 @@ class AdaptationPass(Attempt):
     def _on_zo_step(self, result: StepResult) -> None:
         self._progress.note(result)
         self._rows.append(zeroth_order.row(result, self._progress.seconds))
+        if self._progress.seconds - self._noted > _NOTE_EVERY:
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        """Beside what a restart goes on from, so that this has its record."""
+        rows, self._rows, self._noted = self._rows, [], self._progress.seconds
+        self._store.submit(passes.note_progress, self._progress.id, self._progress.phases_so_far, rows)

@@ -1,7 +1,8 @@
 """What a pass leaves in its folder to go on from after a restart: its examples as it has them, where its training is.
 
-The latter is the trainer's (trainer/parking.py); a pass without it has lost less than it takes to begin anew, and is
-not gone on with. The former is needed because what feedback says changes: the same pass would select other examples.
+The latter is written by the trainer and, for zeroth-order steps, by the pass; a pass without it has lost less than a
+minute, and is not gone on with. The former is needed because what feedback says changes: the same pass would select
+other examples.
 """
 
 import contextlib
@@ -21,23 +22,40 @@ from agentd.store.examples import Example
 from agentd.store.row import to_json
 from agentd.store.tasks import Task
 
-STATE = "training.state"
+STATE = "training.state"  # trainer/parking.py
+LOSSES = "losses-{}.state"  # loss_journal.py; behind so many steps
 _EXAMPLES = "parked.json"
 
 
 @dataclass(frozen=True)
 class Parked:
-    """`state` is where training is; `own` are the model's own answers that are learned
-    again, in the order in which the engine encodes them."""
+    """`state` is where the trainer is, `losses` what zeroth-order steps were told; one of them may be None. `own` are
+    the model's own answers that are learned again, in the order in which the engine encodes them."""
 
-    state: TrainingState
+    state: TrainingState | None
+    losses: TrainingState | None
     data: Dataset
     own: tuple[Member, ...]
 
     @property
+    def plan(self) -> tuple[str, int]:
+        """Method and blocks with which it learned."""
+        written = self.state or self.losses
+        assert written is not None
+        return written.header["method"], written.header["blocks"]
+
+    @property
     def place(self) -> list[int]:
-        """How far training is: it stands still where a pass dies again and again before its next state is written."""
-        return [self.state.header["moves"], self.state.header["place"]["step"]]
+        """How far learning is: it stands still where a pass dies again and again before it is written the next time."""
+        steps = [] if self.state is None else [self.state.header["moves"], self.state.header["place"]["step"]]
+        return [*steps, 0 if self.losses is None else self.losses.path.stat().st_size]
+
+    @property
+    def description(self) -> str:
+        if self.state is None:
+            return "zeroth-order steps are taken again from the losses that are known"
+        place = self.state.header["place"]
+        return f"training goes on behind step {place['step']} of {place['steps']}"
 
 
 def write(folder: Path, data: Dataset, own: Sequence[Member]) -> None:
@@ -58,18 +76,22 @@ def write(folder: Path, data: Dataset, own: Sequence[Member]) -> None:
 def read(folder: Path) -> Parked | None:
     """What a pass that was cut short may go on from; None where there is nothing, or nothing whole."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        state = TrainingState.read(folder / STATE)
+        state = _whole(folder / STATE)
+        last = max(folder.glob(LOSSES.format("*")), key=lambda path: path.stat().st_mtime_ns, default=None)
+        losses = None if last is None else _whole(last)
+        if state is None and losses is None:
+            return None
         tree = json.loads((folder / _EXAMPLES).read_text(encoding="utf-8"))
         tasks = {name: Task(**values) for name, values in tree["tasks"].items()}
         members, own = ([_member(each, tasks) for each in tree[name]] for name in ("members", "own"))
         data = Dataset(members, tree["left_out"], undrawn=tree["undrawn"], objective=tree["objective"])
-        return Parked(state, data, tuple(own))
+        return Parked(state, losses, data, tuple(own))
     return None
 
 
 def clear(folder: Path) -> None:
     """The pass has ended; with what a killed trainer was about to write."""
-    for path in (folder / STATE, folder / _EXAMPLES, *folder.glob(".*.tmp")):
+    for path in (folder / _EXAMPLES, *folder.glob("*.state"), *folder.glob(".*.tmp")):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
@@ -92,6 +114,12 @@ def identity(base_sha256: str, origin: int, members: Iterable[Member]) -> str:
     """What training depends on besides its numbers: the model's file, the revision it begins at, and which examples."""
     examples = [[member.example.id, member.example.updated_at, member.role] for member in members]
     return hashlib.sha256(to_json([base_sha256, origin, examples]).encode()).hexdigest()
+
+
+def _whole(path: Path) -> TrainingState | None:
+    with contextlib.suppress(OSError, ValueError):
+        return TrainingState.read(path)
+    return None
 
 
 def _as_json(member: Member) -> dict[str, Any]:

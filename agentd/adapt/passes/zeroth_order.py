@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from agentd.adapt.passes.loss_journal import LossJournal
 from agentd.engine.operations import Loss, Operation, Pair, R, Update, Use
 from agentd.engine.process.supervisor import Supervisor
 from agentd.learn.ledger import fold
@@ -25,10 +26,16 @@ class EngineOracle:
     """The engine's loss as `learn.spsa` wants it: blocking, called from a worker thread."""
 
     def __init__(
-        self, engine: Supervisor, train: Sequence[int], nll_weight: float, seed: int, batch: int = BATCH
+        self,
+        engine: Supervisor,
+        train: Sequence[int],
+        nll_weight: float,
+        seed: int,
+        batch: int = BATCH,
+        journal: LossJournal | None = None,
     ) -> None:
         self._engine, self._train, self._weight, self._seed = engine, list(train), nll_weight, seed
-        self._batch = batch
+        self._batch, self._journal = batch, journal
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -47,7 +54,10 @@ class EngineOracle:
         return self.mean_loss(self.batch(batch), seed, scale)
 
     def mean_loss(self, examples: list[int], seed: int = 0, scale: float = 0.0) -> float:
-        return self._call(Loss(examples, self._weight, seed, scale))
+        def measure() -> float:
+            return self._call(Loss(examples, self._weight, seed, scale))
+
+        return measure() if self._journal is None else self._journal.tell(measure)
 
     def update(self, seed: int, coefficient: float) -> None:
         self._call(Update(seed, coefficient))
@@ -80,6 +90,7 @@ async def run(
     out_of_time: Callable[[], bool] = lambda: False,
     first: int | None = None,
     jumps: bool = False,
+    journal: LossJournal | None = None,
 ) -> Trajectory:
     """Takes `steps` steps from the staged `weights`, which the session must be using, and leaves the session at the
     best point seen on `dev`: exactly the weights plus the replayed trajectory.
@@ -90,9 +101,10 @@ async def run(
     out_of_time  asked after every step; the run ends once it is true
     first     the first of the directions' seeds, which count up from there; None: by `seed`, which orders batches
     jumps     the loss is a share of right answers: `epsilon` grows until it is seen to change
+    journal   of this run; the losses that it has are not measured again. Not with `in_place`
     """
     kind = PairingOracle if in_place else EngineOracle
-    oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH)
+    oracle = kind(engine, train, nll_weight, seed, _SHORT_BATCH if steps <= _SHORT else BATCH, journal)
     trajectory = Trajectory()
     judged = list(dev)[:MAX_DEV]
     start = first_seed(seed) if first is None else first

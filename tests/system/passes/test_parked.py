@@ -31,13 +31,13 @@ def teach(daemon: DaemonProcess) -> None:
     assert daemon.post("/v1/examples", examples(160, 1000, length=150)).status == 200
 
 
-def steps(daemon: DaemonProcess, at_least: int) -> int:
+def steps(daemon: DaemonProcess, at_least: int, phase: str = "train") -> int:
     """How far training is, once it has taken so many steps."""
 
     def trains() -> bool:
         now = progress(daemon)
         assert not now["done"], now
-        return now["phase"] == "train" and now["loss"] is not None and now["step"] >= at_least
+        return now["phase"] == phase and now["loss"] is not None and now["step"] >= at_least
 
     eventually(trains, 60)
     return int(progress(daemon)["step"])
@@ -98,3 +98,17 @@ def test_it_waits_while_learning_is_paused_and_does_not_outlive_what_is_forgotte
     row = finished(daemon, number)
     assert (row["state"], row["reason"]) == ("failed", "feedback is being forgotten")
     assert not state(daemon).exists()
+
+
+def test_zeroth_order_steps_go_on_from_the_losses_that_are_known(daemon: DaemonProcess) -> None:
+    assert daemon.post("/v1/examples", examples(120)).status == 200
+    number = begin(daemon, method="mezo", zo_steps=40)
+    reached = steps(daemon, 4, "zo")
+    assert daemon.stop() == 0
+    known = TrainingState.read(state(daemon).with_name("losses-0.state")).places["losses"][1] // 8
+    assert known > 2 * reached
+    daemon.start()
+    row = finished(daemon, number)
+    assert row["state"] in ("committed", "rejected")
+    assert row["resumed"] == {"times": 1, "in_vain": 0, "place": row["resumed"]["place"]}
+    assert not list(state(daemon).parent.glob("*.state"))

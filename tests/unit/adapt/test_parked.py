@@ -12,6 +12,7 @@ from agentd.adapt.passes import parked
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.formats import training_state
+from agentd.formats.training_state import TrainingState
 from agentd.store import examples, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
@@ -64,7 +65,7 @@ def test_the_examples_are_those_that_were_read_and_it_is_known_which_are_gone(
     write_state(folder)
     read = parked.read(folder)
     assert read is not None
-    assert (read.data, list(read.own), read.place) == (data, own, [2, 40])
+    assert (read.data, list(read.own), read.place) == (data, own, [2, 40, 0])
     before = parked.identity("sha", 1, read.data.members)
     put(store, 1, "no")  # corrected: that is for the next pass
     assert store.do(parked.forgotten, read.data) == 0
@@ -76,15 +77,13 @@ def test_the_examples_are_those_that_were_read_and_it_is_known_which_are_gone(
 
 
 @pytest.mark.parametrize("blocks", [2, 1])
-def test_with_another_setting_it_goes_on_from_the_matrices(data: Dataset, folder: Path, blocks: int) -> None:
+def test_with_another_setting_it_goes_on_from_the_matrices(folder: Path, blocks: int) -> None:
     context = {"new": {"adapter.gguf": "1-adapter.gguf"}, "zo": [[7, 0.5, 0.25, 0.125]], "scale": 0.25, "at": 10}
     write_state(folder, method="suffix-bp", blocks=2, steps=90, **context)
-    parked.write(folder, data, [])
-    read = parked.read(folder)
-    assert read is not None
+    state = TrainingState.read(folder / parked.STATE)
     setting, control = SimpleNamespace(method="suffix-bp", blocks=blocks), SimpleNamespace(moves=0)
     attempt: Any = SimpleNamespace(_folder=folder, _setting=setting, _control=control)
-    went_on = AdaptationPass._go_on(attempt, read)
+    went_on = AdaptationPass._go_on(attempt, state)
     assert control.moves == 2
     assert attempt._steps[0].coefficient == -0.125
     adapter = attempt._new["adapter.gguf"]
