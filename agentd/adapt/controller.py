@@ -303,7 +303,8 @@ class Adaptation:
             except Exception as error:
                 if not isinstance(error, AgentdError):
                     logger.exception("pass %d failed", number)
-                reason = describe_failure(error)
+                # of a trainer that was told to end, this is no failure
+                reason = STOPPED if self._stop_reason == STOPPED else describe_failure(error)
                 outcome = await self._abandon(number, reason)
             finally:
                 guard.cancel()
@@ -471,8 +472,7 @@ class Adaptation:
         keep = self._stop_reason == STOPPED
         park = keep and await asyncio.to_thread(self.can_go_on, number)
         try:
-            why = STOPPED if park else reason  # the trainer's end says less
-            outcome = await self._store.call(transitions.abandon, number, why, keep_trial=keep, park=park)
+            outcome = await self._store.call(transitions.abandon, number, reason, keep_trial=keep, park=park)
             committed = await self._store.call(revisions.committed)
             if committed != self._engine.revision and not keep:
                 await self._engine.swap(committed)

@@ -81,34 +81,33 @@ def test_cut_short_again_and_again_it_commits_the_adapter_of_an_uninterrupted_pa
         assert adapter(other, finished(other, begin(other, **HOW))) == interrupted
 
 
-def test_it_waits_while_learning_is_paused_and_does_not_outlive_what_is_forgotten(daemon: DaemonProcess) -> None:
-    teach(daemon)
-    number = begin(daemon, **HOW)
-    steps(daemon, 1)
+def parked(daemon: DaemonProcess) -> int:
+    """A pass of zeroth-order steps that the daemon's end has cut short, and that waits because learning is paused."""
+    number = begin(daemon, method="mezo", zo_steps=40)
+    steps(daemon, 4, "zo")
     assert daemon.post("/admin/pause", admin=True).status == 200
-    daemon.kill()
+    assert daemon.stop() == 0
     daemon.start()
     eventually(lambda: "agentctl resume" in progress(daemon).get("message", ""), 20)
     now = progress(daemon)
     assert (now["id"], now["state"], now["done"]) == (number, "parked", False)
+    return number
+
+
+def test_it_waits_while_learning_is_paused_and_does_not_outlive_what_is_forgotten(daemon: DaemonProcess) -> None:
+    assert daemon.post("/v1/examples", examples(120)).status == 200
+    number = parked(daemon)
     assert daemon.post("/admin/adapt", {}, admin=True).status == 409
+    assert daemon.post("/admin/resume", admin=True).status == 200
+    row = finished(daemon, number)
+    assert row["state"] in ("committed", "rejected"), row["reason"]
+    assert row["resumed"]["times"] == 1
+    assert not list(state(daemon).parent.glob("*.state"))
+
+    number = parked(daemon)
     example = daemon.get("/admin/examples?limit=1", admin=True).json["examples"][0]["id"]
     answer = daemon.post("/admin/forget", {"examples": [example]}, admin=True)
     assert answer.status == 200, answer.body
     row = finished(daemon, number)
     assert (row["state"], row["reason"]) == ("failed", "feedback is being forgotten")
-    assert not state(daemon).exists()
-
-
-def test_zeroth_order_steps_go_on_from_the_losses_that_are_known(daemon: DaemonProcess) -> None:
-    assert daemon.post("/v1/examples", examples(120)).status == 200
-    number = begin(daemon, method="mezo", zo_steps=40)
-    reached = steps(daemon, 4, "zo")
-    assert daemon.stop() == 0
-    known = TrainingState.read(state(daemon).with_name("losses-0.state")).places["losses"][1] // 8
-    assert known > 2 * reached
-    daemon.start()
-    row = finished(daemon, number)
-    assert row["state"] in ("committed", "rejected")
-    assert row["resumed"] == {"times": 1, "in_vain": 0, "place": row["resumed"]["place"]}
-    assert not list(state(daemon).parent.glob("*.state"))
+    assert not list(daemon.state.glob("passes/*/*.state"))
