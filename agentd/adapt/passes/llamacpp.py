@@ -310,7 +310,8 @@ class AdaptationPass(Attempt):
             await self._flush_steps()
         self._steps += trajectory.best_steps
         if trajectory.best_steps:
-            control = self._folder / CONTROL
+            # under a name of its own: what a restart goes on from may name the one before
+            control = self._folder / f"{len(self._steps)}-{CONTROL}"
             await self._engine.call(WriteControl(control))
             self._new[CONTROL] = control
 
