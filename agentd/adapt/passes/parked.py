@@ -25,6 +25,7 @@ from agentd.store.tasks import Task
 STATE = "training.state"  # trainer/parking.py
 LOSSES = "losses-{}.state"  # loss_journal.py; behind so many steps
 _EXAMPLES = "parked.json"
+_UNFINISHED = ".*.tmp"  # durable.replacement
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,23 @@ def read(folder: Path) -> Parked | None:
 
 
 def clear(folder: Path) -> None:
-    """The pass has ended; with what a killed trainer was about to write."""
-    for path in (folder / _EXAMPLES, *folder.glob("*.state"), *folder.glob(".*.tmp")):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    """The pass has ended."""
+    _remove([folder / _EXAMPLES, *folder.glob("*.state"), *folder.glob(_UNFINISHED)])
 
 
 def tidy(root: Path, keep: int | None) -> None:
-    """Clears the folders of all passes but one, after a start."""
+    """After a start: clears the folders of all passes but one, and that one of what was being written."""
     for folder in root.glob("*"):
-        if folder.name != str(keep):
+        if folder.name == str(keep):
+            _remove(folder.glob(_UNFINISHED))
+        else:
             clear(folder)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def forgotten(db: Database, data: Dataset) -> int:

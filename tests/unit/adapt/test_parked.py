@@ -72,6 +72,10 @@ def test_the_examples_are_those_that_were_read_and_it_is_known_which_are_gone(
     store.do(lambda db: db.execute("DELETE FROM examples WHERE id = ?", [data.members[2].example.id]))
     assert store.do(parked.forgotten, read.data) == 1
     assert parked.identity("sha", 1, read.data.members[1:]) != before != parked.identity("sha", 2, data.members)
+    (folder / ".training.state.7.tmp").touch()
+    parked.tidy(folder.parent, int(folder.name))
+    assert parked.read(folder) == read
+    assert not list(folder.glob("*.tmp"))
     parked.tidy(folder.parent, None)
     assert parked.read(folder) is None
 
