@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from agentd.adapt.controller import Adaptation
 from agentd.adapt.passes import parked
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.planning.dataset import Dataset, Member
+from agentd.config import schema as configuration
 from agentd.formats import training_state
 from agentd.formats.training_state import TrainingState
-from agentd.store import examples, tasks
+from agentd.store import examples, passes, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
 
@@ -95,3 +97,49 @@ def test_with_another_setting_it_goes_on_from_the_matrices(folder: Path, blocks:
         assert (went_on, attempt._step_scale, adapter.name) == ((10, 90, True), 0.25, "1-adapter.gguf")
     else:
         assert (went_on, attempt._step_scale, adapter.read_bytes()) == ((40, 80, False), 0.0625, b"matrices")
+
+
+def test_a_pass_that_cannot_go_on_ends_with_the_reason(store: Store, data: Dataset, folder: Path) -> None:
+    parked.write(folder, data, [])
+    write_state(folder)
+    whole = parked.read(folder)
+    controller: Any = SimpleNamespace(_engine=SimpleNamespace(revision=0))
+
+    def resume(left: parked.Parked | None) -> tuple[str, str | None]:
+        row = store.do(passes.create, "manual", 0, 0, {})
+        store.do(passes.advance, row.id, "parked")
+        reason = store.do(lambda db: Adaptation._gone_on(controller, db, row, left))
+        after = store.do(passes.get, row.id)
+        assert after.reason == reason
+        return after.state, reason
+
+    assert resume(whole) == ("resumed", None)
+    assert resume(None) == ("failed", "what it was to go on from is gone or damaged")
+    controller._engine.revision = 3
+    assert resume(whole) == ("failed", "it began at revision 0, and revision 3 serves now")
+    controller._engine.revision = 0
+    store.do(lambda db: db.execute("DELETE FROM examples WHERE id = ?", [data.members[2].example.id]))
+    assert resume(whole) == ("failed", "1 of its examples were forgotten")
+
+
+def test_what_a_parked_pass_waits_for() -> None:
+    config = configuration.load(None, {})
+    quiet = config.adapt.trigger.model_copy(update={"quiet_hours": "00:00-24:00"})
+    off = config.model_copy(update={"adapt": config.adapt.model_copy(update={"enabled": False})})
+    night = config.model_copy(update={"adapt": config.adapt.model_copy(update={"trigger": quiet})})
+    free = {"paused": False, "_config": config, "_engine": SimpleNamespace(ready=True)}
+    free |= {"_activity": SimpleNamespace(held=False), "_store": SimpleNamespace(problem=None)}
+    by_itself: Any = SimpleNamespace(trigger="examples")
+
+    def waits(row: Any = by_itself, **other: Any) -> str:
+        controller: Any = SimpleNamespace(**{**free, **other})
+        return Adaptation._held_back(controller, row) or ""
+
+    assert waits() == ""
+    assert "engine" in waits(_engine=SimpleNamespace(ready=False))
+    assert "agentctl resume" in waits(paused=True)
+    assert "holds" in waits(_activity=SimpleNamespace(held=True))
+    assert "disk" in waits(_store=SimpleNamespace(problem="full"))
+    assert "adapt.enabled" in waits(_config=off)
+    assert waits(SimpleNamespace(trigger="manual"), _config=off) == ""
+    assert "quiet hours" in waits(_config=night)
