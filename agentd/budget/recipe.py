@@ -1,9 +1,13 @@
 """How a pass with k blocks by backpropagation trains: what its accuracy and its time both depend on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-_TEXT_STEPS, _TEXT_BATCH = 100, 8
-_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 5  # of texts
+from agentd.methods import BLOCKWISE
+
+_STEPS = 100  # about so many, or more
+_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 5
+_BATCH, _LARGE_BATCH = 8, 16
+_FEW = 2  # blocks, with which choices are learned by more epochs of less noisy steps
 _LARGER_STEPS = 20  # blocks up to which the larger steps were tried
 
 
@@ -19,24 +23,19 @@ class Recipe:
 
 
 def recipe(method: str, blocks: int, texts: bool = False, examples: int = 0) -> Recipe:
-    """The more blocks there are, the smaller are the steps and the fewer are needed.
+    """About a hundred steps or more, the fewer examples there are the more epochs, within limits; with many blocks the
+    steps are smaller.
 
-    texts     answers are texts or calls of tools, of which every token has to be right, and not choices: they get
-              about a hundred steps or more, the fewer examples there are the more epochs, within limits
+    texts     answers are texts or calls of tools, and not choices
     examples  that are learned from; 0: few
 
     What was tried: docs/benchmarks.md, lab notes.
     """
-    if texts:
-        enough = round(_TEXT_STEPS * _TEXT_BATCH / examples) if examples else _MOST_EPOCHS
-        epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, enough))
-        return replace(recipe(method, blocks), batch=_TEXT_BATCH, epochs=epochs, usual=float(epochs))
-    if method == "blockwise-bp":
-        return Recipe(1e-3, 16, 1, 1.0)
-    if blocks <= 2:
-        return Recipe(2e-3, 16, 8, 4.0)
-    if blocks <= 6:
-        return Recipe(2e-3, 16, 2, 2.0)
-    if blocks < 16:
-        return Recipe(2e-3, 8, 2, 2.0)
-    return Recipe(2e-3 if blocks <= _LARGER_STEPS else 1e-3, 8, 1, 1.0)
+    if blocks <= _FEW and method != BLOCKWISE and not texts:
+        return Recipe(2e-3, _LARGE_BATCH, 8, 4.0)
+    # All blocks are read anew in every step, one after the other: few and large ones, where examples are short.
+    batch = _LARGE_BATCH if method == BLOCKWISE and not texts else _BATCH
+    enough = round(_STEPS * batch / examples) if examples else _MOST_EPOCHS
+    epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, enough))
+    lr = 1e-3 if method == BLOCKWISE or blocks > _LARGER_STEPS else 2e-3
+    return Recipe(lr, batch, epochs, float(epochs))

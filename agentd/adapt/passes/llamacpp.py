@@ -95,7 +95,7 @@ class AdaptationPass(Attempt):
                 await self._stage_candidate()
                 await self._engine.call(Use(CANDIDATE))
         while self._setting.blocks:
-            n_train = sum(member.role != "dev" or not self._setting.chooses for member in members)
+            n_train = sum(member.role != "dev" for member in members)
             options = self._setting.train_options(self._seed, self._config.model_threads, NLL_WEIGHT, n_train)
             total = math.ceil(n_train / options["batch"]) * options["max_epochs"]
             options["first_step"] = place(at, steps, total)

@@ -45,7 +45,7 @@ class Backpropagation:
         assert engine.info is not None
         self._engine, self._training, self._setting = engine, training, setting
         self._model, self._folder, self._options = model, folder, options
-        self._dev = [member.number for member in members if setting.chooses and member.role == "dev"]
+        self._dev = [member.number for member in members if member.role == "dev"]
         self._train = [member.number for member in members if member.number not in self._dev]
         self._numbers = [*self._train, *self._dev]
         self._encoded, self._file = encoded, file

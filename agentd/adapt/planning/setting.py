@@ -122,12 +122,6 @@ class Setting:
         """Bytes by term."""
         return self.choice.plan.predicted
 
-    @property
-    def chooses(self) -> bool:
-        """Whether training chooses among several states of the adapter by its loss on dev. After a single epoch there
-        is one to choose from, and dev is learned from like the rest."""
-        return recipe(self.method, self.blocks, self.texts).epochs > 1
-
     def train_options(self, seed: int, threads: int, nll_weight: float, examples: int) -> dict[str, Any]:
         """Hyperparameters of the trainer that learns from so many examples; the rest are its defaults."""
         how = recipe(self.method, self.blocks, self.texts, examples)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentd.budget.calibration import Factor, family
-from agentd.budget.expectation import ZO_STEPS, PastPass, Speed, in_place_steps, prior_gain, seconds_for
+from agentd.budget.expectation import ZO_STEPS, Expected, PastPass, Speed, in_place_steps, prior_gain, seconds_for
 from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.plan import PlanSpace
 from agentd.budget.planner import choose, consider
@@ -84,7 +84,8 @@ def test_less_memory_turns_the_dial_down(arch: ModelShapes) -> None:
         if not dial or dial[-1] != setting:
             dial.append(setting)
             scores.append(next(each.expected.score for each in choice.considered if each.plan == choice.plan))
-    assert dial[:2] == [("suffix-bp", 16, False), ("suffix-bp", 16, True)]
+    assert dial[0] == ("suffix-bp", 16, False)
+    assert any(checkpoint for *_, checkpoint in dial)
     assert dial[-2:] == [("suffix-bp", 1, False), ("mezo", 0, False)]
     assert scores == sorted(scores, reverse=True)
     assert len(dial) >= 6
@@ -275,9 +276,13 @@ def test_on_the_weights_themselves_texts_keep_the_order_of_methods() -> None:
 
 def test_seconds_of_earlier_passes_set_the_pace(arch: ModelShapes) -> None:
     ask: dict[str, Any] = {"available": 16_000 * MB, "reserve": 0}
-    first = choose(arch, WORK, **ask).considered[0].expected
-    slow = [PastPass("elasticzo", 4, first.gain, 3 * first.seconds)] * 6
-    again = next(each.expected for each in choose(arch, WORK, **ask, history=slow).considered if each.plan.blocks == 4)
+
+    def expected(**knowledge: Any) -> Expected:
+        considered = choose(arch, WORK, **ask, **knowledge).considered
+        return next(each.expected for each in considered if each.plan.setting == "elasticzo with 4 blocks")
+
+    first = expected()
+    again = expected(history=[PastPass("elasticzo", 4, first.gain, 3 * first.seconds)] * 6)
     assert 1.5 * first.seconds < again.seconds < 3 * first.seconds
 
 
