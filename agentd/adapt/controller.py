@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sqlite_utils import Database
 from agentd import ids
 from agentd.adapt import consolidation
 from agentd.adapt.gate.skills import Baseline
-from agentd.adapt.kinds.kind import EngineKind, PassPlan
+from agentd.adapt.kinds.kind import EngineKind
 from agentd.adapt.passes import memory_control
 from agentd.adapt.passes import parked as parked_passes
 from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
@@ -155,9 +155,13 @@ class Adaptation:
         options: dict[str, Any],
         imported: archive.Archive | None = None,
         order: Order | None = None,
+        noted: Callable[[Database, int], None] = lambda db, number: None,
     ) -> int:
         """Starts a pass and returns its number: it learns for this board, takes in what was `imported`, or fulfils the
-        `order` of a fleet. Raises Conflict while one runs, EngineUnavailable without an engine."""
+        `order` of a fleet. What `noted` writes of its number is there as soon as the pass is, or neither.
+
+        Raises Conflict while one runs, EngineUnavailable without an engine.
+        """
         if self._task and not self._task.done():
             assert self._progress is not None
             if not self._progress.done:
@@ -170,11 +174,12 @@ class Adaptation:
         self._starting = True
         try:
             await self._judge.stop()  # there is one session of background work
-            row = await self._store.call(passes.create, trigger, self._engine.revision, seed, options)
+            row = await self._store.call(_create, trigger, self._engine.revision, seed, options, noted)
             await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
             self._stop_reason = None
             self._progress = Progress(row.id)
             self._task = asyncio.create_task(self._run(row.id, options, seed, imported, order))
+            await asyncio.sleep(0)  # it has begun: a task that is cancelled before that never does, nor ends its pass
         finally:
             self._starting = False
         return row.id
@@ -272,42 +277,29 @@ class Adaptation:
     ) -> None:
         progress = self._progress
         assert progress is not None
-        async with MemoryWatch(self.pids, mapping=self.kind.mapped) as memory:
-            guard = asyncio.create_task(self._guard(memory, progress))
-            guard.add_done_callback(lambda _: None)
-            try:
-                if order is not None:
-                    await self._contribute(progress, order, seed, memory)
-                    outcome, reason = "contributed", None
-                else:
-                    if imported is not None:
-                        attempt, data = await self._import(progress, imported, seed)
-                    else:
-                        attempt, data = await self._plan(progress, options, seed, memory, parked)
-                    revision = await attempt.run(data)
-                    await self._trials.begin(revision, progress, attempt.learned)
-                    outcome, reason = "committed", None
-            except Rejected as error:
-                outcome, reason = "rejected", str(error)
-            except RolledBack as error:
-                outcome, reason = "rolled_back", str(error)
-            except PassRefused as error:
-                outcome, reason = "refused", str(error)
-                with contextlib.suppress(AgentdError):
-                    await self._store.call(
-                        passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
-                    )
-            except asyncio.CancelledError:
-                reason = self._stop_reason or "cancelled"
-                outcome = await self._abandon(number, reason)
-            except Exception as error:
-                if not isinstance(error, AgentdError):
-                    logger.exception("pass %d failed", number)
-                # of a trainer that was told to end, this is no failure
-                reason = STOPPED if self._stop_reason == STOPPED else describe_failure(error)
-                outcome = await self._abandon(number, reason)
-            finally:
-                guard.cancel()
+        memory = MemoryWatch(self.pids, mapping=self.kind.mapped)
+        reason: str | None = None
+        try:  # all of it: cancelled before it has come to anything it ends like any other
+            outcome = await self._attempt(progress, options, seed, imported, order, parked, memory)
+        except Rejected as error:
+            outcome, reason = "rejected", str(error)
+        except RolledBack as error:
+            outcome, reason = "rolled_back", str(error)
+        except PassRefused as error:
+            outcome, reason = "refused", str(error)
+            with contextlib.suppress(AgentdError):
+                await self._store.call(
+                    passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
+                )
+        except asyncio.CancelledError:
+            reason = self._stop_reason or "cancelled"
+            outcome = await self._abandon(number, reason)
+        except Exception as error:
+            if not isinstance(error, AgentdError):
+                logger.exception("pass %d failed", number)
+            # of a trainer that was told to end, this is no failure
+            reason = STOPPED if self._stop_reason == STOPPED else describe_failure(error)
+            outcome = await self._abandon(number, reason)
         if outcome in ("trial", "parked"):  # it goes on after the restart
             with contextlib.suppress(AgentdError):
                 await self._store.call(passes.note_progress, number, progress.phases_so_far, ())
@@ -332,6 +324,34 @@ class Adaptation:
             await self._store.call(passes.retain_answers, keep)
         await asyncio.to_thread(allocator.give_back)  # a pass reads all examples; the daemon lives for months
 
+    async def _attempt(
+        self,
+        progress: Progress,
+        options: dict[str, Any],
+        seed: int,
+        imported: archive.Archive | None,
+        order: Order | None,
+        parked: Parked | None,
+        memory: MemoryWatch,
+    ) -> str:
+        """How it ended, if nothing was raised."""
+        async with memory:
+            guard = asyncio.create_task(self._guard(memory, progress))
+            guard.add_done_callback(lambda _: None)
+            try:
+                if order is not None:
+                    await self._contribute(progress, order, seed, memory)
+                    return "contributed"
+                if imported is not None:
+                    attempt, data = await self._import(progress, imported, seed)
+                else:
+                    attempt, data = await self._plan(progress, options, seed, memory, parked)
+                revision = await attempt.run(data)
+                await self._trials.begin(revision, progress, attempt.learned)
+                return "committed"
+            finally:
+                guard.cancel()
+
     async def _resume(self, row: Pass, progress: Progress) -> None:
         """Goes on with a pass that a restart has cut short, once nothing speaks against learning now."""
         parked: Parked | None = None
@@ -341,7 +361,7 @@ class Adaptation:
                 progress.message = f"it goes on after {why}"
                 await asyncio.sleep(_LOOK)
             parked = await asyncio.to_thread(parked_passes.read, self.folder(row.id))
-            reason = await self._store.call(self._gone_on, row, parked)
+            reason = await self._store.call(parked_passes.resume, row, parked, self._engine.revision)
         except asyncio.CancelledError:
             parked, reason = None, self._stop_reason or "cancelled"
             if await self._abandon(row.id, reason) == "parked":
@@ -376,21 +396,6 @@ class Adaptation:
         hours = self._config.adapt.trigger.quiet_hours
         return f"the quiet hours ({hours})" if in_quiet_hours(hours, datetime.now()) else None
 
-    def _gone_on(self, db: Database, row: Pass, parked: Parked | None) -> str | None:
-        """Notes that the pass goes on; else that it does not, and returns why."""
-        reason = None
-        if parked is None:
-            reason = "what it was to go on from is gone or damaged"
-        elif row.parent_revision != self._engine.revision:
-            reason = f"it began at revision {row.parent_revision}, and revision {self._engine.revision} serves now"
-        elif lost := parked_passes.forgotten(db, parked.data):
-            reason = f"{lost} of its examples were forgotten"
-        if reason is not None:
-            transitions.abandon(db, row.id, reason)
-            return reason
-        assert parked is not None
-        return transitions.resume(db, row.id, parked.place)
-
     async def _plan(
         self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch, parked: Parked | None
     ) -> tuple[Attempt, Dataset]:
@@ -418,24 +423,11 @@ class Adaptation:
 
     async def _contribute(self, progress: Progress, order: Order, seed: int, memory: MemoryWatch) -> None:
         """Learns for a fleet, in the way that it wants most of those for which there is memory. Raises AgentdError."""
-        kind, plan = await self._ordered(order, seed + progress.id)
+        kind, plan = await self._prepare.contribution(self._config, order.kinds, seed + progress.id)
         await self._planned(progress, plan.setting)
         means = await self._means(progress, seed)
         self._training = Training(self._activity, means.folder / "trainer.log", self._group)
         await self.kind.contribution(means, plan, self._training, memory, kind, order).contribute(plan.data)
-
-    async def _ordered(self, order: Order, seed: int) -> tuple[str, PassPlan[Any]]:
-        """The first kind of contribution that fits, with its plan: of all examples, learned or not. Raises
-        PassRefused."""
-        refused: PassRefused | None = None
-        for kind in order.kinds:
-            options = {**self.kind.contributions[kind], "consolidate": True}
-            try:
-                return kind, await self._prepare.plan(self._config, options, seed, engine_is_free=True)
-            except PassRefused as error:
-                refused = refused or error
-        assert refused is not None
-        raise refused
 
     async def _import(self, progress: Progress, imported: archive.Archive, seed: int) -> tuple[Attempt, Dataset]:
         gate = self._config.adapt.gate
@@ -541,3 +533,16 @@ class Adaptation:
     ) -> None:
         logger.info("%s: %s", kind, message)
         await self._store.call(events.add, kind, message, pass_id=number or None, revision=revision, data=data)
+
+
+def _create(
+    db: Database,
+    trigger: str,
+    revision: int,
+    seed: int,
+    options: Mapping[str, Any],
+    noted: Callable[[Database, int], None],
+) -> Pass:
+    row = passes.create(db, trigger, revision, seed, options)
+    noted(db, row.id)
+    return row

@@ -9,9 +9,11 @@ taken up again.
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+
+from sqlite_utils import Database
 
 from agentd import ids
 from agentd.adapt.controller import Adaptation
@@ -109,8 +111,7 @@ class Fleet:
                 settings.clip,
                 settings.noise,
             )
-            number = await self._start(asked, order=order)
-            return await self._begin(asked, TRAIN, digest, state, number, data)
+            return await self._begin(asked, TRAIN, digest, state, data, order=order)
 
     async def take(self, asked: Asked, data: bytes) -> tuple[FleetRound, Pass]:
         """Begins to take in what the fleet has come to, as a candidate, or says what came of it before.
@@ -126,8 +127,7 @@ class Fleet:
             archive, _ = await self._state(asked, state, data)
             assert archive is not None
             self._require_time()
-            number = await self._start(asked, imported=archive)
-            return await self._begin(asked, TAKE, digest, state, number, data)
+            return await self._begin(asked, TAKE, digest, state, data, imported=archive)
 
     async def round(self, run: str, number: int, action: str) -> tuple[FleetRound, Pass] | None:
         """What is known of an action in a round."""
@@ -287,16 +287,19 @@ class Fleet:
             await self._store.call(fleet.keep, state, data)
         return archive, leads_to
 
-    async def _start(self, asked: Asked, *, order: Order | None = None, imported: Archive | None = None) -> int:
-        options = {"fleet": f"{asked.run}/{asked.number}"}
-        try:
-            return await self._adaptation.start("manual", options, imported, order)
-        except Conflict as error:
-            raise NotNow(str(error)) from None
-
     async def _begin(
-        self, asked: Asked, action: str, digest: str, state: str | None, number: int, data: bytes | None
+        self,
+        asked: Asked,
+        action: str,
+        digest: str,
+        state: str | None,
+        data: bytes | None,
+        *,
+        order: Order | None = None,
+        imported: Archive | None = None,
     ) -> tuple[FleetRound, Pass]:
+        """Starts the pass and notes its round, both at once: one that is asked for again is not done twice. Raises
+        NotNow."""
         row = FleetRound(
             asked.run,
             asked.number,
@@ -305,7 +308,7 @@ class Fleet:
             asked.peer,
             digest,
             state,
-            number,
+            pass_id=0,
             kind=None,
             examples=None,
             rho=None,
@@ -316,8 +319,16 @@ class Fleet:
             sent_at=None,
             result_bytes=None,
         )
-        await self._store.call(fleet.begin, row)
-        return row, await self._store.call(passes.get, number)
+
+        def noted(db: Database, number: int) -> None:
+            fleet.begin(db, replace(row, pass_id=number))
+
+        options = {"fleet": f"{asked.run}/{asked.number}"}
+        try:
+            number = await self._adaptation.start("manual", options, imported, order, noted)
+        except Conflict as error:
+            raise NotNow(str(error)) from None
+        return replace(row, pass_id=number), await self._store.call(passes.get, number)
 
     async def _weights(self, row: FleetRound, its_pass: Pass, files: RevisionFiles) -> str | None:
         """The sha256 of the weights that a file leads to, which a revision's manifest has."""

@@ -18,7 +18,9 @@ from sqlite_utils import Database
 from agentd.adapt.planning.dataset import Dataset, Member
 from agentd.durable import new_file, replacement
 from agentd.formats.training_state import TrainingState
+from agentd.store import transitions
 from agentd.store.examples import Example
+from agentd.store.passes import Pass
 from agentd.store.row import to_json
 from agentd.store.tasks import Task
 
@@ -115,6 +117,22 @@ def forgotten(db: Database, data: Dataset) -> int:
     that nothing interrupts."""
     there = dict(db.execute("SELECT id, created_at FROM examples").fetchall())
     return sum(there.get(member.example.id) != member.example.created_at for member in data.members)
+
+
+def resume(db: Database, row: Pass, parked: Parked | None, serving: int) -> str | None:
+    """Notes that a pass goes on, where this revision serves; else that it does not, and returns why."""
+    reason = None
+    if parked is None:
+        reason = "what it was to go on from is gone or damaged"
+    elif row.parent_revision != serving:
+        reason = f"it began at revision {row.parent_revision}, and revision {serving} serves now"
+    elif lost := forgotten(db, parked.data):
+        reason = f"{lost} of its examples were forgotten"
+    if reason is not None:
+        transitions.abandon(db, row.id, reason)
+        return reason
+    assert parked is not None
+    return transitions.resume(db, row.id, parked.place)
 
 
 def identity(base_sha256: str, origin: int, members: Iterable[Member]) -> str:

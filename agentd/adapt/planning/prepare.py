@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from agentd.engine.operations import Abandon, Encode, Open
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import AgentdError, PassRefused
+from agentd.learn.encoded import LIKELIHOOD
 from agentd.store import examples, measurements, passes, schema_drift
 from agentd.store.database import Store
 
@@ -77,6 +78,19 @@ class Preparation:
                 return await asyncio.to_thread(self._kind.setting, config, data, anything, machine, conditions)
 
         return PassPlan(setting, data, replan)
+
+    async def contribution(self, config: Config, kinds: Sequence[str], seed: int) -> tuple[str, PassPlan[Any]]:
+        """The first of these kinds of contribution to a fleet that fits, with its plan: of all examples, learned or
+        not. Raises PassRefused."""
+        refused: PassRefused | None = None
+        for kind in kinds:
+            options = {**self._kind.contributions[kind], "consolidate": True, "objective": LIKELIHOOD}
+            try:
+                return kind, await self.plan(config, options, seed, engine_is_free=True)
+            except PassRefused as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     async def known(self) -> dict[str, Any] | None:
         """What the machine can do, as this process found or an earlier one; None where none has looked yet."""

@@ -208,6 +208,9 @@ def test_kill_9_in_the_middle_of_a_pass(
     eventually(lambda: progress(daemon)["id"] == again and progress(daemon)["phase"] == "tap", 60)
     assert daemon.post("/admin/cancel", admin=True).status == 200
     assert finished(daemon, again)["reason"] == "cancelled by the owner"
+    at_once = begin(daemon)
+    assert daemon.post("/admin/cancel", admin=True).status == 200
+    assert finished(daemon, at_once)["state"] == "failed"
 
 
 def test_a_pass_on_flipped_labels_is_rejected(

@@ -103,21 +103,18 @@ def test_a_pass_that_cannot_go_on_ends_with_the_reason(store: Store, data: Datas
     parked.write(folder, data, [])
     write_state(folder)
     whole = parked.read(folder)
-    controller: Any = SimpleNamespace(_engine=SimpleNamespace(revision=0))
 
-    def resume(left: parked.Parked | None) -> tuple[str, str | None]:
+    def resume(left: parked.Parked | None, serving: int = 0) -> tuple[str, str | None]:
         row = store.do(passes.create, "manual", 0, 0, {})
         store.do(passes.advance, row.id, "parked")
-        reason = store.do(lambda db: Adaptation._gone_on(controller, db, row, left))
+        reason = store.do(parked.resume, row, left, serving)
         after = store.do(passes.get, row.id)
         assert after.reason == reason
         return after.state, reason
 
     assert resume(whole) == ("resumed", None)
     assert resume(None) == ("failed", "what it was to go on from is gone or damaged")
-    controller._engine.revision = 3
-    assert resume(whole) == ("failed", "it began at revision 0, and revision 3 serves now")
-    controller._engine.revision = 0
+    assert resume(whole, serving=3) == ("failed", "it began at revision 0, and revision 3 serves now")
     store.do(lambda db: db.execute("DELETE FROM examples WHERE id = ?", [data.members[2].example.id]))
     assert resume(whole) == ("failed", "1 of its examples were forgotten")
 
