@@ -23,7 +23,7 @@ _CHUNK = 1 << 18  # bytes in memory at a time
 
 
 @dataclass(frozen=True)
-class Section:
+class StateSection:
     """`parts` are `size` bytes together; they are asked for when they are written."""
 
     name: str
@@ -31,7 +31,7 @@ class Section:
     parts: Iterable[Buffer]
 
 
-def part_of_file(name: str, path: Path) -> Section:
+def part_of_file(name: str, path: Path) -> StateSection:
     """A section with the bytes of a file."""
 
     def parts() -> Iterable[bytes]:
@@ -39,13 +39,13 @@ def part_of_file(name: str, path: Path) -> Section:
             while part := file.read(_CHUNK):
                 yield part
 
-    return Section(name, path.stat().st_size, parts())
+    return StateSection(name, path.stat().st_size, parts())
 
 
-def write(path: Path, header: Mapping[str, Any], sections: Sequence[Section]) -> None:
+def write(path: Path, header: Mapping[str, Any], sections: Sequence[StateSection]) -> None:
     """Replaces `path`: after a power cut it is this state as a whole, or the one before. Raises OSError."""
     tree = json.dumps({**header, "sections": [[each.name, each.size] for each in sections]}).encode()
-    head = Section("header", len(_MAGIC) + _LENGTH.size + len(tree), [_MAGIC, _LENGTH.pack(len(tree)), tree])
+    head = StateSection("header", len(_MAGIC) + _LENGTH.size + len(tree), [_MAGIC, _LENGTH.pack(len(tree)), tree])
     digest = hashlib.sha256()
     with replacement(path) as temporary, temporary.open("xb") as file:
         for section in (head, *sections):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from agentd import __version__, durable
-from agentd.formats.training_state import Section, TrainingState, part_of_file, write
+from agentd.formats.training_state import StateSection, TrainingState, part_of_file, write
 from agentd.trainer.learner import Learner
 from agentd.trainer.spec import Spec
 
@@ -54,7 +54,7 @@ class Parking:
         sections = [part_of_file("adapter", self._adapter)]
         if self._best.exists():
             sections.append(part_of_file("best", self._best))
-        sections += [Section(name, tensor.nbytes, [_bytes(tensor)]) for name, tensor in self._tensors().items()]
+        sections += [StateSection(name, tensor.nbytes, [_bytes(tensor)]) for name, tensor in self._tensors().items()]
         free, size = shutil.disk_usage(self._path.parent).free, sum(section.size for section in sections)
         if free < size + _SPARE:
             raise OSError(f"{size / 1e6:.0f} MB are to be written, and {free / 1e6:.0f} MB are free")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,9 @@ def _answers(engine: Engine, folder: Path) -> dict[str, Any]:
         engine.swap(weights)
         local.run(Use(weights))
         results[f"served at {weights}"] = dict(_served(engine))
-        results[f"scores at {weights}"] = [asdict(scores) for scores in local.run(ScoreExamples(list(range(n))))]
+        results[f"scores at {weights}"] = [
+            {"choices": scores.choices, "target": scores.target} for scores in local.run(ScoreExamples(list(range(n))))
+        ]
         results[f"loss at {weights}"] = local.run(
             Loss(list(range(n)), nll_weight=0.1, seed=5, scale=1e-3 if weights == "0" else 0.0)
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentd.formats.training_state import Section, TrainingState, write
+from agentd.formats.training_state import StateSection, TrainingState, write
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,6 @@ class LossJournal:
         self._saved = self._clock()
         known = self._losses.tobytes()
         try:
-            write(self._path, self._header, [Section(_LOSSES, len(known), [known])])
+            write(self._path, self._header, [StateSection(_LOSSES, len(known), [known])])
         except OSError as error:  # a restart would lose more; nothing else depends on it
             logger.warning("%s: %s", self._path, error)

@@ -192,7 +192,6 @@ def test_a_web_page_is_not_served(daemon: DaemonProcess) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
         ("GET", "/v1/unknown", 404, "not_found"),
         ("POST", "/v1/feedback/", 404, "not_found"),
         ("GET", "/v1/models/other", 404, "model_not_found"),

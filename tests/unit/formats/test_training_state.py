@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from agentd.formats.training_state import Section, TrainingState, part_of_file, write
+from agentd.formats.training_state import StateSection, TrainingState, part_of_file, write
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     (tmp_path / "adapter").write_bytes(b"adapter" * 100)
-    sections = [part_of_file("adapter", tmp_path / "adapter"), Section("mean", 8, [memoryview(b"12345678")])]
+    sections = [part_of_file("adapter", tmp_path / "adapter"), StateSection("mean", 8, [memoryview(b"12345678")])]
     write(tmp_path / "state", {"place": {"step": 3, "loss": 0.1}}, sections)
     return tmp_path / "state"
 
@@ -48,6 +48,6 @@ def test_a_part_of_it_and_a_changed_byte_are_told(state: Path) -> None:
 def test_what_cannot_be_written_leaves_the_one_before(state: Path) -> None:
     before = state.read_bytes()
     with pytest.raises(OSError, match="mean has not 9 bytes"):
-        write(state, {}, [Section("mean", 9, [b"12345678"])])
+        write(state, {}, [StateSection("mean", 9, [b"12345678"])])
     assert state.read_bytes() == before
     assert sorted(os.listdir(state.parent)) == ["adapter", "state"]
