@@ -24,7 +24,7 @@ from agentd.errors import Conflict, NotALanguageModel, PassRefused
 from agentd.host import memory as probe
 from agentd.int8.header import ClassifierHeader
 from agentd.learn.encoded import METRIC
-from agentd.methods import FORWARD_ONLY
+from agentd.methods import FORWARD_ONLY, OF_ENGINE
 from agentd.models import ModelFile
 from agentd.revision import archive
 
@@ -121,7 +121,8 @@ class EngineKind(ABC, Generic[S]):
             method = "mezo" if method == "auto" else method
             if method not in FORWARD_ONLY:
                 why = f"{method} learns by backpropagation, and objective metric has no derivative"
-                raise PassRefused(f"{why}; use one of {', '.join(FORWARD_ONLY)}, or objective likelihood")
+                known = [name for name in FORWARD_ONLY if name in OF_ENGINE[self.name]]
+                raise PassRefused(f"{why}; use {', '.join(known)}, or objective likelihood")
         return planner.consider(
             self.shapes(config),
             workload,

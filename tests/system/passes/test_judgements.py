@@ -101,7 +101,7 @@ def test_a_metric_is_learned_by_forward_passes_alone(model: Path) -> None:
         assert min(wrong) < wrong[0]
         refused = adapt(daemon, objective="metric", method="suffix-bp")
         assert refused["state"] == "refused"
-        assert "no derivative; use one of mezo" in refused["reason"]
+        assert "no derivative; use mezo, or objective likelihood" in refused["reason"]
 
 
 def test_they_come_back_as_they_were_imported(llamacpp: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:
