@@ -82,12 +82,14 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
         starting = asyncio.create_task(systemd.keep_starting(notifier))
         stack.callback(starting.cancel)
         notifier.status("checking the model and the state")
-        services, servers = await build(config, stack, notifier)
+        services = await build(config, stack, notifier)
         # Until here there is nothing to take down, and fetching a model can take long: a signal just ends the process.
+        # From here on sockets are bound, and whoever sees one may send a signal.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         reload_early = asyncio.Event()  # a signal that comes before there is something to reload
         loop.add_signal_handler(signal.SIGHUP, reload_early.set)
+        servers = serving(services, stack, notifier)
         running = asyncio.gather(*(server.run_until_stopped() for server in servers))
         ready = asyncio.create_task(bring_up(services, stack))
         try:
@@ -120,7 +122,7 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
     return 0
 
 
-async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifier) -> tuple[Services, list[Server]]:
+async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifier) -> Services:
     """Opens the state and makes every part, in order; what is up is taken down again if a later part fails."""
 
     def reading(done: int, total: int) -> None:
@@ -183,7 +185,7 @@ async def build(config: Config, stack: AsyncExitStack, notifier: systemd.Notifie
         stack.push_async_callback(asyncio.to_thread, services.telemetry.close)
     await services.recall.load()
     await services.keys.load()
-    return services, serving(services, stack, notifier)
+    return services
 
 
 async def bring_up(services: Services, stack: AsyncExitStack) -> None:

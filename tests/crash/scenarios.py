@@ -75,7 +75,7 @@ async def running(config: Config) -> AsyncIterator[Services]:
     """The daemon as `agentd.daemon.run` has it, without its HTTP servers."""
     async with AsyncExitStack() as stack:
         with daemon.locked(config.state.dir):
-            services, _ = await daemon.build(config, stack, systemd.Notifier({}))
+            services = await daemon.build(config, stack, systemd.Notifier({}))
             await daemon.bring_up(services, stack)
             yield services
 

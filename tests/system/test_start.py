@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,23 @@ from tools.daemon import Answer, DaemonProcess, eventually, lives, streaming
 
 # sysexits.h
 EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 65, 66, 69, 74, 75, 78
+
+# The daemon's command line, with the signal sent from within at the first moment in which anyone could send it.
+_TERMINATED_ONCE_BOUND = """
+import os, signal, sys
+from agentd import daemon
+from agentd.__main__ import main
+
+bind = daemon.unix_socket
+
+def bind_and_stop(path, mode):
+    listener = bind(path, mode)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return listener
+
+daemon.unix_socket = bind_and_stop
+sys.exit(main(sys.argv[4:]))
+"""
 
 
 @pytest.fixture
@@ -240,6 +258,16 @@ def test_sigterm_while_the_model_loads(unstarted: DaemonProcess) -> None:
     assert unstarted.stop() == 0
     assert not unstarted.api.exists()
     eventually(lambda: not any(map(lives, children)), 5)
+    assert "Traceback" not in unstarted.log
+
+
+def test_sigterm_as_soon_as_a_socket_is_there(unstarted: DaemonProcess) -> None:
+    unstarted.wrapper = [sys.executable, "-c", _TERMINATED_ONCE_BOUND]
+    unstarted.start(wait=False)
+    assert unstarted.process is not None
+    assert unstarted.process.wait(60) == 0
+    assert not unstarted.api.exists()
+    assert not unstarted.admin.exists()
     assert "Traceback" not in unstarted.log
 
 
