@@ -3,6 +3,7 @@
     python -m tools.bench elastic MODEL.gguf --output RESULTS.jsonl                     movie reviews, three seeds
     python -m tools.bench elastic MODEL.gguf --output RESULTS.jsonl --sarcasm FILE      and headlines
     ... --methods blockwise-bp:30,peft-fp32 --seeds 0 --judge tune                      some of it, judged on other rows
+    ... --methods default,peft-fp32 --lrs 3e-4,1e-3,3e-3 --epochs 1,3,5                 PEFT's grid
 
 A method is NAME:K. What RESULTS.jsonl holds is not run again, so a run can be broken off and taken up; methods take
 turns within a seed, so that what they are compared with ran beside them. Training is what a pass does: tap, train,
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,7 @@ from tools.bench.parts import THREADS, member, supervisor
 
 RANK, DEV_EVERY = 8, 8
 BUDGET = 1 << 30  # of the default plan
-PEFT_LR = 1e-3
+KEYS = ("task", "method", "blocks", "seed", "judge", "lr", "epochs")
 METHODS = (
     "none:0,calibration:0,default:0,suffix-bp:1,suffix-bp:2,suffix-bp:4,suffix-bp:8,elasticzo:2,"
     "suffix-bp:16,blockwise-bp:30,peft-fp32:30,peft-bf16:30,mezo:0"
@@ -172,13 +175,20 @@ class Run:
         return right / n, math.fsum(losses) / n
 
 
-def peft(model: Path, task: Task, kind: str, seed: int, folder: Path) -> dict[str, Any]:
+def peft(
+    model: Path, task: Task, kind: str, seed: int, folder: Path, lr: float | None, epochs: int | None
+) -> dict[str, Any]:
     source = folder / "task.json"
     source.write_text(json.dumps({"answers": task.answers, "train": task.train, "judged": task.judged}))
-    command = [sys.executable, "-m", "tools.bench.elastic_peft", str(model), str(source), kind, str(seed), str(PEFT_LR)]
+    arguments = [str(each) for each in (model, source, kind, seed, lr, epochs)]
+    command = [sys.executable, "-m", "tools.bench.elastic_peft", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def main() -> int:
@@ -189,33 +199,35 @@ def main() -> int:
     parser.add_argument("--tasks", default="reviews,sarcasm")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--lrs", type=_listed(float), default=[1e-3], metavar="LR,...", help="of PEFT")
+    parser.add_argument("--epochs", type=_listed(int), default=[1], metavar="N,...", help="of PEFT")
     parser.add_argument("--judge", choices=("heldout", "tune"), default="heldout")
     options = parser.parse_args()
     tasks = [reviews(options.judge)] if "reviews" in options.tasks else []
     if options.sarcasm and "sarcasm" in options.tasks:
         tasks.append(sarcasm(options.judge, options.sarcasm))
     lines = options.output.read_text().splitlines() if options.output.exists() else []
-    keys = ("task", "method", "blocks", "seed", "judge")
-    there = {tuple(json.loads(line)[key] for key in keys) for line in lines}
-    for seed in map(int, options.seeds.split(",")):
-        for task in tasks:
-            for name in options.methods.split(","):
-                method, _, k = name.partition(":")
-                key = (task.name, method, int(k or 0), seed, options.judge)
-                if key in there:
-                    continue
-                with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-                    if method.startswith("peft-"):
-                        result = peft(options.model, task, method[5:], seed, Path(folder))
-                    else:
-                        run = Run(options.model, task, method, key[2], seed, Path(folder))
-                        result = asyncio.run(run.measure())
-                line = json.dumps(dict(zip(keys, key, strict=True)) | result)
-                with options.output.open("a") as file:
-                    file.write(line + "\n")
-                peak = f"{result['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in result else ""
-                print(f"{task.name} {name} seed {seed}: {result['accuracy']:.1%}, loss {result['loss']:.3f}, "
-                      f"{result['seconds']:.0f} s, {peak} {result.get('plan', '')}", flush=True)  # fmt: skip
+    there = {tuple(json.loads(line).get(key) for key in KEYS) for line in lines}
+    for seed, task, name in product(map(int, options.seeds.split(",")), tasks, options.methods.split(",")):
+        method, _, k = name.partition(":")
+        of_peft = method.startswith("peft-")
+        for lr, epochs in product(options.lrs, options.epochs) if of_peft else [(None, None)]:
+            key = (task.name, method, int(k or 0), seed, options.judge, lr, epochs)
+            if key in there:
+                continue
+            with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+                if of_peft:
+                    result = peft(options.model, task, method[5:], seed, Path(folder), lr, epochs)
+                else:
+                    run = Run(options.model, task, method, key[2], seed, Path(folder))
+                    result = asyncio.run(run.measure())
+            line = json.dumps(dict(zip(KEYS, key, strict=True)) | result)
+            with options.output.open("a") as file:
+                file.write(line + "\n")
+            peak = f"{result['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in result else ""
+            how = f", lr {lr:g}, {epochs} epochs" if of_peft else ""
+            print(f"{task.name} {name}{how}, seed {seed}: {result['accuracy']:.1%}, loss {result['loss']:.3f}, "
+                  f"{result['seconds']:.0f} s, {peak} {result.get('plan', '')}", flush=True)  # fmt: skip
     return 0
 
 

@@ -1,6 +1,6 @@
-"""PEFT's LoRA as anybody would run it: all linear layers, r = 8, one epoch, the whole model in torch.
+"""PEFT's LoRA as anybody would run it: all linear layers, r = 8, the whole model in torch.
 
-    python -m tools.bench elastic-peft MODEL.gguf TASK.json fp32|bf16 SEED LR
+    python -m tools.bench elastic-peft MODEL.gguf TASK.json fp32|bf16 SEED LR EPOCHS
 
 TASK.json holds {"answers", "train", "judged"}. The last line printed is the result as JSON; the peak is the process's
 proportional set size, read every 50 ms while it trains, and its time counts from the first step; `start_seconds` is how
@@ -31,13 +31,8 @@ def main() -> int:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path, source, kind, seed, lr = (
-        Path(sys.argv[1]),
-        Path(sys.argv[2]),
-        sys.argv[3],
-        int(sys.argv[4]),
-        float(sys.argv[5]),
-    )
+    path, source, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    seed, lr, epochs = int(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
@@ -75,13 +70,16 @@ def main() -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started, start_seconds = time.monotonic(), time.time() - psutil.Process().create_time()
-    rows = random.Random(seed).sample(task["train"], len(task["train"]))
+    chance, train = random.Random(seed), task["train"]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    steps = len(rows) // BATCH
+    per_epoch = len(train) // BATCH
+    steps = per_epoch * epochs
     scheduler = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
     model.train()
     for step in range(steps):
-        part = rows[step * BATCH : (step + 1) * BATCH]
+        if step % per_epoch == 0:
+            rows = chance.sample(train, len(train))
+        part = rows[step % per_epoch * BATCH :][:BATCH]
         loss = cross_entropy(logits(part), torch.tensor([right for _, right in part]))
         torch.autograd.backward(loss)
         optimizer.step()

@@ -3,7 +3,7 @@
     python -m tools.bench elastic-report RESULTS.jsonl [--plot FILE.png]
 
 A row is the mean over seeds with its spread (largest minus smallest); ratios are taken between runs of the same task
-and seed, which ran one after the other.
+and seed, which ran one after the other: to PEFT's in float32, of a grid to the most accurate one.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def table(rows: list[Row]) -> str:
     ]
     for (task, name), group in grouped(rows).items():
         accuracies = [row["accuracy"] for row in group]
-        base = {row["seed"]: row for row in rows if row["task"] == task and row["method"] == BASELINE}
+        grid = sorted((row for row in rows if row["task"] == task and row["method"] == BASELINE), key=_accuracy)
+        base = {row["seed"]: row for row in grid}
         pairs = [(row, base[row["seed"]]) for row in group if row["seed"] in base and row.get("peak_bytes")]
         ratios = [
             f"{mean(row[key] / other[key] for row, other in pairs):.2f}" if pairs else ""
@@ -52,8 +53,14 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         k = f", k = {row['blocks']}" if row["blocks"] else ""
-        groups[row["task"], row["method"] + k].append(row)
+        how = f", lr {row['lr']:g}, {row['epochs']} epochs" if row.get("lr") else ""
+        groups[row["task"], row["method"] + k + how].append(row)
     return dict(groups)
+
+
+def _accuracy(row: Row) -> float:
+    accuracy: float = row["accuracy"]
+    return accuracy
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -19,7 +19,8 @@ def test_it_learns_and_tells_what_it_took(tmp_path: Path) -> None:
     task.write_text(json.dumps({"answers": ["n", "y"], "train": rows, "judged": rows}))
 
     def run(lr: float) -> dict[str, float]:
-        command = [sys.executable, "-m", "tools.bench.elastic_peft", str(model), str(task), "fp32", "0", str(lr)]
+        arguments = [str(model), str(task), "fp32", "0", str(lr), "2"]
+        command = [sys.executable, "-m", "tools.bench.elastic_peft", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         results: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return results
