@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +12,33 @@ from sqlite_utils import Database
 
 from agentd import ids
 from agentd.adapt import consolidation
-from agentd.adapt.gate.skills import Baseline
 from agentd.adapt.kinds.kind import EngineKind
-from agentd.adapt.passes import memory_control
 from agentd.adapt.passes import parked as parked_passes
-from agentd.adapt.passes.base import Attempt, Means, Rejected, describe_failure, prune_folders
 from agentd.adapt.passes.contribution import Order
-from agentd.adapt.passes.parked import Parked
 from agentd.adapt.passes.progress import MemoryWatch, Progress
-from agentd.adapt.passes.trainer_process import Training
 from agentd.adapt.planning import dataset as datasets
-from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.prepare import Preparation
-from agentd.adapt.planning.setting import PassSetting
 from agentd.adapt.recall.judge import RecallJudge
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.adapt.rollback import Rollback
-from agentd.adapt.trial.trial import STOPPED, RolledBack, Trials
-from agentd.adapt.triggers import Ages, Triggers, in_quiet_hours
+from agentd.adapt.running import PassContext, PassRequest, RunningPass
+from agentd.adapt.trial.trial import STOPPED, Trials
+from agentd.adapt.triggers import Ages, Triggers
 from agentd.config.schema import Config
 from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict, EngineUnavailable, PassRefused, RevisionCorrupt
-from agentd.host import allocator, cgroup
+from agentd.errors import AgentdError, Conflict, EngineUnavailable, RevisionCorrupt
+from agentd.host import cgroup
 from agentd.revision import archive
 from agentd.revision.files import RevisionFiles
-from agentd.store import events, examples, passes, revisions, transitions, trials
+from agentd.store import events, examples, passes, trials
 from agentd.store.database import Store
 from agentd.store.passes import Pass
 
 logger = logging.getLogger(__name__)
 
 _FINISH = 12.0  # seconds that a trainer may take to write where it is when the daemon ends
-_PATIENCE = 1800.0  # seconds that a pass which goes on may wait for memory
-_LOOK = 2.0  # seconds between looks at whether a parked pass may go on
+_NOTED = 2.0  # seconds that its pass may take after that
 
 
 class Adaptation:
@@ -66,12 +57,10 @@ class Adaptation:
         tell = lambda kind, message, revision: self._event(kind, message, revision=revision)  # noqa: E731
         self._rollback = Rollback(store, engine, files, tell)
         self._task: asyncio.Task[None] | None = None
-        self._baseline = Baseline()
         self._sifting: asyncio.Task[bool] | None = None
         self._progress: Progress | None = None
-        self._training: Training | None = None
-        self._trials = Trials(store, engine, lambda: self._config, self._event, lambda: self._stop_reason)
-        self._stop_reason: str | None = None
+        self._running: RunningPass | None = None
+        self._trials = Trials(store, engine, lambda: self._config, self._event)
         self._prepare = Preparation(kind, store, engine, activity, self._folders)
         self.triggers = Triggers(config.adapt.trigger, self._facts, self._start_by_itself, ages=self._ages)
         self.recall = RecallSwitch(lambda: self._config, store)
@@ -81,13 +70,28 @@ class Adaptation:
         self._starting = False
         self.paused = False
         self.daemon_pid = os.getpid()
-        self._group: cgroup.Group | None = None  # of the trainer
+        self._context = PassContext(
+            config=lambda: self._config,
+            store=store,
+            engine=engine,
+            activity=activity,
+            files=files,
+            kind=kind,
+            folders=self._folders,
+            prepare=self._prepare,
+            trials=self._trials,
+            tell=self._event,
+            pids=self.pids,
+            recalled=self._recalled,
+            paused=lambda: self.paused,
+            learned=self.triggers.note,
+        )
 
     # --- life
 
     async def start_up(self) -> None:
         """Picks up a trial that a restart interrupted, and starts looking for things to learn."""
-        self._group = await asyncio.to_thread(cgroup.make, "agentd-trainer")
+        self._context.group = await asyncio.to_thread(cgroup.make, "agentd-trainer")
         await asyncio.to_thread(self._prepare.tidy)
         if trial := await self._store.call(trials.running):
             self._progress = Progress(trial.pass_id or 0, state="trial", phase="trial")
@@ -98,7 +102,9 @@ class Adaptation:
         if waiting and not trial:
             phases = {phase: float(seconds) for phase, seconds in waiting.phases.items()}
             self._progress = Progress(waiting.id, state="parked", phase="parked", phases=phases)
-            self._task = asyncio.create_task(self._resume(waiting, self._progress))
+            asked = PassRequest(waiting.options, waiting.seed)
+            self._running = RunningPass(self._context, self._progress, asked)
+            self._task = asyncio.create_task(self._running.resume(waiting))
         if self._config.adapt.enabled:
             self.triggers.run()
         self._judge.run()
@@ -108,22 +114,26 @@ class Adaptation:
         await self._end_sifting()
         await self._judge.shut_down()
         if self._task and not self._task.done():
-            self._stop_reason = STOPPED
-            if self._training and await self._training.finish(_FINISH):
-                await asyncio.wait({self._task}, timeout=_LOOK)  # its pass notes that it is parked
+            self._note_reason(STOPPED)
+            if self._running and await self._running.finish_training(_FINISH):
+                await asyncio.wait({self._task}, timeout=_NOTED)  # its pass notes that it is parked
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._group:
-            self._group.remove()
+        if self._context.group:
+            self._context.group.remove()
 
     async def stop(self, reason: str) -> None:
         """Ends the running pass or trial and what is judged besides, if there is any, and waits until it has ended."""
         await self._judge.stop()
         if self._task and not self._task.done():
-            self._stop_reason = reason
+            self._note_reason(reason)
             self._task.cancel()
             await asyncio.wait({self._task})
+
+    def _note_reason(self, reason: str) -> None:
+        assert self._progress is not None  # there is one as soon as there is a task
+        self._progress.stop_reason = reason
 
     def reconfigure(self, config: Config) -> None:
         """Settings that count from now on; a pass that runs keeps those it began with."""
@@ -142,10 +152,6 @@ class Adaptation:
     def folder(self, number: int) -> Path:
         """The working directory of a pass."""
         return self._folders / str(number)
-
-    def can_go_on(self, number: int) -> bool:
-        """Whether a pass that was cut short has left what it could go on from."""
-        return parked_passes.read(self.folder(number)) is not None
 
     # --- what the admin API asks for
 
@@ -176,9 +182,9 @@ class Adaptation:
             await self._judge.stop()  # there is one session of background work
             row = await self._store.call(_create, trigger, self._engine.revision, seed, options, noted)
             await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
-            self._stop_reason = None
             self._progress = Progress(row.id)
-            self._task = asyncio.create_task(self._run(row.id, options, seed, imported, order))
+            self._running = RunningPass(self._context, self._progress, PassRequest(options, seed, imported, order))
+            self._task = asyncio.create_task(self._running.run())
             await asyncio.sleep(0)  # it has begun: a task that is cancelled before that never does, nor ends its pass
         finally:
             self._starting = False
@@ -247,7 +253,7 @@ class Adaptation:
         return self._progress.as_json()
 
     def pids(self) -> dict[str, int | None]:
-        trainer = self._training.pid if self._training else None
+        trainer = self._running.trainer_pid if self._running else None
         return {"daemon": self.daemon_pid, "engine": self._engine.pid, "trainer": trainer}
 
     def processes(self) -> dict[str, int | None]:
@@ -264,214 +270,7 @@ class Adaptation:
         """Says what to serve when `revision` turns out unusable, see `Rollback`."""
         return await self._rollback.fall_back(error, revision)
 
-    # --- one pass
-
-    async def _run(
-        self,
-        number: int,
-        options: dict[str, Any],
-        seed: int,
-        imported: archive.Archive | None,
-        order: Order | None,
-        parked: Parked | None = None,
-    ) -> None:
-        progress = self._progress
-        assert progress is not None
-        memory = MemoryWatch(self.pids, mapping=self.kind.mapped)
-        reason: str | None = None
-        try:  # all of it: cancelled before it has come to anything it ends like any other
-            outcome = await self._attempt(progress, options, seed, imported, order, parked, memory)
-        except Rejected as error:
-            outcome, reason = "rejected", str(error)
-        except RolledBack as error:
-            outcome, reason = "rolled_back", str(error)
-        except PassRefused as error:
-            outcome, reason = "refused", str(error)
-            with contextlib.suppress(AgentdError):
-                await self._store.call(
-                    passes.advance, number, "refused", reason=reason, shortfall_bytes=error.shortfall
-                )
-        except asyncio.CancelledError:
-            reason = self._stop_reason or "cancelled"
-            outcome = await self._abandon(number, reason)
-        except Exception as error:
-            if not isinstance(error, AgentdError):
-                logger.exception("pass %d failed", number)
-            # of a trainer that was told to end, this is no failure
-            reason = STOPPED if self._stop_reason == STOPPED else describe_failure(error)
-            outcome = await self._abandon(number, reason)
-        if outcome in ("trial", "parked"):  # it goes on after the restart
-            with contextlib.suppress(AgentdError):
-                await self._store.call(passes.note_progress, number, progress.phases_so_far, ())
-                if outcome == "parked":
-                    await self._event("pass parked", STOPPED, number)
-            return
-        progress.finish(outcome, reason)
-        before = {f"{name}_before": size for name, size in memory.before.items()}
-        peaks = {**memory.peaks, **before, "total": memory.total}
-        with contextlib.suppress(AgentdError):
-            await self._store.call(
-                lambda db: passes.update(db, number, phases=progress.phases, peaks=peaks, peak_bytes=memory.added)
-            )
-            await self._event(f"pass {outcome}", reason or f"revision {self._engine.revision} serves", number)
-            if order is None:
-                readiness = await self._store.call(datasets.readiness, self._config.adapt.gate)
-                self.triggers.note(readiness.new, outcome == "committed")
-        keep = self._config.retention.passes
-        await asyncio.to_thread(parked_passes.clear, self.folder(number))
-        await asyncio.to_thread(prune_folders, self._folders, keep)
-        with contextlib.suppress(AgentdError):
-            await self._store.call(passes.retain_answers, keep)
-        await asyncio.to_thread(allocator.give_back)  # a pass reads all examples; the daemon lives for months
-
-    async def _attempt(
-        self,
-        progress: Progress,
-        options: dict[str, Any],
-        seed: int,
-        imported: archive.Archive | None,
-        order: Order | None,
-        parked: Parked | None,
-        memory: MemoryWatch,
-    ) -> str:
-        """How it ended, if nothing was raised."""
-        async with memory:
-            guard = asyncio.create_task(self._guard(memory, progress))
-            guard.add_done_callback(lambda _: None)
-            try:
-                if order is not None:
-                    await self._contribute(progress, order, seed, memory)
-                    return "contributed"
-                if imported is not None:
-                    attempt, data = await self._import(progress, imported, seed)
-                else:
-                    attempt, data = await self._plan(progress, options, seed, memory, parked)
-                revision = await attempt.run(data)
-                await self._trials.begin(revision, progress, attempt.learned)
-                return "committed"
-            finally:
-                guard.cancel()
-
-    async def _resume(self, row: Pass, progress: Progress) -> None:
-        """Goes on with a pass that a restart has cut short, once nothing speaks against learning now."""
-        parked: Parked | None = None
-        reason: str | None = None
-        try:
-            while why := self._held_back(row):
-                progress.message = f"it goes on after {why}"
-                await asyncio.sleep(_LOOK)
-            parked = await asyncio.to_thread(parked_passes.read, self.folder(row.id))
-            reason = await self._store.call(parked_passes.resume, row, parked, self._engine.revision)
-        except asyncio.CancelledError:
-            parked, reason = None, self._stop_reason or "cancelled"
-            if await self._abandon(row.id, reason) == "parked":
-                return
-        except AgentdError as error:
-            logger.error("pass %d cannot go on: %s", row.id, error)  # after the next start, maybe
-            return
-        if parked is None or reason is not None:
-            progress.finish("failed", reason)
-            await asyncio.to_thread(parked_passes.clear, self.folder(row.id))
-            with contextlib.suppress(AgentdError):
-                await self._event("pass failed", reason or "", row.id)
-            return
-        await self._event("pass resumed", parked.description, row.id)
-        progress.state, progress.message = "resumed", ""
-        progress.phase = "plan"
-        progress.go_on()
-        await self._run(row.id, row.options, row.seed, None, None, parked)
-
-    def _held_back(self, row: Pass) -> str | None:
-        """What a parked pass waits for: whatever would keep a pass from starting by itself, but for what is new."""
-        if not self._engine.ready:
-            return "the engine is up"
-        if self.paused:
-            return "`agentctl resume`: learning is paused"
-        if self._activity.held:
-            return "what holds passes now (`agentctl status`)"
-        if self._store.problem:
-            return "there is room on the disk"
-        if row.trigger != "manual" and not self._config.adapt.enabled:
-            return "adapt.enabled is true again"
-        hours = self._config.adapt.trigger.quiet_hours
-        return f"the quiet hours ({hours})" if in_quiet_hours(hours, datetime.now()) else None
-
-    async def _plan(
-        self, progress: Progress, options: dict[str, Any], seed: int, memory: MemoryWatch, parked: Parked | None
-    ) -> tuple[Attempt, Dataset]:
-        waits_until = time.monotonic() + (_PATIENCE if parked else 0)
-        while True:
-            try:
-                plan = await self._prepare.plan(
-                    self._config,
-                    options,
-                    seed + progress.id,
-                    engine_is_free=True,
-                    recalled=await self._recalled(),
-                    data=parked.data if parked else None,
-                )
-                break
-            except PassRefused as error:
-                if not error.shortfall or time.monotonic() >= waits_until:
-                    raise
-                progress.message = f"it goes on once there is memory: {error}"
-                await asyncio.sleep(_LOOK)
-        await self._planned(progress, plan.setting)
-        means = await self._means(progress, seed, relearn=bool(options.get("consolidate")), parked=parked)
-        self._training = Training(self._activity, means.folder / "trainer.log", self._group)
-        return self.kind.make_pass(means, plan, self._training, memory), plan.data
-
-    async def _contribute(self, progress: Progress, order: Order, seed: int, memory: MemoryWatch) -> None:
-        """Learns for a fleet, in the way that it wants most of those for which there is memory. Raises AgentdError."""
-        kind, plan = await self._prepare.contribution(self._config, order.kinds, seed + progress.id)
-        await self._planned(progress, plan.setting)
-        means = await self._means(progress, seed)
-        self._training = Training(self._activity, means.folder / "trainer.log", self._group)
-        await self.kind.contribution(means, plan, self._training, memory, kind, order).contribute(plan.data)
-
-    async def _import(self, progress: Progress, imported: archive.Archive, seed: int) -> tuple[Attempt, Dataset]:
-        gate = self._config.adapt.gate
-        data = await self._store.call(lambda db: datasets.judging(db, gate))
-        progress.state = "planned"
-        await self._store.call(passes.advance, progress.id, "planned")
-        return self.kind.import_pass(await self._means(progress, seed), imported), data
-
-    async def _means(
-        self, progress: Progress, seed: int, *, relearn: bool = False, parked: Parked | None = None
-    ) -> Means:
-        folder = self.folder(progress.id)
-        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        tools = (self._config, self._store, self._engine, self.files)
-        return Means(*tools, progress, folder, seed, self._baseline, relearn, parked)
-
-    async def _planned(self, progress: Progress, setting: PassSetting) -> None:
-        progress.method, progress.blocks = setting.method, setting.blocks
-        progress.predicted_bytes, progress.state = setting.needed, "planned"
-        columns = {"method": setting.method, "blocks": setting.blocks, "plan": setting.as_json()}
-        columns |= {"predicted": setting.predicted, "predicted_bytes": setting.needed}
-        await self._store.call(lambda db: passes.advance(db, progress.id, "planned", **columns))
-
-    async def _guard(self, memory: MemoryWatch, progress: Progress) -> None:
-        """Ends the pass when the rest of the device needs the memory and the pass cannot take less."""
-        self._stop_reason = await memory_control.outlast(memory, lambda: self._config.memory.floor, progress)
-        if self._task:
-            self._task.cancel()
-
-    # --- what is over, and what comes next
-
-    async def _abandon(self, number: int, reason: str) -> str:
-        """Ends a pass that was cut short; returns its state then."""
-        keep = self._stop_reason == STOPPED
-        park = keep and await asyncio.to_thread(self.can_go_on, number)
-        try:
-            outcome = await self._store.call(transitions.abandon, number, reason, keep_trial=keep, park=park)
-            committed = await self._store.call(revisions.committed)
-            if committed != self._engine.revision and not keep:
-                await self._engine.swap(committed)
-        except AgentdError as error:
-            logger.error("pass %d could not be ended: %s", number, error)
-            return "parked" if park else "failed"  # the next start sees to it
-        return outcome
+    # --- what comes next
 
     def _is_free(self) -> bool:
         """Whether nothing of a pass or a trial runs, or is about to."""

@@ -31,6 +31,7 @@ class Progress:
     done: bool = False
     outcome: str | None = None
     reason: str | None = None
+    stop_reason: str | None = None  # why it is to end, from when someone wants that: before its task is cancelled
     phases: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     _started: float = 0.0

@@ -129,18 +129,10 @@ class TrialWatch:
 
 
 class Trials:
-    """`stop_reason` says why the task that runs this was cancelled: STOPPED lets the trial go on after a restart."""
+    """A trial whose task was cancelled goes on after a restart if its progress has STOPPED as its `stop_reason`."""
 
-    def __init__(
-        self,
-        store: Store,
-        engine: Supervisor,
-        config: Callable[[], Config],
-        tell: Tell,
-        stop_reason: Callable[[], str | None],
-    ) -> None:
+    def __init__(self, store: Store, engine: Supervisor, config: Callable[[], Config], tell: Tell) -> None:
         self._store, self._engine, self._config, self._tell = store, engine, config, tell
-        self._stop_reason = stop_reason
         self._trial: TrialWatch | None = None
 
     async def as_json(self) -> dict[str, Any] | None:
@@ -174,9 +166,9 @@ class Trials:
             outcome, reason = "failed", str(error)
             logger.error("the trial of revision %d could not go on: %s", revision, error)
         except asyncio.CancelledError:
-            if self._stop_reason() == STOPPED:
+            if progress.stop_reason == STOPPED:
                 return
-            outcome, reason = "rolled_back", self._stop_reason() or "cancelled"
+            outcome, reason = "rolled_back", progress.stop_reason or "cancelled"
             with contextlib.suppress(AgentdError):
                 await self._take_back(revision, previous, number or 0, reason)
         progress.finish(outcome, reason)
@@ -203,9 +195,9 @@ class Trials:
             if reason is None:
                 await self._store.call(transitions.commit, revision, progress.id)
         except asyncio.CancelledError:
-            if self._stop_reason() == STOPPED:
+            if progress.stop_reason == STOPPED:
                 raise  # the trial goes on after the restart
-            reason = self._stop_reason() or "cancelled"
+            reason = progress.stop_reason or "cancelled"
         except AgentdError as error:
             reason = str(error)
         finally:

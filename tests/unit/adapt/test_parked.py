@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agentd.adapt.controller import Adaptation
 from agentd.adapt.passes import parked
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.planning.dataset import Dataset, Member
+from agentd.adapt.running import PassContext
 from agentd.config import schema as configuration
 from agentd.formats import training_state
 from agentd.formats.training_state import TrainingState
@@ -124,19 +124,18 @@ def test_what_a_parked_pass_waits_for() -> None:
     quiet = config.adapt.trigger.model_copy(update={"quiet_hours": "00:00-24:00"})
     off = config.model_copy(update={"adapt": config.adapt.model_copy(update={"enabled": False})})
     night = config.model_copy(update={"adapt": config.adapt.model_copy(update={"trigger": quiet})})
-    free = {"paused": False, "_config": config, "_engine": SimpleNamespace(ready=True)}
-    free |= {"_activity": SimpleNamespace(held=False), "_store": SimpleNamespace(problem=None)}
-    by_itself: Any = SimpleNamespace(trigger="examples")
+    free = {"paused": lambda: False, "config": lambda: config, "engine": SimpleNamespace(ready=True)}
+    free |= {"activity": SimpleNamespace(held=False), "store": SimpleNamespace(problem=None)}
 
-    def waits(row: Any = by_itself, **other: Any) -> str:
-        controller: Any = SimpleNamespace(**{**free, **other})
-        return Adaptation._held_back(controller, row) or ""
+    def waits(trigger: str = "examples", **other: Any) -> str:
+        context: Any = SimpleNamespace(**{**free, **other})
+        return PassContext.held_back(context, trigger) or ""
 
     assert waits() == ""
-    assert "engine" in waits(_engine=SimpleNamespace(ready=False))
-    assert "agentctl resume" in waits(paused=True)
-    assert "holds" in waits(_activity=SimpleNamespace(held=True))
-    assert "disk" in waits(_store=SimpleNamespace(problem="full"))
-    assert "adapt.enabled" in waits(_config=off)
-    assert waits(SimpleNamespace(trigger="manual"), _config=off) == ""
-    assert "quiet hours" in waits(_config=night)
+    assert "engine" in waits(engine=SimpleNamespace(ready=False))
+    assert "agentctl resume" in waits(paused=lambda: True)
+    assert "holds" in waits(activity=SimpleNamespace(held=True))
+    assert "disk" in waits(store=SimpleNamespace(problem="full"))
+    assert "adapt.enabled" in waits(config=lambda: off)
+    assert waits("manual", config=lambda: off) == ""
+    assert "quiet hours" in waits(config=lambda: night)
