@@ -12,9 +12,10 @@ starts a pass but the daemon; a night is over when nothing is due and nothing ru
 --first  the first corrections of a task, at every size: the base alone, with recall, the weights as passes made them,
          both, and what a client gets who says nothing (auto), with milliseconds of a request
 --tasks  the tasks one after the other, and (order "joint") all at once: accuracy on each after each
---days   corrections a day over the tasks; from a third of the days on the first task's labels mean their opposite (the
-         next ones, where there are more than two), of the second's corrections 15 % are wrong, and the last ends at
-         half of the days. An answer is scored before it is corrected
+--days   corrections a day over the tasks; every night the daemon's date goes on by a day, where Debian's libfaketime is
+         installed. From a third of the days on the first task's labels mean their opposite (the next ones, where there
+         are more than two), of the second's corrections 15 % are wrong, and the last ends at half of the days. An
+         answer is scored before it is corrected
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -44,14 +46,22 @@ _LOOK = 1.0  # seconds between two looks at whether a night is over
 class Life:
     """A daemon that lives with tasks. `learns`: passes start by themselves."""
 
-    def __init__(self, model: Path | None, life: Sequence[LifeTask], threads: int | str, *, learns: bool) -> None:
+    def __init__(
+        self,
+        model: Path | None,
+        life: Sequence[LifeTask],
+        threads: int | str,
+        *,
+        learns: bool,
+        calendar: "Calendar | None" = None,
+    ) -> None:
         trigger = {"idle": "2s", "check": "1s"}
         settings: dict[str, Any] = {
             "model": {"threads": threads},
             "adapt": {"enabled": learns, "trigger": trigger, "trial": {"duration": "5s"}},
             "tasks": {task.name: task.settings for task in life},
         }
-        self.daemon = DaemonProcess(model, settings)
+        self.daemon = DaemonProcess(model, settings, environment=calendar.environment if calendar else None)
         self.learns = learns
 
     def __enter__(self) -> "Life":
@@ -133,6 +143,32 @@ class Life:
         return {"memory_bytes": memory, "disk_bytes": sum(sizes), "revision": status["revision"]}
 
 
+class Calendar:
+    """What day it is for a daemon with this `environment`: so many days on. Else its clock is the machine's."""
+
+    def __init__(self, library: Path, folder: Path) -> None:
+        self._file = folder / "calendar"
+        self.day(0)
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_CACHE_DURATION": str(int(_LOOK)),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def day(self, number: int) -> None:
+        self._file.write_text(f"+{number}d")
+
+
+@contextlib.contextmanager
+def calendar() -> Iterator[Calendar | None]:
+    """None where libfaketime is not installed."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Calendar(found[0], Path(folder)) if found else None
+
+
 def first(options: argparse.Namespace, model: Path | None) -> Iterator[dict[str, Any]]:
     """The first corrections of every task, each alone."""
     plain = [name for name in options.columns if name in ("base", "recall")]
@@ -190,13 +226,16 @@ def _all(options: argparse.Namespace, life: Life, every: Sequence[LifeTask]) -> 
 
 
 def days(options: argparse.Namespace, model: Path | None) -> Iterator[dict[str, Any]]:
-    """Days one after the other, as fast as their nights are over; the daemon's clock is the machine's."""
+    """Days one after the other, as fast as their nights are over."""
     for seed in range(options.seeds):
         draw, life_tasks = random.Random(seed), tasks(options.names, seed, options.sarcasm)
         drift, end = options.days // 3, options.days // 2
-        with Life(model, life_tasks, options.threads, learns=True) as life:
+        with calendar() as dates, Life(model, life_tasks, options.threads, learns=True, calendar=dates) as life:
             asked = dict.fromkeys(options.names, 0)
             for day in range(options.days):
+                if dates is not None:
+                    dates.day(day)
+                    time.sleep(2 * _LOOK)  # until the daemon has seen it
                 if day == drift:
                     life_tasks[0] = _drifted(life_tasks[0])
                 present = life_tasks[:-1] if day >= end and len(life_tasks) > 1 else life_tasks
@@ -211,7 +250,8 @@ def days(options: argparse.Namespace, model: Path | None) -> Iterator[dict[str, 
                 night = life.night(options.night)
                 shares = {name: sum(each) / len(each) for name, each in right.items() if each}
                 counts = {name: len(each) for name, each in right.items()}
-                about = {"part": "days", "seed": seed, "day": day, "drift": drift, "end": end}
+                date = life.daemon.get("/admin/inferences?limit=1", admin=True).json["inferences"][0]["created_at"][:10]
+                about = {"part": "days", "seed": seed, "day": day, "date": date, "drift": drift, "end": end}
                 yield {**about, "right": shares, "n": counts, "night": night, **life.footprint()}
 
 
