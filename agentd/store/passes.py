@@ -133,11 +133,6 @@ def add_examples(db: Database, pass_id: int, members: Iterable[tuple[str, str]])
         db.execute("INSERT OR IGNORE INTO pass_examples VALUES (?, ?, ?)", [pass_id, example_id, role])
 
 
-def forget_examples(db: Database, pass_id: int) -> None:
-    """The pass takes others: it begins anew."""
-    db.execute("DELETE FROM pass_examples WHERE pass_id = ?", [pass_id])
-
-
 def has_examples(db: Database, pass_id: int) -> bool:
     """Whether it is noted which examples the pass uses."""
     return db.execute("SELECT 1 FROM pass_examples WHERE pass_id = ? LIMIT 1", [pass_id]).fetchone() is not None
