@@ -22,7 +22,7 @@ def now() -> str:
 
 def epoch(moment: str) -> float:
     """A `now` in seconds since 1970."""
-    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()  # noqa: TID251
 
 
 def seconds_since(moment: str | None) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from agentd.api.services import Services, services
 from agentd.api.streaming import EventStream, First, all_of, event
 from agentd.engine.protocol import Piece
 from agentd.errors import AgentdError, InvalidRequest, NotFound
+from agentd.ids import epoch
 from agentd.store import inferences
 from agentd.store.inferences import Inference
 
@@ -60,7 +60,7 @@ async def responses(request: Request) -> Response:
 
 async def show(request: Request) -> Response:
     row = await _stored(request)
-    return JSONResponse(response_object.stored(row, int(datetime.fromisoformat(row.created_at).timestamp())))
+    return JSONResponse(response_object.stored(row, int(epoch(row.created_at))))
 
 
 async def input_items(request: Request) -> Response:

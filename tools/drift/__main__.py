@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from agentd.ctl.errors import CtlError
 from agentd.engine.int8 import model as int8_model
+from agentd.ids import epoch
 from tools.bench.paper.int8_data import Images, digits, load, rotated
 from tools.daemon import ROOT, DaemonProcess, ToolFailed
 from tools.drift import model
@@ -175,7 +175,7 @@ class Drift:
         ]
 
     def _seconds(self, moment: str) -> float:
-        return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp() - self._epoch
+        return epoch(moment) - self._epoch
 
     def _unadapted(self, path: Path) -> list[bool]:
         """Whether the model as it was would have been right, for every image shown: computed here, one by one."""

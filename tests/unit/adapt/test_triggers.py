@@ -108,7 +108,7 @@ def test_quiet_hours_follow_the_time_zone_of_the_device(monkeypatch: pytest.Monk
     ],
 )
 def test_quiet_hours(make: Callable[..., Triggers], hours: str, time: str, due: bool) -> None:
-    moment = datetime.fromisoformat(f"2026-05-04T{time}:00")
+    moment = datetime.strptime(f"2026-05-04 {time}", "%Y-%m-%d %H:%M")
     assert (make(quiet_hours=hours).due(1000, 60.0, moment) is not None) is due
 
 
