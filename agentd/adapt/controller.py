@@ -21,7 +21,7 @@ from agentd.adapt.planning.prepare import Preparation
 from agentd.adapt.recall.judge import RecallJudge
 from agentd.adapt.recall.switch import RecallSwitch
 from agentd.adapt.rollback import Rollback
-from agentd.adapt.running import PassContext, PassRequest, RunningPass
+from agentd.adapt.running_pass import PassContext, PassRequest, RunningPass
 from agentd.adapt.trial.trial import STOPPED, Trials
 from agentd.adapt.triggers import Ages, Triggers
 from agentd.config.schema import Config

@@ -225,7 +225,7 @@ def main() -> int:
             with options.output.open("a") as file:
                 file.write(line + "\n")
             peak = f"{result['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in result else ""
-            how = f", lr {lr:g}, {epochs} epochs" if of_peft else ""
+            how = f", lr {lr:g}, epochs {epochs}" if of_peft else ""
             print(f"{task.name} {name}{how}, seed {seed}: {result['accuracy']:.1%}, loss {result['loss']:.3f}, "
                   f"{result['seconds']:.0f} s, {peak} {result.get('plan', '')}", flush=True)  # fmt: skip
     return 0

@@ -53,7 +53,7 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         k = f", k = {row['blocks']}" if row["blocks"] else ""
-        how = f", lr {row['lr']:g}, {row['epochs']} epochs" if row.get("lr") else ""
+        how = f", lr {row['lr']:g}, epochs {row['epochs']}" if row.get("lr") else ""
         groups[row["task"], row["method"] + k + how].append(row)
     return dict(groups)
 

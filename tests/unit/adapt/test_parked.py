@@ -11,7 +11,7 @@ import pytest
 from agentd.adapt.passes import parked
 from agentd.adapt.passes.llamacpp import AdaptationPass
 from agentd.adapt.planning.dataset import Dataset, Member
-from agentd.adapt.running import PassContext
+from agentd.adapt.running_pass import PassContext
 from agentd.config import schema as configuration
 from agentd.formats import training_state
 from agentd.formats.training_state import TrainingState

@@ -34,7 +34,7 @@ def test_of_a_grid_the_best_is_compared_with() -> None:
     grid = [ROWS[1] | {"lr": 1e-3, "epochs": 3}, ROWS[1] | {"lr": 3e-4, "epochs": 1, "accuracy": 0.7, "seconds": 25.0}]
     lines = {line.split(" | ")[1]: line for line in table([*grid, ROWS[0]]).splitlines()[2:]}
     assert lines["blockwise-bp, k = 30"].strip("| ").split(" | ")[-2] == "0.50"
-    assert lines["peft-fp32, k = 30, lr 0.0003, 1 epochs"].strip("| ").split(" | ")[-2] == "0.25"
+    assert lines["peft-fp32, k = 30, lr 0.0003, epochs 1"].strip("| ").split(" | ")[-2] == "0.25"
 
 
 @pytest.mark.slow
