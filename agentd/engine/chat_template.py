@@ -53,12 +53,17 @@ class ChatTemplate:
             "raise_exception": _raise,
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
-        if tools and "functions" in self.source:  # Firefunction's name for them, as text
-            context.setdefault("functions", json.dumps([tool["function"] for tool in tools], indent=4))
-            context.setdefault("datetime", datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        if tools and "functions" in self.source:
+            context = {**_as_functions(tools), **context}
         if self._wants_parts:
             context["messages"] = [_in_parts(message) for message in messages]
-        return self._laid_out(context)
+        try:
+            return self._laid_out(context)
+        except TemplateRefusal:
+            if tools:
+                raise
+        # It was made for tools, and counts on a list of them.
+        return self._laid_out({**_as_functions([]), **context, "tools": []})
 
     @cached_property
     def _wants_parts(self) -> bool:
@@ -92,6 +97,12 @@ class ChatTemplate:
             return template.render(copy.deepcopy(context) if self._changes else context)
         except Exception as error:
             raise TemplateRefusal(str(error)) from None
+
+
+def _as_functions(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Firefunction's name for tools, as text, and what else it looks for."""
+    functions = json.dumps([tool["function"] for tool in tools], indent=4)
+    return {"functions": functions, "datetime": datetime.now().strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:

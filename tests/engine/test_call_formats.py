@@ -375,3 +375,29 @@ def test_all_that_the_constraint_lets_through_is_a_valid_call() -> None:
                 assert len(arguments.get("name", "")) <= 3, (name, text)
                 assert re.search("^[a-c]{2,4}$|^z.$", str(arguments.get("code", "za"))), (name, text)
                 assert 1 <= len(arguments.get("list", [1])) <= 2, (name, text)
+
+
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
+CALLED = [{"id": f"abcdefgh{i}", "type": "function", "function": {"name": NAMES[i], "arguments": "{}"}} for i in (0, 1)]
+RESULTS: list[dict[str, Any]] = [
+    {"role": "tool", "tool_call_id": call["id"], "content": f"({call['id']})"} for call in CALLED
+]
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in NAMES]
+
+
+def said(shape: str) -> list[dict[str, Any]]:
+    return [{"role": ROLES[who], "content": f"({number} speaks)"} for number, who in enumerate(shape)]
+
+
+def test_a_template_shows_all_that_is_said_by_whomever_and_nothing_of_it_is_learned() -> None:
+    user, between, *_, again = said("usau")
+    called = {"role": "assistant", "content": "", "tool_calls": CALLED}
+    asked = [said(shape) for shape in ("s", "su", "ssuau", "usu", "us", "suasuasu", "suuau", "suaau", "sau")]
+    for name, room in conversations().items():
+        for messages in (*asked, [*said("su"), called, between, *RESULTS, again]):
+            for tools in ({}, {"tools": TOOLS}):
+                text = room.render({"messages": messages, **tools})
+                assert [each["content"] for each in messages if each["content"] not in text] == [], name
+        for messages in (said("su"), said("suau"), [user]):
+            for answer in (called, {"role": "assistant", "content": "Yes."}):
+                assert "speaks)" not in room.answer({"messages": messages, "tools": TOOLS}, answer), name

@@ -33,23 +33,16 @@ To call one, answer with its name and its arguments as a JSON object, between ta
 </tool_call>"""
 
 
-def explained(
-    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], system: bool
-) -> list[dict[str, Any]]:
-    """Messages that say which tools there are: in the system message, or where the template has none, with the first
-    thing the user says. Calls and results are text in them."""
+def explained(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages that say which tools there are, in the system message. Calls and results are text in them."""
     turns = _results_joined(messages)
     if not tools:
         return turns
     lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     text = _EXPLANATION.format(tools=lines)
-    role = "system" if system else "user"
-    first = next((i for i, message in enumerate(turns) if message["role"] == role), None)
-    if first is None:
-        return [{"role": role, "content": text}, *turns]
-    content = str(turns[first]["content"])
-    joined = f"{content}\n\n{text}" if system else f"{text}\n\n{content}"
-    return [*turns[:first], {**turns[first], "content": joined}, *turns[first + 1 :]]
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *turns]
+    return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
 
 
 def _results_joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,20 +9,22 @@ from typing import Any
 
 from agentd.engine.calls.derive import derive, spans
 from agentd.engine.calls.format import AnswerFormat
-from agentd.engine.calls.generic import GENERIC, explained
+from agentd.engine.calls.generic import GENERIC, explained, spelled_out
 from agentd.engine.calls.probes import NotDerivable
+from agentd.engine.calls.roles import Roles
 from agentd.engine.calls.segments import behind
 from agentd.engine.chat_template import ChatTemplate, TemplateRefusal
 
 _ID = re.compile(r"[A-Za-z0-9]{9}")
 _NO_PARAMETERS = {"type": "object", "properties": {}}
+_PROBE = "zzprobefn"
 
 
 class Conversation:
     """Renders what a request's input holds. `ends` says the texts of the tokens that end an answer."""
 
     def __init__(self, template: ChatTemplate, ends: Callable[[], Sequence[str]]) -> None:
-        self._template, self._find_ends = template, ends
+        self._template, self._find_ends, self._roles = template, ends, Roles(template)
         self.why_generic: str | None = None
 
     @cached_property
@@ -55,13 +57,10 @@ class Conversation:
         if not tools and not any(_of_tools(message) for message in messages):
             return self._rendered([_thought(message) for message in messages], [], generate, variables)
         if self.form.calls.origin == "generic":
-            try:
-                plain_messages = explained(messages, tools, system=True)
-                return self._rendered([_thought(message) for message in plain_messages], [], generate, variables)
-            except TemplateRefusal:
-                if not tools or any(message["role"] == "system" for message in messages):
-                    raise
-            return self._rendered(explained(messages, tools, system=False), [], generate, variables)
+            plain_messages = [_thought(message) for message in explained(messages, tools)]
+            return self._rendered(plain_messages, [], generate, variables)
+        if not self._shows_results:
+            messages = [spelled_out(message) if message["role"] == "tool" else message for message in messages]
         prepared = [_thought(message) for message in self._prepared(messages)]
         try:
             return self._rendered(prepared, tools, generate, variables)
@@ -87,7 +86,32 @@ class Conversation:
     def _rendered(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generate: bool, variables: Any
     ) -> str:
-        return self._template.render(messages, tools=tools, generate=generate, variables=variables)
+        options: dict[str, Any] = {"tools": tools, "generate": generate, "variables": variables}
+        refusal, tried = None, None
+        for fitted in self._roles.fitted(messages):
+            if fitted == tried:
+                continue
+            try:
+                return self._template.render(fitted, **options)
+            except TemplateRefusal as error:
+                refusal, tried = refusal or error, fitted
+        assert refusal is not None
+        raise refusal
+
+    @cached_property
+    def _shows_results(self) -> bool:
+        """Whether the template knows the role of results."""
+        call = {"id": "probe0001", "type": "function", "function": {"name": _PROBE, "arguments": "{}"}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": _PROBE},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": "RESULTR"},
+        ]
+        tool = _declared({"type": "function", "function": {"name": _PROBE}})
+        try:
+            return "RESULTR" in self._template.render(self._prepared(messages), tools=[tool], generate=True)
+        except TemplateRefusal:
+            return False
 
     def _prepared(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages with arguments and ids as the template takes them."""
