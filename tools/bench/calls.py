@@ -28,6 +28,7 @@ from agentd.config import paths
 from tools.daemon import DaemonProcess, UnixConnection, streaming
 
 PARTS = ("required", "auto", "masks", "first-token")
+KINDS = ("simple_python", "multiple")
 _CLIENTS = 4
 _PATIENCE = 600.0  # seconds for an answer, on machines that others use as well
 CHAT = "/v1/chat/completions"
@@ -38,22 +39,26 @@ TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=50, help="of each kind (there are 400 and 200)")
+    parser.add_argument("--first", type=int, default=0, help="how many questions of each kind to pass over")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some of %(default)s")
     parser.add_argument("--model", help="a GGUF file; else the default model")
     parser.add_argument("--context", type=int, default=8192, help="tokens")
     parser.add_argument("--threads", type=int, help="of the engine; else what the machine has")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--parts: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
+    kinds = arguments.kinds.split(",")
+    for option, named, known in (("--parts", parts, PARTS), ("--kinds", kinds, KINDS)):
+        if unknown := set(named) - set(known):
+            parser.error(f"{option}: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
     model = Path(arguments.model) if arguments.model else models.fetch_default()
     threads = arguments.threads or "auto"
     with DaemonProcess(model, {"model": {"context": arguments.context, "threads": threads}}) as daemon:
         daemon.start()
         for choice in ("required", "auto"):
             if choice in parts:
-                for kind in ("simple_python", "multiple"):
-                    print(leaderboard(daemon, kind, choice, arguments.questions), flush=True)
+                for kind in kinds:
+                    print(leaderboard(daemon, kind, choice, arguments.first, arguments.questions), flush=True)
         if "masks" in parts:
             for n in (1, 20, 100):
                 print(masks(daemon, n), flush=True)
@@ -109,9 +114,10 @@ class Outcome:
     right: bool
 
 
-def leaderboard(daemon: DaemonProcess, kind: str, choice: str, n: int) -> str:
-    """The first `n` questions, `_CLIENTS` at a time: how many are valid and right is looked at here, not how fast."""
-    asked = list(itertools.islice(questions(kind), n))
+def leaderboard(daemon: DaemonProcess, kind: str, choice: str, first: int, n: int) -> str:
+    """`n` questions from the one numbered `first` on, `_CLIENTS` at a time: how many are valid and right is looked at
+    here, not how fast."""
+    asked = list(itertools.islice(questions(kind), first, first + n))
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(_CLIENTS) as clients:
         for outcome in clients.map(lambda question: called(daemon, choice, *question), asked):
