@@ -134,7 +134,7 @@ def resolve(
     try:
         mode = path.stat().st_mode
     except PermissionError:
-        closed = next(parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK))
+        closed = next((place for place in _on_the_way(path) if not os.access(place, os.X_OK)), path.parent)
         reason = f"the user agentd runs as (uid {os.geteuid()}) may not enter {closed}"
         raise ModelUnusable(path, f"{reason}; put the model elsewhere, or open that directory: chmod o+x") from None
     except OSError as error:
@@ -182,7 +182,7 @@ def unreadable_by_others(config: Path) -> str | None:
     if spec == "default" or spec.startswith("hf:"):
         return f"the service has no network: fetch the model ({spec}) before, and name its file in {config}"
     path = Path(os.path.expandvars(spec)).expanduser()
-    for place in (*reversed(path.parents), path):
+    for place in (*_on_the_way(path), path):
         try:
             mode = place.stat().st_mode
         except OSError as error:
@@ -191,6 +191,12 @@ def unreadable_by_others(config: Path) -> str | None:
             verb, bit = ("read", "r") if place == path else ("enter", "x")
             return f"the service's user may not {verb} {place}, where the model is: chmod o+{bit} it"
     return None
+
+
+def _on_the_way(path: Path) -> list[Path]:
+    """The directories that have to be entered: those above it, and above what it links to, as the hub's cache does."""
+    target = Path(os.path.realpath(path))
+    return list(dict.fromkeys([*reversed(path.parents), *reversed(target.parents)]))
 
 
 def fetch_default(progress: Progress | None = None, memory: DigestMemory | None = None) -> Path:

@@ -323,9 +323,11 @@ def test_a_directory_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     for parent in (tmp_path, *(each for each in tmp_path.parents if "pytest-of-" in str(each))):
         parent.chmod(0o711)
     closed.chmod(0o600)
-    output = subprocess.check_output([sys.executable, "-c", script, path], text=True)
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    outputs = [subprocess.check_output([sys.executable, "-c", script, each], text=True) for each in (path, link)]
     closed.chmod(0o700)
-    assert f"may not enter {closed}; " in output
+    assert all(f"may not enter {closed}; " in output for output in outputs)
 
 
 def test_check_refuses_what_is_no_complete_model(cache: Path, tmp_path: Path, real_model: Path) -> None:

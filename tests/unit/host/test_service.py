@@ -33,8 +33,14 @@ def test_a_model_that_the_service_cannot_read_is_noted(tmp_path: Path) -> None:
     (tmp_path / "etc/agentd/agentd.yaml").write_text(f"model: {{path: {model}}}\n")
     for place in (tmp_path, *(each for each in tmp_path.parents if "pytest-of-" in str(each))):
         place.chmod(0o755)
+    link = tmp_path / "m.gguf"
+    link.symlink_to(model)
     closed.chmod(0o700)
-    assert f"note: the service's user may not enter {closed}, where the model is: chmod o+x it" in installed(tmp_path)
+    for named in (model, link):
+        (tmp_path / "etc/agentd/agentd.yaml").write_text(f"model: {{path: {named}}}\n")
+        noted = installed(tmp_path)
+        assert f"note: the service's user may not enter {closed}, where the model is: chmod o+x it" in noted
+    (tmp_path / "etc/agentd/agentd.yaml").write_text(f"model: {{path: {model}}}\n")
     closed.chmod(0o755)
     model.chmod(0o600)
     assert f"note: the service's user may not read {model}" in installed(tmp_path)
