@@ -91,6 +91,20 @@ class FromWebPage(InvalidRequest):
         )
 
 
+class HostNotServed(InvalidRequest):
+    """Without keys, whoever is asked for by another name than this machine's own may be a page's idea of it."""
+
+    status = 421
+    code = "host_not_served"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"without an API key this port is for localhost, for addresses and for the hosts of serve.origins, not for "
+            f"{host[:200]!r}",
+            param="Host",
+        )
+
+
 class CredentialsMissing(InvalidRequest):
     status = 401
     type = "authentication_error"

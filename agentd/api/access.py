@@ -6,11 +6,13 @@ scopes to all of them. Over TCP a request brings credentials: an API key, or a s
 """
 
 import functools
+import ipaddress
 import logging
 import operator
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Flag
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -18,6 +20,7 @@ from agentd.api import peers
 from agentd.errors import (
     CredentialsMissing,
     FromWebPage,
+    HostNotServed,
     NoSession,
     OutOfScope,
     TooManyRequests,
@@ -97,8 +100,8 @@ _READING = ("GET", "HEAD")
 async def admit(request: Request, need: Scope) -> None:
     """The one place that lets a request in to a route; from here on `author` tells who sends it.
 
-    Raises CredentialsMissing, WrongCredentials, TooManyRequests, OutOfScope, FromWebPage, and what an authority has
-    against it.
+    Raises CredentialsMissing, WrongCredentials, TooManyRequests, OutOfScope, FromWebPage, HostNotServed, and what an
+    authority has against it.
     """
     door: Door = request.app.state.door
     if door is ADMIN and BROWSER_HEADER in request.headers:
@@ -116,6 +119,8 @@ async def admit(request: Request, need: Scope) -> None:
     # What is for anybody (signing in) gives nothing by itself, and looks at the page it comes from on its own.
     if need != Scope.NONE and request.method not in _READING and (origin := request.headers.get("origin")):
         _admit_page(request, door, origin, same_origin=access is not own)
+    if need != Scope.NONE and door is LOOPBACK and access is own:
+        _admit_host(request)
     request.state.access = access
 
 
@@ -129,6 +134,30 @@ def _admit_page(request: Request, door: Door, origin: str, same_origin: bool) ->
     own = looked or (same_origin and origin.partition("://")[2].lower() == request.headers.get("host", "").lower())
     if not (named or own):
         raise FromWebPage(origin)
+
+
+def _admit_host(request: Request) -> None:
+    """Where no one needs a key, the name by which the port was found has to be this machine's own: a page elsewhere
+    whose name was made to point here (DNS rebinding) reads what its browser takes for its own. An address is no name
+    that could be made to. Raises HostNotServed."""
+    host = request.headers.get("host")
+    if host is None:  # of HTTP/1.0, which browsers do not speak
+        return
+    name, pages = _name(host), request.app.state.services.config.serve.origins
+    if name == "localhost" or name in [_name(page.partition("://")[2]) for page in pages]:
+        return
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        raise HostNotServed(host) from None
+
+
+def _name(address: str) -> str:
+    """The host of HOST[:PORT]; nothing where it is no such."""
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:
+        return ""
 
 
 async def _brought(request: Request) -> tuple[Access | None, WrongCredentials | None]:

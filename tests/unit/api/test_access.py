@@ -15,10 +15,12 @@ from agentd.api.access import SCOPES, Access, Door, Scope
 from agentd.api.peers import RateLimiter
 from agentd.api.requests import on_error
 from agentd.api.routes import DeclaredRoute
+from agentd.config.schema import Config, ServeSettings
 from agentd.errors import AgentdError, WrongCredentials
 
 ROUTES = [route for route in app.API + app.ADMIN if isinstance(route, DeclaredRoute)]
 LOOPBACK, NETWORK = access.LOOPBACK, access.TCP
+CONFIG = Config(serve=ServeSettings(origins=("https://home.example:8443",)))
 ALL = [Scope.NONE, Scope.ASK, Scope.FEEDBACK, Scope.ASK | Scope.FEEDBACK, Scope.ADMIN]
 
 
@@ -35,15 +37,15 @@ async def by_header(request: Request) -> Access | None:
     return Access(Scope(int(brought)), "key:mine")
 
 
-def client(door: Door) -> TestClient:
-    """A server with the real routes' scopes, in front of a handler that says who came in."""
+def client(door: Door, host: str = "localhost") -> TestClient:
+    """A server with the real routes' scopes, in front of a handler that says who came in; asked for as `host`."""
     routes = [DeclaredRoute("GET", f"/{i}", who, route.scope) for i, route in enumerate(ROUTES)]
     served: Any = Starlette(routes=routes, exception_handlers={AgentdError: on_error})
     served.state.services, served.state.door = (
-        SimpleNamespace(wrong_credentials=RateLimiter(), authorities=[by_header]),
+        SimpleNamespace(wrong_credentials=RateLimiter(), authorities=[by_header], config=CONFIG),
         door,
     )
-    return TestClient(served)
+    return TestClient(served, base_url=f"http://{host}")
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,26 @@ def test_on_loopback_wrong_credentials_are_as_good_as_none() -> None:
     assert let_in(at, "wrong") == expected(LOOPBACK.scopes, 401)
     for may in ALL:  # what is valid counts, though it gives less
         assert let_in(at, may) == expected(may, 403)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example"]
+)
+def test_without_a_key_a_name_that_was_made_to_point_here_gets_nothing(host: str) -> None:
+    """DNS rebinding: for the browser it is the page's own server, so that nothing but the name gives it away."""
+    at = client(LOOPBACK, host)
+    for brought, otherwise in ((None, 403), ("wrong", 401)):
+        statuses = {Scope.NONE: 200, Scope.ADMIN: otherwise}
+        assert let_in(at, brought) == [statuses.get(route.scope, 421) for route in ROUTES]
+    for may in ALL:  # a key is of no page elsewhere
+        assert let_in(at, may) == expected(may, 403)
+
+
+@pytest.mark.parametrize(
+    "host", ["LocalHost:9", "127.0.0.1:8080", "127.8.0.1", "[::1]:8080", "10.0.0.7", "home.example"]
+)
+def test_this_machine_is_asked_for_by_its_names_and_by_any_address(host: str) -> None:
+    assert let_in(client(LOOPBACK, host), None) == expected(LOOPBACK.scopes, 403)
 
 
 def test_the_credentials_say_who_it_is() -> None:

@@ -56,7 +56,7 @@ def client(
     parts = {"authorities": [ring], "keys": ring, "store": store, "config": Config()}
     served.state.services = SimpleNamespace(wrong_credentials=wrong or RateLimiter(), **parts)
     served.state.door = door
-    return TestClient(served, client=(address, 5))
+    return TestClient(served, base_url="http://localhost", client=(address, 5))
 
 
 def bearer(key: str) -> dict[str, str]:

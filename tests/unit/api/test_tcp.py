@@ -36,7 +36,7 @@ def run(visit: Callable[[Services, Ask], Awaitable[None]], host: str, **settings
     async def ask(path: str, key: str | None) -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         bearer = f"Authorization: Bearer {key}\r\n" if key else ""
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{bearer}\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{bearer}\r\n".encode())
         answer = await reader.read()
         writer.close()
         await writer.wait_closed()
