@@ -17,7 +17,7 @@ from agentd.api.schemas import Completion
 from agentd.api.services import Services
 from agentd.api.telemetry import Told
 from agentd.engine.protocol import Generate, Piece, Sampling
-from agentd.engine.reply import Reply, delta
+from agentd.engine.reply import Reply, delta, with_function_call
 from agentd.engine.response_format import FormatConstraint
 from agentd.errors import AgentdError, InvalidRequest, NotALanguageModel
 from agentd.ids import now, uuid7
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 _PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
 _PATIENCE = 0.25  # seconds that a request waits for past corrections; a look-up takes some milliseconds
 _NOTHING: Mapping[str, Any] = {}
-_INPUT = ("messages", "prompt", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
+_INPUT = (
+    *("messages", "prompt", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+    "chat_template_kwargs",
+)
 
 
 class Answer:
@@ -169,11 +172,11 @@ class Answer:
     def whole(self) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": 0,
-            "finish_reason": self.finish,
+            "finish_reason": self._finish(self.finish),
             "logprobs": self._logprob_json(self._logprob_list),
         }
         if self._kind == "chat":
-            choice["message"] = self.reply.message()
+            choice["message"] = self._message(self.reply.message())
         else:
             choice["text"] = self.reply.text
         kind = "chat.completion" if self._kind == "chat" else "text_completion"
@@ -182,11 +185,11 @@ class Answer:
     def chunk(self, piece: Piece, first: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": 0,
-            "finish_reason": piece.finish,
+            "finish_reason": self._finish(piece.finish),
             "logprobs": self._logprob_json(piece.logprobs) if piece.logprobs else None,
         }
         if self._kind == "chat":
-            choice["delta"] = delta(piece, first)
+            choice["delta"] = self._message(delta(piece, first))
         else:
             choice["text"] = piece.text
         kind = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
@@ -198,6 +201,12 @@ class Answer:
     def usage_chunk(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self._usage(), "agentd": self.agentd()}
+
+    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+        return with_function_call(message) if self.body.wants_function_call else message
+
+    def _finish(self, reason: str | None) -> str | None:
+        return "function_call" if reason == "tool_calls" and self.body.wants_function_call else reason
 
     async def _request(self) -> Generate:
         body = self.body

@@ -19,6 +19,8 @@ def normal_form(line: Tree) -> Tree:
     line = {name: value for name, value in line.items() if value is not None}  # as tables have what a row has not
     if _are_messages(line.get("prompt")) and "messages" not in line:
         line["messages"] = line.pop("prompt")
+    if "functions" in line:  # what tools were before
+        line.setdefault("tools", line.pop("functions"))
     if isinstance(tools := line.get("tools"), str):
         try:
             line["tools"] = tools = json.loads(tools)

@@ -35,7 +35,7 @@ _HARMLESS = frozenset(
         *("cache_prompt", "id_slot", "keep_alive", "parallel_tool_calls", "prediction"),
         *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "return_progress", "safety_identifier"),
         *("service_tier", "timings_per_token", "verbosity", *_UNSUPPORTED),
-        *("annotations", "reasoning_content", "refusal", "index", "agentd", "function_call", "strict", "id"),
+        *("annotations", "reasoning_content", "refusal", "index", "agentd", "strict", "id"),
     )
 )
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationE
 from agentd.api.conversations import normal_form
 from agentd.api.lenient import MAX_INTEGER, MAX_NAME, Body, Lenient, Name, Text, without_nulls
 from agentd.api.messages import Message, plain
-from agentd.api.tools import Tool, ToolChoice, tools_input
+from agentd.api.tools import Function, FunctionChoice, FunctionName, NamedTool, Tool, ToolChoice, tools_input
 from agentd.errors import FieldNotSupported, InvalidRequest
 from agentd.methods import Method, Objective
 
@@ -116,6 +116,11 @@ class Completion(Lenient):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    @property
+    def wants_function_call(self) -> bool:
+        """Whether a call is answered as it was before there were tools."""
+        return False
+
 
 class ChatCompletion(Completion):
     """POST /v1/chat/completions."""
@@ -127,15 +132,38 @@ class ChatCompletion(Completion):
     tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
+    functions: Annotated[list[Function], Field(max_length=1024)] | None = None
+    function_call: FunctionChoice | None = None
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+
+    @property
+    def wants_function_call(self) -> bool:
+        return bool(self.functions)
+
+    def _tools_input(self) -> dict[str, Any]:
+        """What is said about tools. `functions` are what was there before them: one call an answer."""
+        if not self.functions and not isinstance(self.function_call, FunctionName):
+            return tools_input(self.tools or [], self.tool_choice, self.parallel_tool_calls)
+        if self.tools or self.tool_choice is not None:
+            raise InvalidRequest("tools and functions exclude each other", param="functions")
+        choice = self.function_call
+        named = NamedTool(type="function", function=choice) if isinstance(choice, FunctionName) else choice
+        try:
+            return tools_input([Tool(type="function", function=each) for each in self.functions or ()], named, False)
+        except InvalidRequest as error:
+            message = str(error).replace("tool_choice", "function_call").replace("tools", "functions")
+            raise InvalidRequest(message, param="functions") from None
 
     def input(self) -> dict[str, Any]:
         """What the engine is asked, and an example has as its input: the messages, and all else that makes up the
         prompt or says which calls may follow. Raises InvalidRequest saying which field is wrong."""
-        input = {"messages": plain(self.messages)}
-        input |= tools_input(self.tools or [], self.tool_choice, self.parallel_tool_calls)
-        if input.get("tools") and self.tool_choice != "none" and (self.grammar is not None or self.choices is not None):
+        input = {"messages": plain(self.messages), **self._tools_input()}
+        if (
+            input.get("tools")
+            and input.get("tool_choice") != "none"
+            and (self.grammar is not None or self.choices is not None)
+        ):
             raise InvalidRequest(
                 "grammar and choices leave no room for calls: leave out tools or say tool_choice: none", param="tools"
             )

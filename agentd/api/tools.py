@@ -57,6 +57,12 @@ ToolChoice = Annotated[
     Discriminator(form_of_choice),
 ]
 
+FunctionChoice = Annotated[
+    Annotated[Literal["none", "auto"], Tag("[mode]")] | Annotated[FunctionName, Tag("[named]")],
+    Discriminator(form_of_choice),
+]
+"""`function_call`, which was there before `tool_choice`."""
+
 
 def tools_input(tools: list[Tool], choice: ToolChoice | None, parallel: bool) -> dict[str, Any]:
     """What a request's input says about tools; nothing without any. Raises InvalidRequest where names are declared

@@ -48,6 +48,12 @@ def delta(piece: Piece, first: bool) -> dict[str, Any]:
     return added
 
 
+def with_function_call(added: dict[str, Any]) -> dict[str, Any]:
+    """A message, or what a piece adds to it, with its one call as it was before there were tools."""
+    rest = {name: value for name, value in added.items() if name != "tool_calls"}
+    return {**rest, "function_call": added["tool_calls"][0]["function"]} if added.get("tool_calls") else rest
+
+
 def _call(index: int, id: str | None, name: str | None, arguments: str) -> dict[str, Any]:
     if name is None:
         return {"index": index, "function": {"arguments": arguments}}

@@ -39,10 +39,12 @@ def chunks(daemon: DaemonProcess, path: str, sent: dict[str, Any]) -> list[dict[
 
 
 def test_what_has_no_effect_is_named_in_a_header(daemon: DaemonProcess) -> None:
-    answer = daemon.post(CHAT, body(stream=None, functions=[], service_tier="auto", temprature=1, **{"bäd\r\nname": 1}))
+    answer = daemon.post(
+        CHAT, body(stream=None, prediction={}, service_tier="auto", temprature=1, **{"bäd\r\nname": 1})
+    )
     assert answer.status == 200, answer.body[:300]
     named = answer.headers["x-agentd-ignored"].split(", ")
-    assert set(named) == {"stream", "functions", "service_tier", "temprature", "b%C3%A4d%0D%0Aname"}
+    assert set(named) == {"stream", "prediction", "service_tier", "temprature", "b%C3%A4d%0D%0Aname"}
     assert "x-agentd-ignored" not in daemon.post(CHAT, body()).headers
     for odd, shown in (("", '""'), (" ", "%20"), ("a\r\nb: c", "a%0D%0Ab%3A%20c"), ("é", "%C3%A9")):
         answer = daemon.post(CHAT, body(odd_one=1, **{odd: 1}))

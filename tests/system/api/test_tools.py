@@ -90,6 +90,30 @@ def test_a_stream_says_the_same(daemon: DaemonProcess) -> None:
     assert all(chunk["delta"] for chunk in chunks[:-1])  # a call's opening says nothing
 
 
+def test_functions_are_answered_as_they_were_before_tools(daemon: DaemonProcess) -> None:
+    """Whole and streamed, and taken back; the record has it as tools."""
+    fields = {"functions": [WEATHER["function"]], "function_call": {"name": "get_weather"}, "seed": 3}
+    body = {"messages": [HI], "temperature": 1, "max_tokens": 600, **fields}
+    answer = daemon.post(CHAT, body).json
+    choice = answer["choices"][0]
+    call = choice["message"]["function_call"]
+    assert choice["finish_reason"] == "function_call"
+    assert valid({"function": dict(call)})
+    assert "tool_calls" not in choice["message"]
+    assert daemon.inference(answer["id"])["tool_calls"][0]["function"] == call
+    lines = [
+        line.removeprefix("data: ") for line in daemon.post(CHAT, {**body, "stream": True}).body.decode().split("\n\n")
+    ]
+    chunks = [json.loads(line)["choices"][0] for line in lines if line.startswith("{")]
+    deltas = [chunk["delta"]["function_call"] for chunk in chunks if "function_call" in chunk["delta"]]
+    assert "".join(delta["arguments"] for delta in deltas) == call["arguments"]
+    assert [delta["name"] for delta in deltas if "name" in delta] == ["get_weather"]
+    assert chunks[-1]["finish_reason"] == "function_call"
+    result = {"role": "function", "name": "get_weather", "content": "rain"}
+    again = daemon.post(CHAT, {**body, "messages": [HI, choice["message"], result], "function_call": "none"})
+    assert again.json["choices"][0]["finish_reason"] in ("stop", "length")
+
+
 def test_where_no_call_may_follow_the_choices_of_the_task_hold(daemon: DaemonProcess) -> None:
     choice = ask(daemon, tool_choice="none", metadata={"task": "reviews"})
     assert choice["message"]["content"] in ("yes", "no")

@@ -47,3 +47,22 @@ def test_what_is_exported_comes_in_again(input: dict[str, Any], form: dict[str, 
     asked = {**input, **form}
     (example,) = parsed(_line({"task": "t", "kind": kind, "input": asked, "target": target}))
     assert (example.input, example.kind, example.target) == (asked, kind, target)
+
+
+def test_a_file_from_before_there_were_tools() -> None:
+    """OpenAI's fine-tuning format of then: functions, and calls and results by their names."""
+    asked = {"role": "user", "content": "Stop."}
+    called = {"role": "assistant", "content": None, "function_call": {"name": "stop", "arguments": "{}"}}
+    done = {"role": "function", "name": "stop", "content": "stopped"}
+    line = {
+        "messages": [asked, called, done, {"role": "assistant", "content": "Done."}],
+        "functions": [{"name": "stop"}],
+    }
+    call, answer = parsed(line)
+    function = {"name": "stop", "arguments": "{}"}
+    assert json.loads(call.target)["tool_calls"][0]["function"] == function
+    assert call.input["tools"] == [{"type": "function", "function": {"name": "stop"}}]
+    assert (answer.kind, answer.target) == ("demonstration", "Done.")
+    assert [message["role"] for message in answer.input["messages"]] == ["user", "assistant", "tool"]
+    (alone,) = parsed({"messages": [asked], "completion": called, "functions": [{"name": "stop"}]})
+    assert json.loads(alone.target)["tool_calls"][0]["function"] == function

@@ -12,6 +12,10 @@ from agentd.errors import InvalidRequest
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+CALLED = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+DONE = {"role": "function", "name": "f", "content": "ok"}
 
 
 def chat(*messages: dict[str, Any], **fields: Any) -> ChatCompletion:
@@ -89,6 +93,12 @@ def test_the_input_has_what_was_said_about_tools(choice: Any) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "sometimes", "tools": [F]}, "tool_choice"),
         ({"tools": [F], "grammar": 'root ::= "a"'}, "tools"),
+        ({"functions": [F["function"]], "tools": [F]}, "functions"),
+        ({"functions": [F["function"]] * 2}, "functions"),
+        ({"functions": [F["function"]], "function_call": {"name": "g"}}, "functions"),
+        ({"function_call": {"name": "f"}}, "functions"),
+        ({"functions": [F["function"]], "function_call": "required"}, "function_call"),
+        ({"functions": [F["function"]], "grammar": 'root ::= "a"'}, "tools"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"messages": [HI, {"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages"),
         (
@@ -118,10 +128,59 @@ def test_calls_and_results_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([CALLS, RESULT, RESULT], "messages.2.tool_call_id: 'c1' has a result already"),
+        ([CALLS, {**RESULT, "tool_call_id": "c2"}], "messages.1.tool_call_id: 'c2' names no call"),
+        ([CALLED, DONE, DONE], "messages.2.name: 'f' has a result already"),
+        ([CALLED, {**DONE, "name": "g"}], "messages.1.name: 'g' was not called"),
+        ([CALLED, {**DONE, "name": None}], "messages.1: name says which function"),
+        ([{**CALLS, "function_call": CALL["function"]}], "exclude each other"),
+        ([{**HI, "function_call": CALL["function"]}], "function_call goes with role assistant"),
+    ],
+)
+def test_a_result_is_of_one_call(messages: list[dict[str, Any]], what: str) -> None:
+    with pytest.raises(InvalidRequest, match=what) as error:
+        chat(*messages).input()
+    assert error.value.param == "messages"
+
+
+def test_clients_may_begin_anew_with_ids_in_every_message() -> None:
+    messages: list[dict[str, Any]] = [
+        HI,
+        CALLS,
+        RESULT,
+        CALLS,
+        RESULT,
+        {**CALLS, "tool_calls": [CALL, CALL]},
+        RESULT,
+        RESULT,
+    ]
+    assert len(plain(chat(*messages).messages)) == 8
+
+
+@pytest.mark.parametrize(("choice", "is_called"), [(None, None), ("none", "none"), ({"name": "f"}, NAMED)])
+def test_functions_are_what_tools_were_before(choice: Any, is_called: Any) -> None:
+    """As older agents still send them: one call an answer, and its result by the function's name."""
+    body = chat(HI, CALLED, DONE, CALLED, DONE, functions=[F["function"]], function_call=choice)
+    calls = [{**CALL, "id": f"call_{number}"} for number in (1, 3)]
+    results = [{"role": "tool", "content": "ok", "tool_call_id": call["id"]} for call in calls]
+    turns = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls]
+    assert body.input() == {
+        "messages": [HI, turns[0], results[0], turns[1], results[1]],
+        "tools": [F],
+        "parallel_tool_calls": False,
+        **({"tool_choice": is_called} if is_called else {}),
+    }
+    assert [name for name in body.ignored() if not name.startswith("messages.")] == (
+        [] if choice else ["function_call"]
+    )
+    assert chat(functions=[], function_call="none").input() == {"messages": [HI]}
+
+
+@pytest.mark.parametrize(
     ("field", "nothing", "something"),
     [
-        ("functions", [], [{"name": "f"}]),
-        ("function_call", "none", {"name": "f"}),
         ("modalities", ["text"], ["text", "audio"]),
         ("best_of", 1, 2),
         ("echo", False, True),
