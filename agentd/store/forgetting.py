@@ -135,6 +135,8 @@ def forget(db: Database, selection: Selection, weights: Mapping[str, float] | No
             scores.restate(db, inference_id)
         for name in named:
             _forget_labels(db, name)
+        for counter in ("example_counts", "feedback_counts"):  # their rows name tasks and labels
+            db.execute(f"DELETE FROM {counter} WHERE n = 0")
         faults.change("feedback forgotten")
         events.add(
             db, "forgotten", _told(forgotten), data={"revisions": forgotten.revisions, "passes": forgotten.passes}

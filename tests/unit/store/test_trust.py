@@ -245,8 +245,8 @@ def test_in_pieces_the_same_is_forgotten_as_at_once(store: Store) -> None:
 
 def test_nothing_forgotten_is_left_in_the_files(store: Store) -> None:
     secret = "the-attic-key-is-under-the-mat"
-    inference = store.do(recorded, secret)
-    row = store.do(say, inference, "good")
+    inference = store.do(recorded, secret, task=secret)
+    row = store.do(feedback.add, NewFeedback(inference, "label", secret, task=secret), WEIGHTS)[0]
     store.do(forgetting.forget, Selection(feedback=(row.id,)))
     asyncio.run(store.checkpoint())
     for file in store.path.parent.iterdir():
