@@ -109,8 +109,8 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     """
     if not name:
         raise InvalidRequest("the name of a task must not be empty", param="task")
-    if not target:
-        raise InvalidRequest(f"the value of a {kind} must not be empty", param="value")
+    if not target.strip():
+        raise InvalidRequest(f"the value of a {kind} must have something to read in it", param="value")
     task = find(db, name)
     if kind == "label" and task is not None and _is_provisional(db, task):
         db.execute("UPDATE examples SET state = 'stale' WHERE task = ? AND state IN ('new', 'used')", [name])

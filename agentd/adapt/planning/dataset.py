@@ -91,8 +91,8 @@ class Member:
 @dataclass(frozen=True)
 class Dataset:
     """`left_out` has reasons by task, `unusable` those of examples that could not be encoded, by their ids; `undrawn`
-    are ids of new examples that had their turn, and whose weight was drawn against them; `objective` is LIKELIHOOD, or
-    METRIC for what is learned of right answers. Holdout is judged alike by either."""
+    are ids of examples that had their turn, and whose weight was drawn against them or whose score says nothing;
+    `objective` is LIKELIHOOD, or METRIC for what is learned of right answers. Holdout is judged alike by either."""
 
     members: list[Member]
     left_out: dict[str, str]
@@ -217,7 +217,10 @@ def select(db: Database, *, limit: int, seed: int, gate: GateSettings, relearn: 
     holdout = {name: selection.holdout(db, name, gate.max_holdout, old.get(name, set())) for name in known}
     roles = [(example, "dev" if is_dev(example.text_key) else "train") for example in drawn.examples]
     roles += [(example, "holdout") for name in sorted(holdout) for example in holdout[name]]
-    dataset = Dataset(_members(roles, known, old), left_out, undrawn=drawn.undrawn)
+    members = _members(roles, known, old)
+    taken = {member.example.id for member in members}
+    silent = [example.id for example in drawn.examples if example.id not in taken]  # had their turn, too
+    dataset = Dataset(members, left_out, undrawn=[*drawn.undrawn, *silent])
     if not dataset.of("train"):
         why = "; ".join(f"task {name}: {reason}" for name, reason in left_out.items())
         raise PassRefused(f"there is nothing to learn from: {why or 'no training examples'}. Send more feedback")

@@ -266,6 +266,16 @@ def test_scores_that_are_all_the_same(store: Store, score: float, objective: str
     assert {line["objective"] for line in judged(store, "score", [score] * 30)} == {objective}
 
 
+def test_scores_that_say_nothing_have_had_their_turn(store: Store) -> None:
+    """They would stay new, and start pass after pass on the few that do."""
+    judged(store, "score", [0.0, 1.0, *[0.5] * 100])
+    data = store.do(lambda db: select(db, limit=1000, seed=1, gate=GateSettings(min_holdout=1)))
+    learned = [member.example.id for member in data.of("train", "dev")]
+    assert len(learned) <= 2
+    new = {example.id for example in store.do(examples.list_, 1000, split="train", state="new")}
+    assert {*learned, *data.undrawn} == new
+
+
 def test_a_preference_is_two_answers(store: Store) -> None:
     target = json.dumps({"chosen": "a", "rejected": {"role": "assistant", "content": "", "tool_calls": [1]}})
     store.do(imports.add_many, [NewExample("prose", "preference", {"prompt": f"p {i}"}, target) for i in range(30)])

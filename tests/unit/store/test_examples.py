@@ -181,7 +181,9 @@ def test_an_import_counts_what_it_did_and_declares_tasks(store: Store) -> None:
     assert (store.do(tasks.get, "pet").choices, store.do(tasks.get, "pet").open) == (["dog"], True)
 
 
-@pytest.mark.parametrize("broken", [new(9, "fine"), new(9, ""), new(9, task=""), new(9, "x\ud800", "pet")])
+@pytest.mark.parametrize(
+    "broken", [new(9, "fine"), new(9, ""), new(9, " \n"), new(9, task=""), new(9, "x\ud800", "pet")]
+)
 def test_an_import_with_a_broken_line_stores_nothing(store: Store, broken: NewExample) -> None:
     before = fill(store, 5)
     many = [new(3, "bad"), new(7), new(8, "cat", "animal"), broken, new(10)]
