@@ -74,7 +74,9 @@ def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
         chip = _text(path.with_name("name")) if "hwmon" in path.parts else ""
         name = " ".join(part for part in (chip, _text(label)) if part) or path.parent.name
         with suppress(ValueError):
-            value = float(_text(path)) / 1000
+            value = float(_text(path))
+            if value >= _IMPOSSIBLE:  # thousandths, but for some vendors' kernels, which have whole degrees
+                value /= 1000
             if 0 < value < _IMPOSSIBLE:
                 highest[name] = max(value, highest.get(name, value))
     yield from highest.items()

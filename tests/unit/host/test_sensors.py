@@ -43,6 +43,11 @@ def test_a_hot_zone_beside_a_cool_chip(tmp_path: Path) -> None:
     assert SensorReader(board(tmp_path, files)).read() == Sensors(93.0, None, None, "cpu-thermal")
 
 
+def test_a_kernel_that_says_whole_degrees(tmp_path: Path) -> None:
+    """Allwinner's own ones: read as thousandths, a board of 91 °C was never held."""
+    assert SensorReader(board(tmp_path, zone(0, "cpu_thermal_zone", 91))).read().temperature == 91.0
+
+
 def test_the_only_sensor_counts_under_any_name(tmp_path: Path) -> None:
     assert SensorReader(board(tmp_path, zone(0, "acpitz", 50000))).read().hottest == "acpitz"
     files = {"hwmon/hwmon0/name": "nvme", "hwmon/hwmon0/temp1_input": 80000}
