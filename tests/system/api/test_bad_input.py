@@ -34,6 +34,8 @@ def refused(daemon: DaemonProcess, path: str, body: Any, status: int, code: str,
 
 
 WRONG_FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "functions": "x"}, "functions", "a valid list"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "function_call": "x"}, "function_call", "or 'auto'"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "content is missing"),
     (CHAT, {"messages": [{"role": "tool", "content": "x", "tool_call_id": "q"}]}, "messages", "names no call"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "type"),
@@ -89,7 +91,7 @@ def test_fields(daemon: DaemonProcess, path: str, body: dict[str, Any], param: s
 _OF_OTHERS = ["structured_outputs", "regex", "ebnf", "stop_token_ids", "bad_words", "repetition_penalty", "n_predict"]
 
 
-@pytest.mark.parametrize("field", ["functions", "function_call", "audio", "web_search_options", *_OF_OTHERS])
+@pytest.mark.parametrize("field", ["audio", "web_search_options", *_OF_OTHERS])
 def test_what_openai_has_and_this_server_has_not(daemon: DaemonProcess, field: str) -> None:
     assert refused(daemon, CHAT, {"messages": MESSAGES, field: "x"}, 400, "not_supported")["param"] == field
 
