@@ -6,7 +6,9 @@ BACKGROUND_CONTEXT = 2048  # tokens of the longest example that passes use, unle
 # Engine llama.cpp
 MICRO_BATCH = 128  # tokens of a decode
 RECURRENT_SEQUENCES = 16  # at once in a session of a model with a recurrent state, of which each sequence has one
-SCORED_ROWS = 64  # with logits in one decode: llama.cpp keeps n_vocab floats of each, and as many in its graph
+DRIFT_ROWS = 40  # of a neutral text: all of these distributions are kept for the base
+SCORED_ROWS = 16, 64  # with logits in one decode, at least and at most
+SCORED_BYTES = 16 << 20  # that they may take: llama.cpp keeps n_vocab floats of each, and as many in its graph
 
 # Engine transformers
 LOSS_TOKENS = 1024  # of a forward that makes a loss, for which perturbed weights are made once a forward
@@ -20,6 +22,12 @@ PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
 HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
 ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied
+
+
+def scored_rows(n_vocab: int) -> int:
+    """With logits in one decode of engine llama.cpp."""
+    least, most = SCORED_ROWS
+    return max(least, min(most, SCORED_BYTES // (4 * max(1, n_vocab))))
 
 
 def joint_rows(n: int) -> int:

@@ -12,12 +12,17 @@ from typing import Any
 
 from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload, micro_batch
-from agentd.limits import BACKGROUND_CONTEXT, HEAD_SLICE, MICRO_BATCH, RECURRENT_SEQUENCES, SCORED_ROWS, attends_apart
+from agentd.limits import (
+    BACKGROUND_CONTEXT,
+    DRIFT_ROWS,
+    HEAD_SLICE,
+    MICRO_BATCH,
+    RECURRENT_SEQUENCES,
+    attends_apart,
+    scored_rows,
+)
 
 MIB = 1 << 20
-
-# Tokens of a neutral text (adapt/gate/drift_corpus.txt), all of whose distributions are kept for the base.
-DRIFT_ROWS = 40
 
 ENGINE_RUNTIME = 12 * MIB  # measured: llama.cpp's bookkeeping of a context, graph metadata, code paged in
 ZEROTH_ORDER_RUNTIME = 3 * MIB  # measured: code and buffers of perturbed losses
@@ -95,8 +100,9 @@ def engine_terms(
     """
     context = min(workload.context, BACKGROUND_CONTEXT)
     tokens = max(MICRO_BATCH, min(workload.longest, context))
-    rows = min(SCORED_ROWS, max(1, int(MICRO_BATCH / workload.mean)) * workload.scored)
-    in_graph = max(rows, DRIFT_ROWS)
+    most = scored_rows(arch.n_vocab)
+    rows = min(most, max(1, int(MICRO_BATCH / workload.mean)) * workload.scored)
+    in_graph = max(rows, min(most, DRIFT_ROWS))
     # A token's tensors in llama.cpp's graph: residual, norm, q, attention output, the feed-forward's three.
     per_token = F32 * (6 * arch.n_embd + 2 * arch.n_head * arch.head_dim + 3 * arch.n_ff)
     logits = (in_graph + DRIFT_ROWS) * arch.n_vocab * F32
@@ -111,12 +117,12 @@ def engine_terms(
         Term(
             "logits",
             logits,
-            "(scored rows of a decode, 40 to 64, kept by llama.cpp + 40 as log-probabilities) x V x 4 B",
+            "(scored rows of a decode, 16 MiB or 16 to 64, kept by llama.cpp + 40 as log-probabilities) x V x 4 B",
         ),
         Term(
             "compute buffer",
             max(MICRO_BATCH * per_token, in_graph * arch.n_vocab * F32),
-            "larger of: 128 tokens x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows (at most 64) x V x 4 B",
+            "larger of: 128 tokens x (6 D + 2 H d + 3 n_ff) x 4 B; scored rows x V x 4 B",
             reduce="shorter answers (scored positions) take less",
         ),
         _examples(workload, "engine"),

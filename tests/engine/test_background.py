@@ -409,6 +409,12 @@ def test_drift_is_zero_for_the_same_weights_and_grows_with_the_change(
     assert drift("0") == 0
     assert 0 < drift("small") < drift("large")
     assert drift("broken") == math.inf
+    # As many distributions are kept as the footprint counts, however many tokens a text has.
+    known, texts = texts, ["word " * 60]
+    few = drift("small")
+    texts = ["word " * 100]
+    assert drift("small") == few > 0
+    texts = known
     assert score(background, short) == scores  # it goes on with what it used
     background.use("broken")
     assert not math.isfinite(loss(background, short))

@@ -28,7 +28,7 @@ from agentd.host.openmp import Spinning
 from agentd.learn.encoded import Encoded, common_prefix
 from agentd.learn.objectives import example_objective
 from agentd.learn.philox import rademacher
-from agentd.limits import MICRO_BATCH, RECURRENT_SEQUENCES
+from agentd.limits import DRIFT_ROWS, MICRO_BATCH, RECURRENT_SEQUENCES
 
 # Large enough to keep the matrix kernels busy, small enough that repeating one after an interruption costs little.
 _N_SEQ = 64
@@ -237,7 +237,7 @@ class LlamaCppBackground:
 
     def drift(self, texts: Sequence[str], reference: Weights, candidate: Weights) -> Iterator[float | None]:
         before = self._weights
-        sequences = [self.vocabulary.tokenize(text, begin=True)[:MICRO_BATCH] for text in texts]
+        sequences = [self.vocabulary.tokenize(text, begin=True)[: DRIFT_ROWS + 1] for text in texts]
         sequences = [tokens for tokens in sequences if len(tokens) > 1]
         # One array for all of it: many of this size, made and dropped in turn, would leave the heap full of holes.
         reference_log_p = np.empty((max(map(len, sequences), default=1) - 1, self._context.n_vocab), np.float32)

@@ -9,7 +9,7 @@ from agentd.engine.probabilities import Floats, log_probabilities
 from agentd.engine.protocol import Interrupted, Scores
 from agentd.errors import InvalidRequest
 from agentd.learn.encoded import METRIC, Encoded, Term, shared_prefix
-from agentd.limits import SCORED_ROWS
+from agentd.limits import scored_rows
 
 _PREFIX = 0  # the sequence id that holds what all examples begin with
 
@@ -51,6 +51,7 @@ class Forward:
     def __init__(self, context: Context, width: int) -> None:
         self._context, self._width = context, min(width, context.width)
         self.prefix: list[int] = []
+        self._scored_rows = scored_rows(context.n_vocab)
         self.n_sequences = context.n_seq - 1  # that one micro-batch may have at a time
 
     def reset(self) -> None:
@@ -127,8 +128,8 @@ class Forward:
                 owners = batch.owners[done]
                 end = next((row for row in range(done, end) if batch.owners[row] != owners), end)
             scored = [row for row in score_rows if done <= row < end]
-            if len(scored) > SCORED_ROWS:
-                end, scored = scored[SCORED_ROWS], scored[:SCORED_ROWS]
+            if len(scored) > self._scored_rows:
+                end, scored = scored[self._scored_rows], scored[: self._scored_rows]
             part = slice(done, end)
             try:
                 self._context.decode(

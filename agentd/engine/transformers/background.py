@@ -39,14 +39,13 @@ from agentd.engine.weight_registry import Single, WeightRegistry
 from agentd.errors import InvalidRequest, NotSupported
 from agentd.host import allocator
 from agentd.learn.encoded import Encoded
-from agentd.limits import GRADIENT_ROWS, LOSS_TOKENS, PRODUCT_ROWS
+from agentd.limits import DRIFT_ROWS, GRADIENT_ROWS, LOSS_TOKENS, PRODUCT_ROWS
 from agentd.nn.backprop import checkpointed
 from agentd.nn.mezo import InPlace
 from agentd.nn.trunk_cache import CachedTrunk
 from agentd.nn.vjp import vjp
 
 WIDTH = 512  # tokens of a forward that scores
-_DRIFT = 128  # tokens of a neutral text
 
 
 class TransformersBackground:
@@ -194,7 +193,7 @@ class TransformersBackground:
         self._give_up()
         before = self._weights
         for text in texts:
-            tokens = self.vocabulary.tokenize(text, begin=True)[:_DRIFT]
+            tokens = self.vocabulary.tokenize(text, begin=True)[: DRIFT_ROWS + 1]
             if len(tokens) < 2:
                 continue
             example = Encoded.of([tokens[:-1]], [], 0, [(0, p, tokens[p + 1]) for p in range(len(tokens) - 1)])
