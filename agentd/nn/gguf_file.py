@@ -2,7 +2,11 @@
 
 import math
 import os
+import threading
 import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +19,8 @@ from agentd.errors import ModelUnusable
 from agentd.formats.gguf_header import Tensor, read_header
 from agentd.nn.dequantise import Bytes, dequantise
 
-_PIECE = 1 << 19  # weights dequantised at once: 2 MB in float32
+_PIECE = 1 << 19  # weights that a thread dequantises at once: 2 MB in float32
+_ALONE = 1 << 17  # fewer are dequantised sooner than another thread is there
 
 
 class GGUFFile:
@@ -36,7 +41,7 @@ class GGUFFile:
             except OSError as error:
                 raise ModelUnusable(file, error.strerror or str(error)) from None
             weakref.finalize(self, os.close, self._files[-1])
-        self._space = np.empty(0, np.uint8)
+        self._space = threading.local()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """In torch's order, the contiguous dimension last."""
@@ -58,14 +63,19 @@ class GGUFFile:
         if out is None:
             out = torch.empty(shape if end - begin == n else (end - begin, shape[-1]), dtype=dtype)
         target = out.view(-1, shape[-1])
-        step = max(1, _PIECE // shape[-1])
-        for first in range(0, end - begin, step):
-            piece = target[first : first + step]
-            whole = piece if piece.dtype == torch.float32 else torch.empty(piece.shape)
-            raw = self._read(tensor, (begin + first) * size, len(piece) * size)
-            dequantise(raw.reshape(len(piece), size), kind, whole.numpy())
-            if whole is not piece:
-                piece.copy_(whole)
+        threads = torch.get_num_threads() if target.numel() >= _ALONE else 1
+        step = max(1, min(_PIECE // shape[-1], -(-len(target) // threads)))
+
+        def piece(first: int, part: torch.Tensor) -> None:
+            raw = self._read(tensor, (begin + first) * size, len(part) * size)
+            dequantise(raw.reshape(len(part), size), kind, part.numpy())
+
+        for first in range(0, len(target), threads * step):
+            pieces = target[first : first + threads * step]
+            whole = pieces if pieces.dtype == torch.float32 else torch.empty(pieces.shape)
+            _together([partial(piece, first + i, whole[i : i + step]) for i in range(0, len(whole), step)])
+            if whole is not pieces:
+                pieces.copy_(whole)
         return out
 
     def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
@@ -81,12 +91,13 @@ class GGUFFile:
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> Bytes:
-        """`size` bytes from byte `begin` of a tensor, in memory that the next call uses again. Raises ModelUnusable if
-        the file has become shorter."""
+        """`size` bytes from byte `begin` of a tensor, in memory that the thread's next call uses again. Raises
+        ModelUnusable if the file has become shorter."""
         offset, path = tensor.offset + begin, self.header.files[tensor.shard]
-        if len(self._space) < size:
-            self._space = np.empty(size, np.uint8)
-        piece = self._space[:size]
+        space: Bytes = getattr(self._space, "bytes", np.empty(0, np.uint8))
+        if len(space) < size:
+            self._space.bytes = space = np.empty(size, np.uint8)
+        piece = space[:size]
         done = 0
         while done < size:
             try:
@@ -108,6 +119,22 @@ class GGUFFile:
         if vocabulary not in fields and "token_embd.weight" in self.tensors:
             fields[vocabulary] = _field(self.shape("token_embd.weight")[0])
         return SimpleNamespace(fields=fields, tensors=list(self.header.tensors))
+
+
+def _together(calls: Sequence[Callable[[], None]]) -> None:
+    """Makes the calls at the same time, the first in this thread. Reading and dequantising leave the interpreter."""
+    others = [_workers().submit(call) for call in calls[1:]]
+    try:
+        calls[0]()
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "dequantise")
 
 
 def _field(value: Any) -> SimpleNamespace:
