@@ -19,7 +19,10 @@ JOINT_ROWS = 4  # the same where several sequences have their next tokens comput
 PERTURBED_PIECE = 1 << 20  # weights of a matrix that are perturbed at a time
 
 # Trainer
-HEAD_SLICE = 2048  # vocabulary rows in float32 at once: 5 MB for 576 dimensions, which stay in the cache
+PART_WEIGHTS = 9 << 17  # of a matrix that are dequantised at once: 4.5 MiB in float32, which stay in the cache
+# Bytes that dequantised blocks may take: all that train together, and one that is in memory at a time. Matrices of
+# larger ones stay in the file, and a part of one is made whenever it is multiplied.
+TOGETHER_BYTES, ONE_BLOCK_BYTES = 256 << 20, 32 << 20
 MICRO_LEAST, MICRO_MOST = 128, 384  # tokens of a micro-batch
 ROW_STEP = 32  # rows are rounded up to multiples of it, or of more, where they are multiplied
 

@@ -146,7 +146,7 @@ async def _fit(kind: LanguageKind, config: Config, model: ModelFile, before: int
         probed.get("cosines") is not None,
         probed.get("reason"),
         machine.speed,
-        tuple(machine.rates),
+        tuple(name for name in machine.rates if name != "load"),  # which is no rate of tokens
         available,
         config.memory.reserve,
         _best(considered),

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.recipe import recipe
-from agentd.budget.workload import Workload, computed_tokens
+from agentd.budget.workload import Workload, computed_tokens, forward_passes
 
 ZO_STEPS: Mapping[str, int] = {
     "mezo": 200,
@@ -29,8 +30,7 @@ _ZO_BATCH = 16
 _QUERIES = 4.0  # adazeta's forwards in a step: queries grow from one to three in its usual epochs
 _ZO_EVALUATION = 0.3  # of a run's forward passes again, to judge it
 _LAST_BLOCK = 0.4  # of a block's work: the last one runs only where it is scored
-_RECOMPUTE = 1.7  # measured: with checkpointing every block is dequantised twice and runs forward twice
-_OVERHEAD_TOKENS = 30.0  # a forward pass of the trainer costs as much as if it had this many tokens more
+_OVERHEAD_TOKENS = 20.0  # a forward pass of the trainer costs as much as if it had this many tokens more
 _TEXT_GAIN, _ZO_TEXT_GAIN = 0.6, 0.02  # of texts, by backpropagation in enough blocks, and by zeroth-order steps alone
 _ENOUGH, _DEPTH = 0.5, 0.75  # the share of blocks that is enough, and the power with which the gain goes up to it
 _USUAL_BLOCKS = 24  # of a model of which the number is not known
@@ -50,6 +50,8 @@ class Expectable(Protocol):
     @property
     def micro_tokens(self) -> int: ...
     @property
+    def streamed(self) -> bool: ...
+    @property
     def computes_trunk(self) -> bool: ...
 
 
@@ -60,7 +62,7 @@ class Speed:
     forward     tokens per second through the whole model in the engine
     backward    tokens per second through one block in the trainer, forward and backward, in one large micro-batch
     trunk       tokens per second through one block in the trainer, forward alone, in bfloat16
-    head        tokens per second through what a step does besides: reading the tap, the head, the optimiser
+    load        weights per second out of the file into matrices to multiply by
     start       seconds until the trainer's first step
     answer      tokens per second of answers at the gate
     fixed       seconds of everything that is the same for all plans: tokenising, the trial
@@ -69,7 +71,7 @@ class Speed:
     forward: float = 400.0
     backward: float = 7000.0
     trunk: float = 32000.0
-    head: float = 4000.0
+    load: float = 2e9
     start: float = 6.0
     answer: float = 40.0
     fixed: float = 65.0
@@ -86,6 +88,7 @@ class PastPass:
     seconds: float
     checkpoint: bool = False
     micro_tokens: int = 0
+    streamed: bool = False
     computes_trunk: bool = False
     texts: bool = False
 
@@ -160,12 +163,9 @@ def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_la
 
 
 def seconds_for(
-    workload: Workload, speed: Speed, setting: Expectable, zo_steps: Mapping[str, int] = ZO_STEPS, n_layer: int = 0
+    workload: Workload, speed: Speed, setting: Expectable, arch: ModelShapes, zo_steps: Mapping[str, int] = ZO_STEPS
 ) -> float:
-    """How long the pass takes: tap, backpropagation, zeroth-order steps, gate, and what is the same for all.
-
-    n_layer  of the model; 0: enough that what is trained is no part of it
-    """
+    """How long the pass takes: tap, backpropagation, zeroth-order steps, gate, and what is the same for all."""
     each = workload.tokens / max(1, workload.examples)
     holdout = workload.holdout_tokens or workload.tokens // 5
     forward = 2.0 * holdout  # the gate scores what serves and the candidate
@@ -174,21 +174,36 @@ def seconds_for(
         is_tapped = setting.method == "blockwise-bp"
         learned = workload.examples * 4 // 5
         how = recipe(setting.method, setting.blocks, workload.texts, learned)
-        epochs = how.usual
-        tokens = computed_tokens(replace(workload, batch=how.batch), setting.micro_tokens)
+        epochs, work = how.usual, replace(workload, batch=how.batch)
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.
         if setting.computes_trunk:
-            seconds += workload.tokens * max(0, n_layer - setting.blocks) / speed.trunk
+            seconds += workload.tokens * (arch.n_layer - setting.blocks) / speed.trunk
         else:
-            trunk = 1 - setting.blocks / n_layer if n_layer else 1.0
+            trunk = 1 - setting.blocks / arch.n_layer
+            tokens = computed_tokens(work, setting.micro_tokens)
             forward += tokens * epochs if is_tapped else workload.tokens * trunk
-        depth = setting.blocks - 1 + _LAST_BLOCK
-        if setting.checkpoint and not is_tapped:
-            depth *= _RECOMPUTE
-        depth *= 1 + _OVERHEAD_TOKENS / setting.micro_tokens if setting.micro_tokens else 1.0
-        seconds += speed.start + epochs * tokens * (depth / speed.backward + 1 / speed.head)
+        seconds += speed.start + epochs * epoch_seconds(work, speed, setting, arch)
     forward += (1 + _ZO_EVALUATION) * 2 * zo_steps.get(setting.method, 0) * min(_ZO_BATCH, workload.examples) * each
     return seconds + forward / speed.forward
+
+
+def epoch_seconds(workload: Workload, speed: Speed, setting: Expectable, arch: ModelShapes) -> float:
+    """In the trainer, in batches of `workload.batch`."""
+    steps, passes = -(-workload.examples // workload.batch), forward_passes(workload, setting.micro_tokens)
+    is_tapped = setting.method == "blockwise-bp"
+    per_token, loads = 1 / speed.backward, 2 * passes if setting.streamed else 0
+    if setting.checkpoint and not is_tapped:  # what enters the blocks is computed first, through all of them
+        # A forward is half of the products of both, or less of the time.
+        per_token += 1 / min(speed.trunk, 2 * speed.backward)
+        loads += passes if setting.streamed else 2 * steps
+    elif setting.checkpoint:
+        loads = loads or steps
+    tokens = computed_tokens(workload, setting.micro_tokens) + _OVERHEAD_TOKENS * passes
+    seconds = tokens * (setting.blocks - 1 + _LAST_BLOCK) * per_token
+    block, head = arch.block_parameters[-1], arch.n_vocab * arch.n_embd
+    # The head is one more block, which only scored positions go through, and which is read in every forward pass.
+    seconds += workload.examples * workload.scored * head / block / speed.backward
+    return seconds + (loads * setting.blocks * block + passes * head) / speed.load
 
 
 def _answering(workload: Workload, speed: Speed) -> float:
@@ -201,8 +216,8 @@ def _answering(workload: Workload, speed: Speed) -> float:
 def expect(
     workload: Workload,
     settings: Sequence[Expectable],
+    arch: ModelShapes,
     *,
-    n_layer: int = 0,
     speed: Speed | None = None,
     history: Sequence[PastPass] = (),
     zo_steps: Mapping[str, int] | None = None,
@@ -219,15 +234,15 @@ def expect(
 
     def predicted(setting: Expectable) -> float:
         if in_place:
-            return in_place_seconds(workload, speed, setting, n_layer)
-        return seconds_for(workload, speed, setting, steps, n_layer)
+            return in_place_seconds(workload, speed, setting, arch.n_layer)
+        return seconds_for(workload, speed, setting, arch, steps)
 
     weights = [_FORGET**age for age in range(len(history))]
     # What choices gained says nothing of texts, nor the other way round; how fast the device is, both say.
     of_kind = [w * (past.texts == workload.texts) for w, past in zip(weights, history, strict=True)]
 
     def prior(setting: Expectable | PastPass) -> float:
-        return prior_gain(setting.method, setting.blocks, workload.texts, n_layer)
+        return prior_gain(setting.method, setting.blocks, workload.texts, arch.n_layer)
 
     ratios = [max(0.0, past.gain) / prior(past) for past in history]
     # How much there is to gain on these tasks, with any plan ...

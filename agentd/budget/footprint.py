@@ -6,7 +6,7 @@ SmolLM2-135M on x86-64 with llama-cpp-python 0.3.36 and torch 2.13; `runtime` an
 this machine's own. docs/memory.md derives the formulas and has the measurements, tools/bench/memory.py repeats them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from agentd.budget.workload import Workload, micro_batch
 from agentd.limits import (
     BACKGROUND_CONTEXT,
     DRIFT_ROWS,
-    HEAD_SLICE,
     MICRO_BATCH,
+    ONE_BLOCK_BYTES,
+    PART_WEIGHTS,
     RECURRENT_SEQUENCES,
+    TOGETHER_BYTES,
     attends_apart,
     scored_rows,
 )
@@ -117,7 +119,7 @@ def engine_terms(
         Term(
             "logits",
             logits,
-            "(scored rows of a decode, 16 MiB or 16 to 64, kept by llama.cpp + 40 as log-probabilities) x V x 4 B",
+            "(scored rows of a decode, 16 to 64 as 16 MiB hold them, in llama.cpp + 40 as log-probabilities) x V x 4 B",
         ),
         Term(
             "compute buffer",
@@ -147,6 +149,15 @@ def engine_terms(
     return terms
 
 
+def stays_in_file(arch: ModelShapes, workload: Workload, k: int, *, one: bool) -> bool:
+    """Whether the last `k` blocks are too large to be dequantised, all together or `one` after the other: then a part
+    of a matrix is made whenever it is multiplied."""
+    size = F16 if workload.bf16 else F32
+    if one:
+        return size * max(arch.block_parameters[-k:]) > ONE_BLOCK_BYTES
+    return size * sum(arch.block_parameters[-k:]) > TOGETHER_BYTES
+
+
 def trainer_terms(
     arch: ModelShapes,
     workload: Workload,
@@ -173,6 +184,7 @@ def trainer_terms(
     backward = tokens * (5 * arch.n_embd + wide)
     widths = arch.lora_width[-k:]
     rows = min(tokens, workload.scored * examples)
+    part = min(arch.n_vocab, max(1, PART_WEIGHTS // arch.n_embd))  # rows of the head at a time
     if one:
         # The gradient at a block's input, and that at its output, for all of a step's micro-batches.
         batches = -(-workload.batch // examples)
@@ -184,16 +196,22 @@ def trainer_terms(
         if not tapped:
             floats, formula = floats + k * step * arch.n_embd, f"{formula}; k x step x D"
         formula += " (step: tokens of a batch)"
-        parameters, which = max(arch.block_parameters[-k:]), "one block"
+        which = "one block"
         copies = 4 if tapped else 3
         state = copies * sum(widths) + 3 * max(widths)
-        written = ", as written in every step" if tapped else ""
-        state_formula = f"({copies} (weight, mean, square{written}) x all + 3 (gradient, temporaries) x one block)"
+        fourth = "; one more, measured" if tapped else ""
+        state_formula = f"({copies} (weight, mean, square{fourth}) x all + 3 (gradient, temporaries) x one block)"
     else:
         floats, formula = (k - 1) * whole, f"(k - 1) x rows x (4 D + {3 + outputs} H d + 4 n_ff)"
-        parameters, which = sum(arch.block_parameters[-k:]), "the last k blocks"
+        which = "the last k blocks"
         state, state_formula = 5 * sum(widths), "5 (weight, gradient, mean, square, temporary)"
     size = F16 if workload.bf16 else F32
+    several: Callable[[Iterable[int]], int] = max if one else sum
+    weights, weights_formula = size * several(arch.block_parameters[-k:]), f"parameters of {which} x {size} B"
+    if stays_in_file(arch, workload, k, one=one):
+        others = [a - b for a, b in zip(arch.block_parameters[-k:], arch.plain_parameters[-k:], strict=True)]
+        weights = (size + F32) * PART_WEIGHTS + F32 * several(others)
+        weights_formula = f"a part of a matrix, 1.2 M weights x {size + F32} B; of {which} what is no matrix x 4 B"
     activations = F32 * (floats + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
@@ -208,12 +226,12 @@ def trainer_terms(
             "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 56 MiB more",
             "trainer",
         ),
-        Term("block weights", size * parameters, f"parameters of {which} x {size} B", "trainer", "lower adapt.blocks"),
-        Term("head, dequantised slice", F32 * HEAD_SLICE * arch.n_embd, "2048 vocabulary rows x D x 4 B", "trainer"),
+        Term("block weights", weights, weights_formula, "trainer", "lower adapt.blocks"),
+        Term("head, dequantised part", F32 * part * arch.n_embd, "1.2 M weights x 4 B", "trainer"),
         Term(
-            "logits slice",
-            3 * F32 * HEAD_SLICE * rows,
-            "3 x scored positions of a micro-batch x 2048 x 4 B",
+            "logits of a part",
+            3 * F32 * part * rows,
+            "3 x scored positions of a micro-batch x vocabulary rows of a part (1.2 M / D) x 4 B",
             "trainer",
             "shorter answers (scored positions) take less",
         ),

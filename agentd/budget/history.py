@@ -43,7 +43,7 @@ def outcomes(rows: Iterable[Row]) -> list[PastPass]:
         if gained is not None and seconds > 0:
             plan = row["plan"]
             how = {"checkpoint": bool(plan.get("checkpoint")), "computes_trunk": bool(plan.get("computes_trunk"))}
-            how["texts"] = bool(plan.get("texts"))
+            how |= {name: bool(plan.get(name)) for name in ("streamed", "texts")}
             micro = int(plan.get("micro_tokens") or 0)
             past.append(PastPass(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
     return past

@@ -20,8 +20,8 @@ class ModelShapes:
     """A model's shapes. `block_bytes` and `block_parameters` are per block, as stored in the file.
 
     `attention_blocks` are those with keys and values, all of them where None; `state_bytes` are those of one sequence's
-    recurrent states. `lora_width` is, per block, the sum of (inputs + outputs) over the matrices that get LoRA:
-    parameters at rank 1.
+    recurrent states. `plain_parameters` are, per block, those of the matrices that get LoRA, and `lora_width` is the
+    sum of these matrices' (inputs + outputs): parameters at rank 1.
     """
 
     name: str
@@ -36,6 +36,7 @@ class ModelShapes:
     block_bytes: tuple[int, ...]
     block_parameters: tuple[int, ...]
     lora_width: tuple[int, ...]
+    plain_parameters: tuple[int, ...]
     embedding_bytes: int
     head_bytes: int
     attention_blocks: int | None = None
@@ -82,6 +83,7 @@ class ModelShapes:
             block_bytes=tuple(sum(t.size for t in block) for block in blocks),
             block_parameters=tuple(sum(math.prod(t.shape) for t in block) for block in blocks),
             lora_width=tuple(sum(sum(t.shape) for t in block) for block in matrices),
+            plain_parameters=tuple(sum(math.prod(t.shape) for t in block) for block in matrices),
             embedding_bytes=embedding.size if embedding is not None else 0,
             head_bytes=head.size if head is not None else 0,
             **_recurrent(header, blocks),
@@ -120,6 +122,7 @@ class ModelShapes:
             block_bytes=tuple(F32 * n for n in blocks),
             block_parameters=tuple(blocks),
             lora_width=tuple(widths),
+            plain_parameters=tuple(blocks),
             embedding_bytes=F32 * size,
             head_bytes=0 if tables <= size else F32 * size,
         )
@@ -166,6 +169,7 @@ class ModelShapes:
             block_bytes=(int(parameters * bits / 8),) * n_layer,
             block_parameters=(parameters,) * n_layer,
             lora_width=(n_embd + kv + 2 * n_embd + 3 * (n_embd + n_ff),) * n_layer,
+            plain_parameters=(parameters - 2 * n_embd,) * n_layer,
             embedding_bytes=vocabulary,
             head_bytes=0 if tied else vocabulary,
         )

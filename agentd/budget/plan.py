@@ -7,7 +7,7 @@ from typing import Any
 from agentd.budget import calibration as calibrations
 from agentd.budget import in_place
 from agentd.budget.calibration import Factor
-from agentd.budget.footprint import Term, daemon_terms, engine_terms, total, trainer_terms
+from agentd.budget.footprint import Term, daemon_terms, engine_terms, stays_in_file, total, trainer_terms
 from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.workload import Workload, micro_tokens
 from agentd.methods import BLOCKWISE, FORWARD_ONLY
@@ -17,6 +17,7 @@ Calibration = Mapping[tuple[str, str], Factor]
 
 _ONE_AT_A_TIME_FROM = 2  # blocks; with fewer there is nothing to do without
 _HALF_STEPS_FROM = 8  # blocks
+_OF_A_STEP = ("activations", "activations of the last block", "gradients of activations", "attention mask")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Plan:
     micro_tokens  tokens in one forward pass of the trainer, which the activations were computed for
     bf16          the trainer multiplies matrices in bfloat16
     small         these are fewer than would be fastest
+    streamed      the blocks' matrices stay in the file, and a part of one is made whenever it is multiplied
     """
 
     method: str
@@ -36,6 +38,7 @@ class Plan:
     micro_tokens: int = 0
     bf16: bool = False
     small: bool = False
+    streamed: bool = False
 
     @property
     def needed(self) -> int:
@@ -82,6 +85,7 @@ class Plan:
             "checkpoint": self.checkpoint,
             "micro_tokens": self.micro_tokens,
             "small": self.small,
+            "streamed": self.streamed,
             "bf16": self.bf16,
             "computes_trunk": self.computes_trunk,
             "needed_bytes": self.needed,
@@ -200,9 +204,9 @@ class PlanSpace:
         fixed = {"runtime": constants.get("trainer"), "start": constants.get("trainer's start")}
         terms += trainer_terms(self.arch, work, blocks, tapped=tapped, **fixed)
         terms += self._correction(terms, method, blocks, work.checkpoint)
-        if not tapped:
-            terms.append(_taken_in_turns(terms))
-        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16, small)
+        terms.append(_taken_in_turns(terms, tapped))
+        streamed = stays_in_file(self.arch, work, blocks, one=work.checkpoint)
+        return Plan(method, blocks, tuple(terms), work.checkpoint, tokens, self.bf16, small, streamed)
 
     def _settings(self) -> list[int]:
         """k = 1, 2, 4, 8, 12, 16, 24, ... and all blocks: half steps where a whole one is large.
@@ -226,12 +230,17 @@ class PlanSpace:
         return corrections
 
 
-def _taken_in_turns(terms: Sequence[Term]) -> Term:
+def _taken_in_turns(terms: Sequence[Term], tapped: bool) -> Term:
     """What must not be counted twice: the engine scores and judges when the trainer is gone, and keeps no more than a
-    context with its cache until then."""
-    permanent = ("runtime", "background KV cache")
-    engine = [term for term in terms if term.process == "engine"]
-    for_scores = total(term for term in engine if term.name not in permanent)
-    trainer = total(term for term in terms if term.process == "trainer")
+    context with its cache until then. Where it is asked in every step, the trainer waits for the answer and has given
+    back what a step alone needs."""
+    engine = {term.name: term.bytes for term in terms if term.process == "engine"}
+    trainer = {term.name: term.bytes for term in terms if term.process == "trainer"}
+    if tapped:
+        for_scores = engine["logits"] + engine["compute buffer"]
+        of_a_step = sum(trainer[name] for name in _OF_A_STEP)
+        formula = "- the smaller of: the engine's logits and compute buffer; the trainer's activations and gradients"
+        return Term("taken in turns", -min(for_scores, of_a_step), formula, "together")
+    for_scores = sum(size for name, size in engine.items() if name not in ("runtime", "background KV cache"))
     formula = "- the smaller of: the trainer; the engine without its runtime and KV cache"
-    return Term("taken in turns", -min(for_scores, trainer), formula, "together")
+    return Term("taken in turns", -min(for_scores, sum(trainer.values())), formula, "together")

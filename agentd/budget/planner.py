@@ -107,7 +107,7 @@ def consider(
     expected = expect(
         workload,
         wished,
-        n_layer=arch.n_layer,
+        arch,
         speed=speed,
         history=history,
         zo_steps=zo_steps,

@@ -19,6 +19,7 @@ class Workload:
     """What a pass works on. Tokens are counted without the prefix that all examples share.
 
     seq_len         tokens of the largest example, all its answers included; what these share counts once
+    shortest        tokens of the smallest example, counted likewise; 0: not known
     tokens          tokens of all examples together, counted likewise, those of the holdout included
     examples        number of examples, holdout included
     scored          positions that are scored in an example at most: those of the choices' terms and of the target
@@ -49,6 +50,7 @@ class Workload:
     answer_seconds: float = 0.0
     probe_tokens: int = 0
     texts: bool = False
+    shortest: int = 0
 
     @property
     def longest(self) -> int:
@@ -118,14 +120,18 @@ def micro_tokens(arch: ModelShapes, k: int, checkpoint: bool = False, small: boo
     return -(-2 * prefix // ROW_STEP) * ROW_STEP
 
 
-def computed_tokens(workload: Workload, micro: int) -> float:
-    """Tokens of one epoch with those of the prefix, in forward passes of at most `micro` tokens; 0: not known."""
+def forward_passes(workload: Workload, micro: int) -> int:
+    """Of one epoch, of at most `micro` tokens each; 0: not known."""
     if not micro:
-        return float(workload.tokens)
+        return 0
     together = max(1, min(workload.batch, int((micro - workload.prefix) / workload.mean)))
     steps, left = divmod(workload.examples, workload.batch)
-    passes = steps * -(-workload.batch // together) + -(-left // together)
-    return workload.tokens + passes * workload.prefix
+    return steps * -(-workload.batch // together) + -(-left // together)
+
+
+def computed_tokens(workload: Workload, micro: int) -> int:
+    """Tokens of one epoch with those of the prefix, in forward passes of at most `micro` tokens; 0: not known."""
+    return workload.tokens + forward_passes(workload, micro) * workload.prefix
 
 
 def micro_batch(arch: ModelShapes, workload: Workload, k: int, one: bool = False) -> tuple[int, int]:
@@ -136,5 +142,7 @@ def micro_batch(arch: ModelShapes, workload: Workload, k: int, one: bool = False
     """
     allowed = workload.micro_tokens or micro_tokens(arch, k, one, prefix=workload.prefix)
     n = max(1, workload.seq_len)
-    rows = max(workload.prefix + n, min(allowed, workload.prefix + workload.batch * n))
+    # Examples that are nearly as long as one another may leave much of what is allowed empty.
+    fitting = (allowed - workload.prefix) // workload.shortest if workload.shortest else workload.batch
+    rows = max(workload.prefix + n, min(allowed, workload.prefix + min(workload.batch, fitting) * n))
     return rows, max(1, min(workload.batch, int((rows - workload.prefix) / workload.mean)))

@@ -24,6 +24,7 @@ from agentd.errors import TrainerFailed
 from agentd.nn.fused_ops import fuse
 from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.linear_ops import exactly, frozen
+from agentd.nn.matrix import Matrix, keep_in_file, part_space, weight_of
 from agentd.nn.meta_model import IdentityBlock, MetaModel, Unsupported
 from agentd.nn.tree_mask import Tree
 
@@ -49,12 +50,23 @@ class Place:
     as_stored: bool
     shared: bool
 
+    @property
+    def is_matrix(self) -> bool:
+        """Of a linear layer."""
+        return self.leaf == "weight" and isinstance(self.module, nn.Linear)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the matrix of a linear layer just as the file has it."""
+        return self.as_stored and self.is_matrix
+
 
 class Blocks:
     """Blocks [first, end) of the model in `file`, their weights frozen.
 
     control   per block index a vector of n_embd that is added to that block's output (llama.cpp's control vector)
     in_memory all of the range is in memory and runs; otherwise one block, the one `activate` was called for last
+    streamed  matrices of linear layers stay in the file: a part of one is made whenever it is multiplied
     dtype     of the matrices of linear layers; everything else, inputs and outputs included, is float32
 
     After construction:
@@ -72,8 +84,9 @@ class Blocks:
         control: dict[int, torch.Tensor] | None = None,
         in_memory: bool = True,
         dtype: torch.dtype = torch.float32,
+        streamed: bool = False,
     ) -> None:
-        self.file, self.dtype, self.in_memory = file, dtype, in_memory
+        self.file, self.dtype, self.in_memory, self._streamed = file, dtype, in_memory, streamed
         frame = MetaModel(file)
         self.config, self.model = frame.config, frame.module
         self.n_blocks, self.n_embd = frame.n_blocks, int(frame.config.hidden_size)
@@ -91,16 +104,15 @@ class Blocks:
         self._places = self._find_places()
         self._space: dict[tuple[str, torch.dtype, torch.Size], torch.Tensor] = {}
         self.linears = {
-            place.tensor: place.owner
-            for places in self._places.values()
-            for place in places
-            if place.as_stored and place.leaf == "weight" and isinstance(place.module, nn.Linear)
+            place.tensor: place.owner for places in self._places.values() for place in places if place.is_plain
         }
         self.norm = self._take_norm()
+        if streamed:
+            self._leave_in_file()
         for i, block in self._own.items():
             if control and i in control:
                 _add_to_output(block, control[i])
-            if dtype != torch.float32:
+            if streamed or dtype != torch.float32:
                 for module in block.modules():
                     if isinstance(module, nn.Linear):
                         module.forward = partial(_frozen_layer, module)  # type: ignore[method-assign]
@@ -208,8 +220,9 @@ class Blocks:
         """Dequantises a block (or the norm) into its modules."""
         others: dict[str, Any] = {}
         for place in self._places[block]:
-            is_matrix = place.leaf == "weight" and isinstance(place.module, nn.Linear)
-            dtype = self.dtype if is_matrix else torch.float32
+            if self._streamed and place.is_plain:
+                continue
+            dtype = self.dtype if place.is_matrix else torch.float32
             shape = torch.Size(self.file.shape(place.tensor))
             if place.as_stored:
                 weights = self.file.load(place.tensor, dtype, out=self._memory(place, "", dtype, shape))
@@ -224,6 +237,12 @@ class Blocks:
         composed = {place.name: place for place in self._places[block] if place.shared}
         for name, weights in others.items():
             _fill(composed[name].module, composed[name].leaf, weights)
+
+    def _leave_in_file(self) -> None:
+        places = [place for i in self._own for place in self._places[i] if place.is_plain]
+        space = part_space(self.dtype, max((self.file.shape(place.tensor)[1] for place in places), default=0))
+        for place in places:
+            keep_in_file(place.module, Matrix(self.file, place.tensor, self.dtype, space))
 
     def _memory(self, place: Place, use: str, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         """Room for a tensor: of its own where all blocks stay, else the room its like of another block had."""
@@ -309,7 +328,7 @@ def _fill(module: nn.Module, leaf: str, weights: torch.Tensor) -> None:
 
 
 def _frozen_layer(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return frozen(x, layer.weight, layer.bias)
+    return frozen(x, weight_of(layer), layer.bias)
 
 
 def _add_to_output(block: nn.Module, vector: torch.Tensor) -> None:

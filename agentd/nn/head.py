@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentd.limits import HEAD_SLICE
 from agentd.nn.blocks import Blocks
-from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.linear_ops import exactly
+from agentd.nn.matrix import Matrix
 from agentd.nn.meta_model import Unsupported
 
 
@@ -66,29 +65,6 @@ class Head:
             raise Unsupported(blocks.file.path, "its head computes something that is not known here")
 
 
-class Matrix:
-    """A matrix (rows, columns) of the model file, a part at a time."""
-
-    def __init__(self, file: GGUFFile, name: str) -> None:
-        self._file, self._name = file, name
-        self._space = torch.empty(min(HEAD_SLICE, len(self)), self.width)
-
-    def __len__(self) -> int:
-        return self._file.shape(self._name)[0]
-
-    @property
-    def width(self) -> int:
-        return self._file.shape(self._name)[1]
-
-    def part(self, begin: int, end: int) -> torch.Tensor:
-        """Rows [begin, end) in float32, at most HEAD_SLICE of them, in memory that the next call uses again."""
-        return self._file.load(self._name, out=self._space[: end - begin], rows=slice(begin, end))
-
-    def pick(self, rows: torch.Tensor) -> torch.Tensor:
-        """(len(rows), width) in float32."""
-        return self._file.rows(self._name, rows)
-
-
 def _cap(logits: torch.Tensor, softcap: float) -> torch.Tensor:
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
@@ -116,13 +92,12 @@ class _LogLikelihoods(torch.autograd.Function):
         top = hidden.new_full((n, 1), -torch.inf)
         total = hidden.new_zeros(n, 1)
         mean = hidden.new_zeros(n, width) if wants_gradient else None
-        for begin in range(0, len(matrix), HEAD_SLICE):
-            part = matrix.part(begin, min(begin + HEAD_SLICE, len(matrix)))
+        for begin, end, part in matrix.parts():
             logits = hidden @ part.T
             if scale != 1:
                 logits *= scale
             if bias is not None:
-                logits += bias[begin : begin + HEAD_SLICE]
+                logits += bias[begin:end]
             logits = _cap(logits, softcap)
             higher = torch.maximum(top, logits.amax(dim=1, keepdim=True))
             shrink = torch.exp(top - higher)

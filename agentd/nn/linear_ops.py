@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import linear
 
 from agentd.limits import ROW_STEP
+from agentd.nn.matrix import Matrix
 
 _exactly = False
 
@@ -31,16 +32,21 @@ def exactly() -> Iterator[None]:
         _exactly = before
 
 
-def frozen(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def frozen(x: torch.Tensor, weight: torch.Tensor | Matrix, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + bias (..., out) in x's type for x (..., in), multiplied in the type of W (out, in), which is frozen."""
-    if weight.dtype == x.dtype:
+    if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
         return linear(x, weight, bias)
     y: torch.Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return y
 
 
 def adapted(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+    x: torch.Tensor,
+    weight: torch.Tensor | Matrix,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
 ) -> torch.Tensor:
     """x (W + scale B A)^T + bias for x (..., in), a frozen W (out, in), and a (rank, in) and b (out, rank) of x's type.
 
@@ -52,19 +58,19 @@ def adapted(
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        y = _multiply(x.reshape(-1, x.shape[-1]), weight.T)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | Matrix, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.weight = weight
+        y = _outputs(x.reshape(-1, x.shape[-1]), weight)
         if bias is not None:
             y += bias
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        (gradient,), (weight,) = gradients, ctx.saved_tensors
+        (gradient,), weight = gradients, ctx.weight
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        by_x = _multiply(gradient.reshape(-1, len(weight)), weight)
+        by_x = _inputs(gradient.reshape(-1, len(weight)), weight)
         return by_x.view(*gradient.shape[:-1], weight.shape[1]), None, None
 
 
@@ -73,7 +79,7 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Matrix,
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
@@ -81,22 +87,46 @@ class _Adapted(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = a @ rows.T  # (rank, rows): with a few rows on the left products take a half to a third of the time
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
-        y = _multiply(rows, weight.T).addmm_(low.T, b.T, alpha=scale)
+        ctx.save_for_backward(x, a, b, low)
+        ctx.weight, ctx.scale = weight, scale
+        y = _outputs(rows, weight).addmm_(low.T, b.T, alpha=scale)
         if bias is not None:
             y += bias
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
+        (x, a, b, low), weight = ctx.saved_tensors, ctx.weight
         gradient = gradients[0].reshape(-1, len(weight))
         by_low = (b.T @ gradient.T).mul_(ctx.scale)
         by_a = by_low @ x.reshape(-1, x.shape[-1])
         by_b = (low @ gradient).mul_(ctx.scale).T
-        by_x = _multiply(gradient, weight).addmm_(by_low.T, a).view(x.shape) if ctx.needs_input_grad[0] else None
+        by_x = _inputs(gradient, weight).addmm_(by_low.T, a).view(x.shape) if ctx.needs_input_grad[0] else None
         return by_x, None, None, by_a, by_b, None
+
+
+def _outputs(rows: torch.Tensor, weight: torch.Tensor | Matrix) -> torch.Tensor:
+    """rows W^T (n, out) for rows (n, in)."""
+    if isinstance(weight, torch.Tensor):
+        return _multiply(rows, weight.T)
+    y = rows.new_empty(len(rows), len(weight))
+    given = rows if _exactly else _narrow(rows, weight.dtype)
+    for begin, end, part in weight.parts():
+        y[:, begin:end] = _multiply(given, part.T)[: len(rows)]
+    return y
+
+
+def _inputs(gradient: torch.Tensor, weight: torch.Tensor | Matrix) -> torch.Tensor:
+    """gradient W (n, in) for a gradient (n, out)."""
+    if isinstance(weight, torch.Tensor):
+        return _multiply(gradient, weight)
+    x = gradient.new_zeros(len(gradient), weight.width)
+    for begin, end, part in weight.parts():
+        if weight.dtype == gradient.dtype:
+            x.addmm_(gradient[:, begin:end], part)
+        else:
+            x += _multiply(gradient[:, begin:end], part)
+    return x
 
 
 def _multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -106,10 +136,17 @@ def _multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """
     if matrix.dtype == rows.dtype or _exactly:
         return rows @ matrix.to(rows.dtype)
+    return (_narrow(rows, matrix.dtype) @ matrix)[: len(rows)].to(rows.dtype)
+
+
+def _narrow(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The rows in another type, and rows of zeros; as they are where they are of that type."""
+    if rows.dtype == dtype:
+        return rows
     n = len(rows)
-    narrow = torch.empty(_rounded(n), rows.shape[-1], dtype=matrix.dtype)
+    narrow = torch.empty(_rounded(n), rows.shape[-1], dtype=dtype)
     narrow[:n], narrow[n:] = rows, 0
-    return (narrow @ matrix)[:n].to(rows.dtype)
+    return narrow
 
 
 def _rounded(rows: int) -> int:

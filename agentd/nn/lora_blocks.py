@@ -12,6 +12,7 @@ from agentd.formats import adapter_gguf
 from agentd.nn.blocks import Blocks, Unsupported
 from agentd.nn.linear_ops import adapted
 from agentd.nn.lora import LowRank, named_generator, start
+from agentd.nn.matrix import weight_of
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A (rank, in) and B (out, rank); the layer's weight becomes W + alpha / rank * B A."""
@@ -25,7 +26,7 @@ class LoRALinear(LowRank):
         self.base = base  # its weight comes and goes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return adapted(x, self.base.weight, self.base.bias, self.a, self.b, self.scale)
+        return adapted(x, weight_of(self.base), self.base.bias, self.a, self.b, self.scale)
 
 
 @dataclass(frozen=True)

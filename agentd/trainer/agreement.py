@@ -8,23 +8,29 @@ of a file by rules is trusted no further than that: blocks up to the last one th
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agentd.budget.model_shapes import F32
 from agentd.errors import TrainerFailed
+from agentd.host.cpu import multiplies_bf16
 from agentd.learn.encoded import Encoded
+from agentd.limits import ONE_BLOCK_BYTES
 from agentd.nn.blocks import Blocks
 from agentd.nn.gguf_file import GGUFFile
 from agentd.nn.head import Head
+from agentd.nn.lora_blocks import attach
+from agentd.nn.matrix import Matrix
 from agentd.nn.vjp import vjp
 from agentd.trainer.batches import Batch, Example, Layout
 from agentd.trainer.tap_file import TapFile
 
-_TIMED = 128  # tokens that a block is timed with
+_RANK = 8  # of the LoRA that is timed with it
+_TIMED = 256  # tokens that a block is timed with
 AGREES = 0.99
 """The least cosine. The engine rounds activations to 8 bits, which costs a few thousandths at most."""
 
@@ -33,13 +39,12 @@ AGREES = 0.99
 class Agreement:
     """Cosines by block, of what the block adds to its input; for the last block that of the answers' likelihoods.
 
-    forward   tokens per second through the last block, forward alone
-    backward  the same, forward and backward
+    speeds  as the trainer's answer has them: "trunk" and "backward", tokens per second through the last block forward,
+            and forward and backward; "load", weights per second out of the file
     """
 
     cosines: tuple[float, ...]
-    forward: float = 0.0
-    backward: float = 0.0
+    speeds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -65,7 +70,9 @@ def compare(file: GGUFFile, sample: Path) -> Agreement:
     tree: dict[str, Any] = json.loads(sample.read_text(encoding="utf-8"))
     example = Example(0, Encoded.from_json(tree["encoded"]))
     n = file.header.block_count
-    blocks = Blocks(file, 0, n, in_memory=False)
+    parameters = max(sum(math.prod(file.shape(t)) for t in file.tensors if t.startswith(f"blk.{i}.")) for i in range(n))
+    streamed = F32 * parameters > ONE_BLOCK_BYTES
+    blocks = Blocks(file, 0, n, in_memory=False, streamed=streamed)
     layout = Layout(int(tree["prefix"]), {0: int(tree["start"])})
     tap = TapFile(Path(tree["tap"]), blocks.n_embd, layout, planes=blocks.n_blocks)
     batch = Batch([example], layout.prefix, together=False)
@@ -84,24 +91,48 @@ def compare(file: GGUFFile, sample: Path) -> Agreement:
         tokens = torch.tensor([token for _, _, token in terms])
         ours = Head(blocks).log_likelihoods(left.flatten(0, 1), rows, tokens).tolist()
     cosines.append(_of_answers(example.encoded, ours, tree["choices"], tree["target"]))
-    return Agreement(tuple(cosines), *_speeds(blocks))
+    del blocks, left
+    return Agreement(tuple(cosines), _speeds(file, streamed))
 
 
-def _speeds(blocks: Blocks) -> tuple[float, float]:
-    """Tokens per second of the block that is in memory: forward, and forward and backward."""
+def _speeds(file: GGUFFile, streamed: bool) -> dict[str, float]:
+    """Of the last block in the type in which this processor trains, its matrices in memory as far as they are then.
+
+    Where they are not, what it takes to make them is taken off: plans have that in a term of its own.
+    """
+    n, dtype = file.header.block_count, torch.bfloat16 if multiplies_bf16() else torch.float32
+    blocks = Blocks(file, n - 1, n, dtype=dtype, streamed=streamed)
+    attach(blocks, _RANK, 2.0 * _RANK, 0, None)
     states = torch.randn(1, _TIMED, blocks.n_embd, generator=torch.Generator().manual_seed(0))
+    largest = max((Matrix(file, tensor, dtype) for tensor in blocks.linears), key=lambda each: math.prod(each.shape))
+    weights = sum(math.prod(file.shape(tensor)) for tensor in blocks.linears)
 
-    def seconds(backward: bool) -> float:
+    def load() -> None:
+        for _ in largest.parts():
+            pass
+
+    def forward() -> None:
+        with torch.no_grad():
+            blocks.run(states.clone())
+
+    def backward() -> None:
+        out = blocks.run(states.clone().requires_grad_())
+        torch.autograd.backward(vjp([(out, states)]))
+
+    rate = math.prod(largest.shape) / _seconds(load)
+    made = weights / rate if streamed else 0.0
+    trunk, both = _seconds(forward) - made, _seconds(backward) - 2 * made
+    return {"trunk": _TIMED / max(trunk, made, 1e-6), "backward": _TIMED / max(both, made, 1e-6), "load": rate}
+
+
+def _seconds(what: Callable[[], None]) -> float:
+    """The least of three times: other work only ever makes it longer."""
+    times = []
+    for _ in range(3):
         begin = time.monotonic()
-        out = blocks.run(states.clone().requires_grad_(backward))
-        if backward:
-            torch.autograd.backward(vjp([(out, states)]))
-        return time.monotonic() - begin
-
-    with torch.no_grad():
-        forward = [seconds(False) for _ in range(3)]
-    both = [seconds(True) for _ in range(3)]
-    return _TIMED / max(min(forward), 1e-6), _TIMED / max(min(both), 1e-6)
+        what()
+        times.append(time.monotonic() - begin)
+    return max(min(times), 1e-6)
 
 
 def _of_changes(batch: Batch, entered: torch.Tensor, left: torch.Tensor, expected: torch.Tensor) -> float:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _SHARE = 50  # times as long as the last writing took lie between two, so that a slow card costs 2 % of the time at most
 _SPARE = 64 << 20  # bytes that it leaves on the disk
-_ROUNDING = ("threads", "micro_tokens", "checkpoint")  # options by which sums differ in the order of their terms alone
+_ROUNDING = ("threads", "micro_tokens", "checkpoint", "streamed")  # options that change the order of sums alone
 _OTHER = ("seconds", "park_every")  # options that no step depends on, but for how many there are
 
 

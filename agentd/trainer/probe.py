@@ -22,6 +22,7 @@ def probe(path: Path, sample: Path | None = None) -> dict[str, Any]:
     reason               why none can be trained, or which block computes something else
     cosines              of the comparison, None without one
     trunk, backward      tokens per second through one block, as agreement.py times them; with a sample alone
+    load                 weights per second out of the file, likewise
     trainable_per_block  `rank_1` counts the parameters of LoRA with rank 1 in the last block
     runtime_bytes        what this process takes: a trainer before its first step, its start's code given back
     start_bytes          what it took at most until then
@@ -63,7 +64,7 @@ def _compared(file: GGUFFile, sample: Path) -> dict[str, Any]:
     most = len(agreement.cosines) - agreement.first
     cosines = [round(cosine, 4) for cosine in agreement.cosines]
     answer = {"supported": most > 0, "reason": agreement.reason, "most_blocks": most, "cosines": cosines}
-    return {**answer, "trunk": agreement.forward, "backward": agreement.backward}
+    return {**answer, **agreement.speeds}
 
 
 def _settled() -> int | None:

@@ -40,6 +40,7 @@ class TrainOptions:
 
     micro_tokens  tokens in a forward pass, padding and prefix included (budget/workload.py says how many)
     checkpoint    keep one block in memory at a time, and compute it again from its input for its gradient
+    streamed      leave the blocks' matrices in the file, and make a part of one whenever it is multiplied
     bf16          multiply matrices in bfloat16; sums, matrices that are trained and everything else stay float32
     first_step    steps that an earlier, parked training did
     seconds       from the start of this process until training ends: fewer steps are taken where all take longer
@@ -57,6 +58,7 @@ class TrainOptions:
     threads: int = _number(2, least=1)
     nll_weight: float = _number(0.1)
     checkpoint: bool = False
+    streamed: bool = False
     micro_tokens: int = _number(384, least=1)
     bf16: bool = False
     first_step: int = _number(0)

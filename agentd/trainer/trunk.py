@@ -37,7 +37,7 @@ def run(spec: Spec, on_block: Callable[[int, int], None], parked: Callable[[], b
     file = GGUFFile(spec.model)
     control = read_control(spec.control, file.header.embedding_length) if spec.control else None
     dtype = torch.bfloat16 if options.bf16 else torch.float32
-    blocks = Blocks(file, 0, first, control, in_memory=False, dtype=dtype)
+    blocks = Blocks(file, 0, first, control, in_memory=False, dtype=dtype, streamed=options.streamed)
     if spec.initial:
         adopt(blocks, read_adapter(spec.initial))
     suffix = Suffix(blocks, scored_rows=False)

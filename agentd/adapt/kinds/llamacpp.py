@@ -29,6 +29,7 @@ from agentd.budget.planner import Choice
 from agentd.config.schema import Config
 from agentd.formats.gguf_header import Header
 from agentd.host import machine, memory
+from agentd.limits import ONE_BLOCK_BYTES
 from agentd.models import ModelFile
 from agentd.revision.archive import Archive
 
@@ -82,7 +83,7 @@ class LlamaCpp(LanguageKind):
     async def _can_compare(self, config: Config) -> bool:
         """Whether there is memory for a trainer with one block beside a session in the engine."""
         shapes = self.shapes(config)
-        largest = max(shapes.block_parameters, default=0) * F32
+        largest = min(max(shapes.block_parameters, default=0) * F32, ONE_BLOCK_BYTES)
         reading = await asyncio.to_thread(memory.read)
         return reading.available - config.memory.reserve >= needed(shapes, config.context) + TRAINER_START + largest
 

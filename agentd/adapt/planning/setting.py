@@ -19,7 +19,7 @@ from agentd.budget.workload import Workload
 from agentd.config.schema import Config
 from agentd.learn.encoded import Encoded, shared_prefix
 
-MEASURED = ("forward", "answer", "backward", "trunk")
+MEASURED = ("forward", "answer", "backward", "trunk", "load")
 """Of a `Speed`: by adapt/planning/engine_speed.py and by trainer/agreement.py."""
 ALPHA = 2.0  # LoRA alpha in units of the rank
 _CHARACTERS = 4.2  # of a token
@@ -137,6 +137,7 @@ class Setting:
             "nll_weight": nll_weight,
             "micro_tokens": self.choice.plan.micro_tokens,
             "checkpoint": self.choice.plan.checkpoint,
+            "streamed": self.choice.plan.streamed,
             "bf16": self.choice.plan.bf16,
         }
 
@@ -152,6 +153,7 @@ def workload_of(encoded: Sequence[Encoded], context: int, rank: int) -> Workload
     scored = [{(s if p >= len(each.shared) else 0, p) for s, p, _ in each.terms} for each in encoded]
     return Workload(
         seq_len=max(lengths),
+        shortest=min(lengths),
         tokens=sum(lengths),
         examples=len(encoded),
         prefix=prefix,

@@ -104,11 +104,12 @@ def golden(reference: Any, reviews: Any) -> Callable[[int], Golden]:
     return compute
 
 
-IN_MEMORY = [(1, {}), (3, {}), (3, {"micro_tokens": 60})]
-ONE_AT_A_TIME = [(1, {"checkpoint": True}), (3, {"checkpoint": True}), (3, {"checkpoint": True, "micro_tokens": 60})]
+WAYS: list[tuple[int, dict[str, Any]]] = [(1, {}), (3, {}), (3, {"micro_tokens": 60}), (3, {"streamed": True})]
 
 
-@pytest.mark.parametrize(("blocks", "train"), [*IN_MEMORY, *ONE_AT_A_TIME])
+@pytest.mark.parametrize(
+    ("blocks", "train"), [*WAYS, *((blocks, {"checkpoint": True, **train}) for blocks, train in WAYS)]
+)
 def test_loss_and_gradients_are_those_of_full_autograd(
     blocks: int, train: dict[str, Any], golden: Callable[[int], Golden], write_tap: Any, make_spec: Any
 ) -> None:
@@ -135,7 +136,7 @@ def test_loss_and_gradients_are_those_of_full_autograd(
     assert learner.evaluate(examples).loss < expected.loss
 
 
-@pytest.mark.parametrize(("blocks", "train"), [(N_LAYER, {}), (N_LAYER, {"micro_tokens": 60}), (4, {})])
+@pytest.mark.parametrize(("blocks", "train"), [(N_LAYER, {}), (N_LAYER, {"micro_tokens": 60}), (4, {"streamed": True})])
 def test_the_engines_taps_give_the_gradients_of_full_autograd_in_every_block(
     blocks: int, train: dict[str, Any], golden: Callable[[int], Golden], reference: Any, reviews: Any, make_spec: Any
 ) -> None:

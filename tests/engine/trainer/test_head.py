@@ -8,9 +8,10 @@ import gguf
 import pytest
 import torch
 
-from agentd.nn import head as head_module
+from agentd.nn import matrix as matrix_module
 from agentd.nn.gguf_file import GGUFFile
-from agentd.nn.head import Head, Matrix
+from agentd.nn.head import Head
+from agentd.nn.matrix import Matrix
 
 WIDTH, VOCABULARY = 24, 100
 
@@ -39,7 +40,7 @@ def make_head(folder: Path, scale: float, softcap: float, biased: bool) -> tuple
 def test_slices_give_the_naive_values_and_gradients(
     scale: float, softcap: float, biased: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_module, "HEAD_SLICE", 7)  # does not divide the vocabulary
+    monkeypatch.setattr(matrix_module, "PART_WEIGHTS", 7 * WIDTH)  # 7 does not divide the vocabulary
     head, matrix = make_head(tmp_path, scale, softcap, biased)
     generator = torch.Generator().manual_seed(2)
     row, token = torch.tensor([0, 0, 3, 2, 3]), torch.tensor([5, 99, 0, 5, 63])

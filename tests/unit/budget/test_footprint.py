@@ -12,11 +12,13 @@ import pytest
 from agentd.adapt.planning.overhead import engine_runtime
 from agentd.budget.footprint import daemon_terms, engine_terms, total, trainer_terms
 from agentd.budget.model_shapes import ModelShapes
+from agentd.budget.plan import PlanSpace
 from agentd.budget.workload import Workload
 from agentd.engine.process.activity import Activity
 from agentd.engine.protocol import Generate
 from agentd.formats.gguf_header import read_header
 from agentd.learn.encoded import Encoded
+from agentd.limits import scored_rows
 from tools.bench.parts import supervisor
 
 MIB = 2**20
@@ -42,8 +44,8 @@ def test_shapes_of_the_default_model(arch: ModelShapes) -> None:
 
 def test_terms_grow_with_what_they_depend_on(arch: ModelShapes) -> None:
     small = Workload(seq_len=40, tokens=10_000, examples=300)
-    sizes = [total(trainer_terms(arch, small, k)) for k in (1, 30)]
-    assert sizes[1] - sizes[0] > 4 * 29 * arch.block_parameters[0]
+    sizes = [total(trainer_terms(arch, replace(small, bf16=True), k)) for k in (1, 30)]
+    assert sizes[1] - sizes[0] > 2 * 29 * arch.block_parameters[0]
     by_name = {term.name: term for term in trainer_terms(arch, small, 4)}
     assert by_name["block weights"].bytes == 4 * 4 * arch.block_parameters[0]
     assert by_name["LoRA and AdamW"].bytes == 5 * 4 * 8 * 4 * arch.lora_width[0]
@@ -62,6 +64,47 @@ def test_terms_grow_with_what_they_depend_on(arch: ModelShapes) -> None:
         assert terms["background KV cache"] == cells * arch.kv_bytes_per_token
     assert total(engine_terms(arch, replace(small, scored=30))) > total(engine_terms(arch, small))
     assert total(daemon_terms(replace(small, examples=600))) > total(daemon_terms(small))
+
+
+FOUR_BILLION = ModelShapes.dense(
+    "4B", n_layer=36, n_embd=2560, n_head=32, n_head_kv=8, n_ff=9728, n_vocab=151936, tied=True, bits=4.5
+)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_weights_take_in_the_trainer_does_not_grow_with_the_model(arch: ModelShapes, bf16: bool) -> None:
+    """Blocks that are small are made once, of larger ones a part of a matrix at a time; the head likewise."""
+    work = Workload(seq_len=256, tokens=25_000, examples=100, bf16=bf16)
+
+    def terms(shapes: ModelShapes, k: int, *, checkpoint: bool = False, tapped: bool = False) -> dict[str, int]:
+        terms = trainer_terms(shapes, replace(work, checkpoint=checkpoint), k, tapped=tapped)
+        return {term.name: term.bytes for term in terms}
+
+    block = (2 if bf16 else 4) * FOUR_BILLION.block_parameters[0]
+    one = terms(FOUR_BILLION, 1)["block weights"]  # in bfloat16 a single block is not too large
+    assert one == block if bf16 else one < 12 * MIB
+    large = [terms(FOUR_BILLION, 8), terms(FOUR_BILLION, 8, checkpoint=True), terms(FOUR_BILLION, 36, tapped=True)]
+    assert all(each["block weights"] < 12 * MIB < block for each in large)
+    assert all(each["head, dequantised part"] <= 4.5 * MIB for each in large)
+    small = terms(arch, 8, checkpoint=True)
+    assert small["block weights"] == (2 if bf16 else 4) * arch.block_parameters[0]
+
+
+def test_a_large_vocabulary_has_fewer_rows_at_a_time(arch: ModelShapes) -> None:
+    assert [scored_rows(n) for n in (300, arch.n_vocab, 151_936, 262_144, 1 << 20)] == [64, 64, 27, 16, 16]
+    work = Workload(seq_len=128, tokens=12_800, examples=100, scored=100)
+    terms = {term.name: term.bytes for term in engine_terms(FOUR_BILLION, work)}
+    assert terms["logits"] == (27 + 40) * 151_936 * 4
+    assert terms["compute buffer"] == max(27 * 151_936 * 4, 128 * 4 * (6 * 2560 + 2 * 2560 + 3 * 9728))
+
+
+def test_engine_and_trainer_take_turns_in_every_step(arch: ModelShapes) -> None:
+    """What is not counted twice is what the engine takes for scores alone, or the trainer for a step."""
+    for shapes, length in ((arch, 40), (FOUR_BILLION, 40), (arch, 900)):
+        plan = PlanSpace(shapes, Workload(length, 100 * length, 100)).plan("blockwise-bp", shapes.n_layer)
+        sizes = {(term.process, term.name): term.bytes for term in plan.terms}
+        scores = sizes["engine", "logits"] + sizes["engine", "compute buffer"]
+        assert 0 < -sizes["together", "taken in turns"] <= scores
 
 
 def test_a_model_that_is_not_here(arch: ModelShapes) -> None:

@@ -37,7 +37,7 @@ def test_one_block_at_a_time_takes_the_memory_of_one(arch: ModelShapes) -> None:
     plans = {(p.method, p.blocks, p.checkpoint): p for p in PlanSpace(arch, WORK).plans()}
     one_at_a_time = {blocks for method, blocks, checkpoint in plans if checkpoint and method == "suffix-bp"}
     assert one_at_a_time == {2, 4, 8, 12, 16, 24, 30}
-    assert plans["suffix-bp", 30, True].needed < 0.6 * plans["suffix-bp", 30, False].needed
+    assert plans["suffix-bp", 16, True].needed < 0.65 * plans["suffix-bp", 16, False].needed
     everywhere, last = plans["blockwise-bp", 30, True], plans["suffix-bp", 1, False]
     assert everywhere.needed_by("trainer") < 1.3 * last.needed_by("trainer")
     choice = choose(arch, WORK, available=16_000 * MB, reserve=0)
@@ -184,8 +184,10 @@ def test_engine_and_trainer_take_turns(arch: ModelShapes) -> None:
         beside = plan.needed_by("daemon") + plan.needed_by("trainer") + idle
         alone = plan.needed_by("daemon") + plan.needed_by("engine")
         assert plan.needed == max(beside, alone)
-    tapped = PlanSpace(arch, WORK).plan("blockwise-bp", 30)  # there the engine works in every step
-    assert tapped.needed == sum(tapped.needed_by(process) for process in ("daemon", "engine", "trainer"))
+    tapped = PlanSpace(arch, WORK).plan("blockwise-bp", 30)  # there the engine works in every step, the trainer waiting
+    scores = sum(tapped.predicted[f"engine: {name}"] for name in ("logits", "compute buffer"))
+    parts = sum(tapped.needed_by(process) for process in ("daemon", "engine", "trainer"))
+    assert tapped.needed == parts - scores
 
 
 def test_measured_fixed_costs_replace_the_constants(arch: ModelShapes) -> None:
@@ -294,7 +296,7 @@ def test_more_work_needs_more_memory_and_time(arch: ModelShapes) -> None:
 
 def test_a_trunk_that_is_run_once_costs_less_the_more_blocks_are_trained(arch: ModelShapes) -> None:
     """The tap ends where training begins: with all blocks trained there is no trunk left to run."""
-    slow = Speed(forward=40.0, backward=1e9, head=1e9)
+    slow = Speed(forward=40.0, backward=1e9, trunk=1e9, load=1e15)
     considered = choose(arch, WORK, available=16_000 * MB, reserve=0, method="suffix-bp", speed=slow).considered
     by_blocks = {each.plan.blocks: each.expected.seconds for each in considered}
     assert by_blocks[30] < by_blocks[16] < by_blocks[8] < by_blocks[1]
@@ -367,21 +369,22 @@ def test_steps_in_place_follow_the_examples_within_bounds() -> None:
     assert in_place_steps("mezo", 0, 10_000) == ZO_STEPS["mezo"]
 
 
-def test_answers_at_the_gate_take_time_within_what_it_has() -> None:
+def test_answers_at_the_gate_take_time_within_what_it_has(arch: ModelShapes) -> None:
     setting = PastPass("mezo", 0, 0.0, 0.0)
 
     def seconds(tokens: int, allowed: float) -> float:
         work = replace(WORK, answer_tokens=tokens, answer_seconds=allowed)
-        return seconds_for(work, Speed(answer=50.0), setting)
+        return seconds_for(work, Speed(answer=50.0), setting, arch)
 
     assert seconds(1000, 600) - seconds(0, 600) == pytest.approx(40)
     assert seconds(100_000, 600) - seconds(0, 600) == pytest.approx(600)
 
 
-def test_the_time_of_training_goes_by_the_recipes_batches() -> None:
+def test_the_time_of_training_goes_by_the_recipes_batches(arch: ModelShapes) -> None:
     calls = replace(WORK, prefix=500, tokens=640 * 30, examples=640, texts=True)
     setting = PastPass("suffix-bp", 16, 0.0, 0.0, micro_tokens=1024)
-    assert seconds_for(calls, Speed(), setting) == seconds_for(replace(calls, batch=8), Speed(), setting)
+    seconds = [seconds_for(work, Speed(), setting, arch) for work in (calls, replace(calls, batch=8))]
+    assert seconds[0] == seconds[1]
 
 
 def test_no_plan_trains_blocks_that_compute_something_else(arch: ModelShapes) -> None:

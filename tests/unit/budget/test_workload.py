@@ -58,6 +58,10 @@ def test_the_largest_micro_batch(arch: ModelShapes) -> None:
         1,
     )  # longer than allowed: one at a time
     assert micro_batch(arch, work, 8, one=True) == (384, 10)
+    # Two examples of 200 tokens do not fit, of 170 they do; where one is short, the rest may be anything.
+    for shortest, rows in ((200, 38 + 200), (170, 38 + 2 * 173), (10, 384), (0, 384)):
+        alike = replace(work, seq_len=max(173, shortest), shortest=shortest)
+        assert micro_batch(arch, alike, 8)[0] == min(384, rows)
 
 
 def test_a_workload_estimated_from_texts() -> None:
