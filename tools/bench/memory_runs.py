@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ _FAULTS = (
 )
 LABELS = [f"{part} {fault}" for fault in _FAULTS for part in _PARTS]
 ANSWER = "I would say that the reviewer did like it, mostly for its actors and less for its plot, which is thin."
+_TEMPLATE, _END = 26.5, 4  # tokens around a question and behind an answer
 CHARACTERS_PER_TOKEN = 4.6  # of the reviews; a little high, so that examples stay just within their length
 
 
@@ -54,7 +56,8 @@ CHARACTERS_PER_TOKEN = 4.6  # of the reviews; a little high, so that examples st
 class Case:
     """One plan on one kind of example. `length` in tokens, the chat template included; `context` is model.context;
     of `labels` an example's right one is one, all of them of several tokens if there are more than two. The objective
-    "call" takes the home's commands as they are, behind its tools, whatever `length` says.
+    "call" takes the home's commands as they are, behind its tools, whatever `length` says. `characters` are those of a
+    token.
 
     Matrices are multiplied in bfloat16 where the processor does so and `fp32` is not set.
     """
@@ -68,6 +71,7 @@ class Case:
     checkpoint: bool = False
     fp32: bool = False
     labels: int = 2
+    characters: float = CHARACTERS_PER_TOKEN
 
     @property
     def setting(self) -> str:
@@ -87,13 +91,30 @@ class Case:
             return 16 if self.length <= 160 else 4
         return 40 if self.length <= 128 else 10
 
-    def plan(self, architecture: ModelShapes, workload: Workload) -> Plan:
+    def plan(self, architecture: ModelShapes, workload: Workload, runtime: Mapping[str, int] | None = None) -> Plan:
         bf16 = multiplies_bf16() and not self.fp32
-        return PlanSpace(architecture, workload, bf16=bf16).plan(self.method, self.k, self.checkpoint)
+        return PlanSpace(architecture, workload, runtime, bf16=bf16).plan(self.method, self.k, self.checkpoint)
 
 
-async def measure(model: Path, case: Case, folder: Path) -> dict[str, Any]:
-    """Runs the pass; its peaks and predictions in bytes, both beyond serving."""
+class Watched:
+    """When the trainer did what."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """A step's time is that since the event before it, a look at dev's likewise."""
+        now = time.monotonic()
+        self.seconds.setdefault(str(event["event"]), []).append(now - self._last)
+        self._last = now
+
+
+async def measure(model: Path, case: Case, folder: Path, runtime: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Runs the pass; its peaks and predictions in bytes, both beyond serving, and what took how many seconds.
+
+    runtime  fixed costs by process, as measured on this machine
+    """
     architecture = ModelShapes.from_header(read_header(model))
     activity = Activity()
     engine, training = supervisor(model, activity, case.context), Training(activity, folder / "trainer.log")
@@ -107,11 +128,11 @@ async def measure(model: Path, case: Case, folder: Path) -> dict[str, Any]:
         async with MemoryWatch(lambda: {"engine": engine.pid, "trainer": training.pid}, 0.05) as memory:
             data, encoded = await _encode(engine, case, folder)
             workload = replace(workload_of(list(encoded.values()), case.context, RANK), batch=case.batch)
-            plan = case.plan(architecture, workload)
-            adapter = None
+            plan = case.plan(architecture, workload, runtime)
+            adapter, watched = None, Watched()
             if plan.blocks:
-                adapter = await _backpropagate(model, engine, training, plan, case, data, encoded, folder)
-            await _gate(engine, plan, case, adapter, folder)
+                adapter = await _backpropagate(model, engine, training, plan, case, data, encoded, folder, watched)
+            await _gate(engine, plan, case, adapter, folder, watched)
     finally:
         await engine.stop()
     serving = memory.before["engine"]
@@ -128,6 +149,7 @@ async def measure(model: Path, case: Case, folder: Path) -> dict[str, Any]:
             "together": memory.total - serving,
         },
         "predicted": predicted(plan),
+        "times": watched.seconds,
     }
 
 
@@ -153,6 +175,7 @@ async def _backpropagate(
     data: Dataset,
     encoded: dict[int, Encoded],
     folder: Path,
+    watched: Watched,
 ) -> Path:
     setting = Setting(plan.method, plan.blocks, ZO_STEPS[plan.method], RANK, Choice(plan, 0, 0, 0, ()))
     options = {**setting.train_options(0, THREADS, NLL_WEIGHT, len(data.members)), "batch": case.batch, "max_epochs": 1}
@@ -168,19 +191,25 @@ async def _backpropagate(
         options=options,
     )
     adapter = folder / "adapter.gguf"
-    await learning.train(await learning.tap(lambda _: None), None, None, adapter, lambda _: None)
+    states = await learning.tap(lambda _: None)
+    watched({"event": "tap"})
+    await learning.train(states, None, None, adapter, watched)
     await engine.stage("candidate", adapter, None)
     await engine.call(Use("candidate"))
     return adapter
 
 
-async def _gate(engine: Supervisor, plan: Plan, case: Case, adapter: Path | None, folder: Path) -> None:
+async def _gate(
+    engine: Supervisor, plan: Plan, case: Case, adapter: Path | None, folder: Path, watched: Watched
+) -> None:
     """What follows: zeroth-order steps where the method has them, the scores of the gate, and the drift."""
     numbers = list(range(min(case.examples, 16 if case.length <= 128 else 2)))
     control = None
     if ZO_STEPS[plan.method]:
+        watched({"event": "before"})
         for scale in (0.1, -0.1):
             await engine.call(Loss(numbers, NLL_WEIGHT, 1, scale))
+            watched({"event": "loss"})
         await engine.call(Update(1, 1e-3))
         control = folder / "control.gguf"
         await engine.call(WriteControl(control))
@@ -197,9 +226,9 @@ def examples(case: Case) -> list[Member]:
     texts = [row["text"] for row in rows()]
     chosen = random.Random(0)
     free = case.objective == "completion"
-    characters = int(
-        (case.length - 38 - (26 if free else 1)) * CHARACTERS_PER_TOKEN * (0.8 if case.length <= 128 else 0.9)
-    )
+    room = case.length - len(QUESTION) / case.characters - _TEMPLATE
+    room -= len(ANSWER) / case.characters + _END if free else 1
+    characters = int(room * case.characters * (0.8 if case.length <= 128 else 0.9))
     answers = ["yes", "no"] if case.labels == 2 else LABELS[: case.labels]
     members = []
     for i in range(case.examples):
