@@ -123,11 +123,12 @@ async def _fit(kind: LanguageKind, config: Config, model: ModelFile, before: int
     try:
         trainer = Training(activity, folder / "probe.log")
         probed = await kind.probe(config, Probing(engine, trainer, folder, idle=True))
+        pss = await asyncio.to_thread(memory.pss, engine.pid) if engine.pid else None
     finally:
         await engine.stop()
     texts = [f"{'word ' * (_TEXT // 5)}{number}" for number in range(EXAMPLES)]
     workload = Workload.estimated(texts, rank=config.adapt.rank, context=config.context)
-    serving = footprint.serving_terms(shapes, kv_tokens=config.context)
+    serving = footprint.serving_terms(shapes, kv_tokens=config.context, engine=pss)
     # The engine's weights are there whether it runs or not; beside them a pass has what was free before.
     taken = footprint.total(serving)
     available = max(0, before - taken)

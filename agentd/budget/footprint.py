@@ -68,15 +68,19 @@ def total(terms: Iterable[Term]) -> int:
     return sum(term.bytes for term in terms)
 
 
-def serving_terms(arch: ModelShapes, *, kv_tokens: int) -> list[Term]:
-    """What the daemon and the engine take while they serve and nothing is learned. `kv_tokens` are those in use: the
-    KV cache of a slot takes memory as it fills."""
+def serving_terms(arch: ModelShapes, *, kv_tokens: int, engine: int | None = None) -> list[Term]:
+    """What the daemon and the engine take while they serve and nothing is learned.
+
+    kv_tokens  in use: the KV cache of a slot takes memory as it fills
+    engine     what one takes before that, measured: weights of some types llama.cpp keeps once more, repacked
+    """
+    measured = "measured, with its weights, mapped and repacked"
+    own = [Term("runtime", SERVING_RUNTIME, "measured"), Term("mapped weights", arch.weight_bytes, "those in the file")]
     state = [Term("recurrent state", arch.state_bytes, "states of one sequence")] if arch.state_bytes else []
     return [
         *state,
         Term("runtime", DAEMON_RUNTIME, "measured", "daemon"),
-        Term("runtime", SERVING_RUNTIME, "measured"),
-        Term("mapped weights", arch.weight_bytes, "size of the tensors in the file"),
+        *(own if engine is None else [Term("engine", engine, measured)]),
         Term("KV cache", kv_tokens * arch.kv_bytes_per_token, "tokens in use x 2 L x n_head_kv x head_dim x 2 B"),
     ]
 

@@ -34,6 +34,8 @@ def test_a_model_that_trains_in_every_way(tmp_path: Path) -> None:
     assert tree["trains"] == trains
     assert {(plan["method"], plan["blocks"]) for plan in tree["plans"]} >= {("mezo", 0), ("blockwise-bp", 6)}
     assert tree["serving_bytes"] == sum(term["bytes"] for term in tree["serving"])
+    engine = next(term["bytes"] for term in tree["serving"] if term["name"] == "engine")
+    assert engine > tree["model"]["bytes"] + (40 << 20)  # a process that has the weights, and Python
     assert all(rate > 0 for rate in tree["tokens_per_second"].values())
     assert set(tree["tokens_per_second"]) >= {"forward", "backward", "trunk"}
     assert all(plan["seconds"] > 0 for plan in tree["plans"])
