@@ -367,9 +367,9 @@ class StateTooNew(AgentdError):
 class StateTooOld(AgentdError):
     exit_status = 65
 
-    def __init__(self, path: object, unknown: Sequence[str]) -> None:
+    def __init__(self, path: object, applied: Sequence[str]) -> None:
         super().__init__(
-            f"{path} was written by an agentd from before the first release (it has {', '.join(unknown)}), whose state "
+            f"{path} was written by an agentd from before the first release (its schema is {applied[-1]}), whose state "
             f"this version does not read; it was not touched. Move the state directory away to start afresh, point "
             f"state.dir elsewhere, or install the version that wrote it"
         )

@@ -13,8 +13,8 @@ from sqlite_utils import Database
 
 from agentd import faults
 from agentd.durable import storage_error
-from agentd.errors import InvalidRequest, StateTooNew, StateTooOld, StorageFailed, StorageFull
-from agentd.store.migrations import first_migration, migrations, unknown_migrations
+from agentd.errors import InvalidRequest, StorageFailed, StorageFull
+from agentd.store.migrations import migrations, refuse_other
 from agentd.store.room import Priority, Room, priority_of
 
 P = ParamSpec("P")
@@ -149,7 +149,7 @@ class Store:
         with _storage_errors(self.path):
             # A rollback journal is only there if the very first opening was cut short, before the switch to WAL.
             if self.path.exists() and not self.path.with_name(self.path.name + "-journal").exists():
-                _refuse_foreign(self.path)
+                _refuse_other(self.path)
             else:
                 self.path.touch(mode=0o600)
             self.path.chmod(0o600)
@@ -171,13 +171,10 @@ class Store:
             return db
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_other(path: Path) -> None:
     """Looks through a read-only connection: closing a writing one would move the log into the database file."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        db = Database(connection, execute_plugins=False)
-        if names := unknown_migrations(db):
-            released = first_migration() in {migration.name for migration in migrations.applied(db)}
-            raise StateTooNew(path, names) if released else StateTooOld(path, names)
+        refuse_other(Database(connection, execute_plugins=False), path)
 
 
 def _check(db: Database, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The schema, as named migrations. One that has been released is never changed; add the next below it.
+"""The schema, and the migrations that come after it.
 
 Times are ISO 8601 text in UTC. Columns that hold JSON say so. Booleans are 0 and 1.
 """
@@ -6,93 +6,40 @@ Times are ISO 8601 text in UTC. Columns that hold JSON say so. Booleans are 0 an
 import re
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
 from agentd import faults, ids
-from agentd.store import recall_index
+from agentd.errors import StateTooNew, StateTooOld
 
 migrations = Migrations("agentd")
 
 
-def first_migration() -> str:
-    """The name of the one that every released agentd applied."""
+def refuse_other(db: Database, path: Path) -> None:
+    """Raises StateTooNew or StateTooOld where no migration leads from `db`, which is at `path`, to this version's
+    schema. Only reads."""
     with closing(Database(memory=True)) as fresh:
-        return next(iter(migrations.pending(fresh))).name
+        known = [migration.name for migration in migrations.pending(fresh)]
+    applied = [migration.name for migration in migrations.applied(db)]
+    if newer := [name for name in applied if name > known[-1]]:
+        raise StateTooNew(path, newer)
+    if applied and known[0] not in applied:
+        raise StateTooOld(path, applied)
 
 
-def unknown_migrations(db: Database) -> list[str]:
-    """Migrations that were applied to `db` and that this version does not know. Only reads."""
-    with closing(Database(memory=True)) as fresh:
-        known = {migration.name for migration in migrations.pending(fresh)}
-    return [migration.name for migration in migrations.applied(db) if migration.name not in known]
-
-
-@migrations()
-def m001_release_0_1_0(db: Database) -> None:
+# The name of the last of nine steps that this is made of: a database that took them all is one of this schema.
+@migrations(name="m009_parked_passes")
+def schema(db: Database) -> None:
     # One by one: executescript would commit the migration's transaction first.
     for statement in _SCHEMA:
         db.execute(statement)
     db.execute("INSERT INTO revisions (id, created_at, state, summary) VALUES (0, ?, 'base', '{}')", [ids.now()])
-    faults.change("migration m001_release_0_1_0")
+    faults.change("schema made")
 
 
-@migrations()
-def m002_doubted_examples(db: Database) -> None:
-    # What is believed by half counts by half; only those of weight below 1 are read for that.
-    db.execute("CREATE INDEX examples_doubted ON examples (split, state, task, weight) WHERE weight < 1")
-    faults.change("migration m002_doubted_examples")
-
-
-@migrations()
-def m003_scores(db: Database) -> None:
-    for statement in _SCORES:
-        db.execute(statement)
-    faults.change("migration m003_scores")
-
-
-@migrations()
-def m004_recall(db: Database) -> None:
-    for statement in _RECALL:
-        db.execute(statement)
-    recall_index.add_all(db)
-    faults.change("migration m004_recall")
-
-
-@migrations()
-def m005_recall_by_task(db: Database) -> None:
-    for statement in _RECALL_BY_TASK:
-        db.execute(statement)
-    faults.change("migration m005_recall_by_task")
-
-
-@migrations()
-def m006_api_keys(db: Database) -> None:
-    for statement in _KEYS:
-        db.execute(statement)
-    faults.change("migration m006_api_keys")
-
-
-@migrations()
-def m007_measurements(db: Database) -> None:
-    for statement in _MEASUREMENTS:
-        db.execute(statement)
-    faults.change("migration m007_measurements")
-
-
-@migrations()
-def m008_fleet(db: Database) -> None:
-    for statement in _FLEET:
-        db.execute(statement)
-    faults.change("migration m008_fleet")
-
-
-@migrations()
-def m009_parked_passes(db: Database) -> None:
-    # JSON: how often a pass went on after a restart, and where it was the last time
-    db.execute("ALTER TABLE passes ADD COLUMN resumed TEXT NOT NULL DEFAULT '{}'")
-    faults.change("migration m009_parked_passes")
-
+# Once a version is released, what it made is not changed: the next is a function `m010_…` here, which passes a point of
+# `faults` of its own.
 
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN
@@ -128,6 +75,23 @@ _LABEL = "CASE {row}kind WHEN 'label' THEN {row}target ELSE '' END"
 LABEL = _LABEL.format(row="")
 """An example's label, or '' for a demonstration: as it stands here it is what the indexes are made of."""
 
+# Terms begin with the task's: one look into the index tells where a term stands in the task. It holds no texts and no
+# places in them, and `scope` alone says which examples there are.
+_BY_TASK = "{row}.scope || ' ' || {row}.scope || replace({row}.terms, ' ', ' ' || {row}.scope)"
+
+_SCORED = (
+    "INSERT INTO score_counts VALUES (NEW.task, NEW.day, NEW.revision, 1, NEW.correct)"
+    " ON CONFLICT (task, day, revision) DO UPDATE SET n = n + 1, correct = correct + NEW.correct;"
+)
+# What no answer is left of is gone, with the task's name.
+_UNSCORED = " ".join(
+    f"{what} WHERE task = OLD.task AND day = OLD.day AND revision = OLD.revision{more};"
+    for what, more in (
+        ("UPDATE score_counts SET n = n - 1, correct = correct - OLD.correct", ""),
+        ("DELETE FROM score_counts", " AND n = 0"),
+    )
+)
+
 _SCHEMA = (
     """
     CREATE TABLE inferences (
@@ -147,7 +111,8 @@ _SCHEMA = (
         ttft_ms REAL,
         latency_ms REAL NOT NULL,
         author TEXT, -- who was at the socket: uid:1000
-        episode TEXT -- whose step it is
+        episode TEXT, -- whose step it is
+        recalled TEXT NOT NULL DEFAULT '[]' -- JSON list: ids of examples that were in its prompt
     ) STRICT""",
     "CREATE INDEX inferences_episode ON inferences (episode) WHERE episode IS NOT NULL",
     "CREATE INDEX inferences_created_at ON inferences (created_at)",
@@ -183,6 +148,9 @@ _SCHEMA = (
     "CREATE INDEX examples_task ON examples (task, split, state, updated_at)",
     f"CREATE INDEX examples_newest ON examples (task, split, state, {LABEL}, updated_at)",
     f"CREATE INDEX examples_drawn ON examples (task, split, state, {LABEL}, id)",
+    # What is believed by half counts by half; only those of weight below 1 are read for that.
+    "CREATE INDEX examples_doubted ON examples (split, state, task, weight) WHERE weight < 1",
+    "CREATE INDEX examples_calls ON examples (task) WHERE kind = 'message'",
     "CREATE INDEX examples_updated ON examples (updated_at)",
     "CREATE INDEX examples_author ON examples (author)",
     "CREATE INDEX examples_source ON examples (source_inference_id)",
@@ -238,7 +206,8 @@ _SCHEMA = (
         peaks TEXT NOT NULL DEFAULT '{}', -- JSON: process -> bytes
         gate TEXT NOT NULL DEFAULT '{}', -- JSON
         phases TEXT NOT NULL DEFAULT '{}', -- JSON: phase -> seconds
-        options TEXT NOT NULL -- JSON
+        options TEXT NOT NULL, -- JSON
+        resumed TEXT NOT NULL DEFAULT '{}' -- JSON: how often it went on after a restart, and where it was the last time
     ) STRICT""",
     """
     CREATE TABLE revisions (
@@ -324,10 +293,6 @@ _SCHEMA = (
         },
     ),
     *_counter("feedback", {"kind": "{row}.kind", "task": "coalesce({row}.task, '')", "state": "{row}.state"}),
-)
-
-_RECALL = (
-    "ALTER TABLE inferences ADD COLUMN recalled TEXT NOT NULL DEFAULT '[]'",  # JSON list: ids of examples
     """
     CREATE TABLE recalled_examples (
         example_id TEXT NOT NULL REFERENCES examples ON DELETE CASCADE,
@@ -344,16 +309,15 @@ _RECALL = (
         terms TEXT NOT NULL
     ) STRICT""",
     # Tokenizer ascii: what is no ASCII is left as it is, and terms have nothing to cut at besides.
-    "CREATE VIRTUAL TABLE recall_index USING fts5 (scope, terms, content = 'recall_texts', content_rowid = 'id',"
+    "CREATE VIRTUAL TABLE recall_index USING fts5 (terms, content = '', columnsize = 0, detail = none,"
     " tokenize = 'ascii')",
-    """
+    f"""
     CREATE TRIGGER recall_texts_indexed AFTER INSERT ON recall_texts BEGIN
-        INSERT INTO recall_index (rowid, scope, terms) VALUES (NEW.id, NEW.scope, NEW.terms);
+        INSERT INTO recall_index (rowid, terms) VALUES (NEW.id, {_BY_TASK.format(row="NEW")});
     END""",
-    """
+    f"""
     CREATE TRIGGER recall_texts_removed AFTER DELETE ON recall_texts BEGIN
-        INSERT INTO recall_index (recall_index, rowid, scope, terms)
-        VALUES ('delete', OLD.id, OLD.scope, OLD.terms);
+        INSERT INTO recall_index (recall_index, rowid, terms) VALUES ('delete', OLD.id, {_BY_TASK.format(row="OLD")});
     END""",
     """
     CREATE TABLE recall (
@@ -367,45 +331,6 @@ _RECALL = (
         corrections INTEGER NOT NULL DEFAULT 0, -- that there were
         decided_at TEXT
     ) STRICT""",
-)
-
-# Terms begin with the task's: one look into the index tells where a term stands in the task. It holds no texts and no
-# places in them, and `scope` alone says which examples there are.
-_BY_TASK = "{row}.scope || ' ' || {row}.scope || replace({row}.terms, ' ', ' ' || {row}.scope)"
-_RECALL_BY_TASK = (
-    "DROP TRIGGER recall_texts_indexed",
-    "DROP TRIGGER recall_texts_removed",
-    "DROP TABLE recall_index",
-    "CREATE VIRTUAL TABLE recall_index USING fts5 (terms, content = '', columnsize = 0, detail = none,"
-    " tokenize = 'ascii')",
-    f"""
-    CREATE TRIGGER recall_texts_indexed AFTER INSERT ON recall_texts BEGIN
-        INSERT INTO recall_index (rowid, terms) VALUES (NEW.id, {_BY_TASK.format(row="NEW")});
-    END""",
-    f"""
-    CREATE TRIGGER recall_texts_removed AFTER DELETE ON recall_texts BEGIN
-        INSERT INTO recall_index (recall_index, rowid, terms) VALUES ('delete', OLD.id, {_BY_TASK.format(row="OLD")});
-    END""",
-    f"INSERT INTO recall_index (rowid, terms) SELECT id, {_BY_TASK.format(row='recall_texts')} FROM recall_texts",
-)
-
-_SCORE = """
-    CREATE TRIGGER scores_{event} AFTER {on} ON scores BEGIN
-        {statements}
-    END"""
-_SCORED = (
-    "INSERT INTO score_counts VALUES (NEW.task, NEW.day, NEW.revision, 1, NEW.correct)"
-    " ON CONFLICT (task, day, revision) DO UPDATE SET n = n + 1, correct = correct + NEW.correct;"
-)
-# What no answer is left of is gone, with the task's name.
-_UNSCORED = " ".join(
-    f"{what} WHERE task = OLD.task AND day = OLD.day AND revision = OLD.revision{more};"
-    for what, more in (
-        ("UPDATE score_counts SET n = n - 1, correct = correct - OLD.correct", ""),
-        ("DELETE FROM score_counts", " AND n = 0"),
-    )
-)
-_SCORES = (
     """
     CREATE TABLE scores (
         inference_id TEXT PRIMARY KEY REFERENCES inferences ON DELETE CASCADE,
@@ -416,7 +341,6 @@ _SCORES = (
         correct INTEGER NOT NULL CHECK (correct IN (0, 1))
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX scores_feedback ON scores (feedback_id)",
-    "CREATE INDEX examples_calls ON examples (task) WHERE kind = 'message'",
     """
     CREATE TABLE score_counts (
         task TEXT NOT NULL,
@@ -426,12 +350,9 @@ _SCORES = (
         correct INTEGER NOT NULL,
         PRIMARY KEY (task, day, revision)
     ) STRICT, WITHOUT ROWID""",
-    _SCORE.format(event="counted", on="INSERT", statements=_SCORED),
-    _SCORE.format(event="uncounted", on="DELETE", statements=_UNSCORED),
-    _SCORE.format(event="recounted", on="UPDATE OF task, correct", statements=_UNSCORED + _SCORED),
-)
-
-_KEYS = (
+    _COUNTED.format(table="scores", event="counted", on="INSERT", statements=_SCORED),
+    _COUNTED.format(table="scores", event="uncounted", on="DELETE", statements=_UNSCORED),
+    _COUNTED.format(table="scores", event="recounted", on="UPDATE OF task, correct", statements=_UNSCORED + _SCORED),
     """
     CREATE TABLE api_keys (
         id INTEGER PRIMARY KEY,
@@ -444,18 +365,12 @@ _KEYS = (
         revoked_at TEXT
     ) STRICT""",
     "CREATE UNIQUE INDEX api_keys_valid ON api_keys (name) WHERE revoked_at IS NULL",
-)
-
-_MEASUREMENTS = (
     """
     CREATE TABLE measurements (
         key TEXT PRIMARY KEY, -- what they depend on, hashed
         facts TEXT NOT NULL, -- JSON
         at TEXT NOT NULL
     ) STRICT""",
-)
-
-_FLEET = (
     """
     CREATE TABLE fleet_rounds (
         run TEXT NOT NULL, -- a run of the fleet, and the number of a round in it

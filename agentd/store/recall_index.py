@@ -10,7 +10,6 @@ so that none of its words is left in the file.
 
 import hashlib
 import heapq
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from agentd.store.normalise import input_text
 from agentd.store.row import to_json
 from agentd.store.terms import terms_of
 
@@ -66,13 +64,6 @@ def add(db: Database, example: str, task: str, text: str) -> None:
     """Puts a training example that is new into the index, in the transaction that is open."""
     statement = "INSERT INTO recall_texts (example_id, scope, terms) VALUES (?, ?, ?)"
     db.execute(statement, [example, scope_of(task), entry(text)])
-
-
-def add_all(db: Database) -> None:
-    """Indexes what was stored before there was an index."""
-    prompts = dict(db.execute("SELECT name, prompt FROM tasks").fetchall())
-    for row in list(db.query("SELECT id, task, input FROM examples WHERE split = 'train'")):
-        add(db, row["id"], row["task"], input_text(json.loads(row["input"]), prompts.get(row["task"])))
 
 
 def compact(db: Database) -> None:

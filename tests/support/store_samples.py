@@ -1,6 +1,9 @@
 """Rows that the tests of the store have in common."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
@@ -39,3 +42,10 @@ def recorded(db: Database, /, text: str = "a fine film", **changes: Any) -> str:
 def revision(id: int, parent: int = 0, pass_id: int | None = None, **changes: Any) -> revisions.Revision:
     sample = revisions.Revision(id, parent, pass_id, ids.now(), "staged", None, "suffix-bp", 1, "0" * 64, {})
     return replace(sample, **changes)
+
+
+def database_of_nine_steps(path: Path) -> Path:
+    """The empty database of an agentd whose schema came about in nine migrations, as it left it."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(Path(__file__).with_name("nine_steps.sql").read_text())
+    return path

@@ -2,8 +2,6 @@
 
 import json
 import random
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -175,26 +173,6 @@ def test_a_look_up_reads_no_more_of_a_large_store(store: Store) -> None:
     steps(3000)
     small, large = steps(3000), steps(9000)
     assert large < 1.3 * small
-
-
-def test_an_older_store_is_indexed_when_it_is_opened(tmp_path: Path) -> None:
-    path = tmp_path / "agentd.db"
-    with closing(Store(path)) as store:
-        for text in train(*(f"close shutter {n}" for n in range(9))):
-            store.do(examples.add, new(text))
-    with closing(sqlite3.connect(path)) as old:  # as it was before there was an index
-        for statement in (
-            "DROP TABLE recall_texts",
-            "DROP TABLE recall_index",
-            "DROP TABLE recall",
-            "DROP TABLE recalled_examples",
-            "ALTER TABLE inferences DROP COLUMN recalled",
-            "DELETE FROM _sqlite_migrations WHERE name LIKE '%recall%'",
-        ):
-            old.execute(statement)
-        old.commit()
-    with closing(Store(path)) as store:
-        assert "shutter" in texts(store, "shutter", 1)[0]
 
 
 def test_labels_that_are_edited_are_recalled_as_they_are_now(store: Store) -> None:
