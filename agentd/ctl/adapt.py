@@ -74,12 +74,10 @@ def _start(body: JSON, socket: Path | None, *, follow: bool, as_json: bool) -> N
         if not as_json:
             output.say(f"pass {answer['pass']} started")
         watch(daemon, answer["pass"], as_json)
-    elif as_json:
-        output.document(answer)
-    elif "plan" in answer:
+    elif "plan" in answer and not as_json:
         _plan(answer["plan"])
     else:
-        output.facts(answer)
+        output.show(answer, as_json)
 
 
 def _plan(plan: JSON) -> None:
@@ -100,22 +98,14 @@ def _count(name: str, value: str) -> int | str:
 
 def cancel(as_json: Json = False, socket: Socket = None) -> None:
     """Stop the running pass; what serves stays as it is."""
-    _act("/admin/cancel", as_json, socket)
+    output.show(Daemon(socket).post("/admin/cancel"), as_json)
 
 
 def pause(as_json: Json = False, socket: Socket = None) -> None:
     """Let no pass start by itself until `agentctl resume`."""
-    _act("/admin/pause", as_json, socket)
+    output.show(Daemon(socket).post("/admin/pause"), as_json)
 
 
 def resume(as_json: Json = False, socket: Socket = None) -> None:
     """Let passes start by themselves again."""
-    _act("/admin/resume", as_json, socket)
-
-
-def _act(path: str, as_json: bool, socket: Socket) -> None:
-    answer = Daemon(socket).post(path)
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    output.show(Daemon(socket).post("/admin/resume"), as_json)

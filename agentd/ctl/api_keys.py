@@ -62,7 +62,7 @@ def list_(as_json: Json = False, socket: Socket = None) -> None:
 def revoke(name: Name, as_json: Json = False, socket: Socket = None) -> None:
     """Let a key be of no use from now on."""
     answer = Daemon(socket).post(f"/admin/keys/{segment(name)}/revoke")
-    output.document(answer) if as_json else output.facts(answer)
+    output.show(answer, as_json)
 
 
 def _rate(text: str | None) -> int | None:

@@ -50,10 +50,7 @@ def examples(
 ) -> None:
     """What passes learn from, and what is held out to judge them."""
     answer = Daemon(socket).get("/admin/examples", limit=limit, offset=offset, task=task, split=split)
-    if as_json:
-        output.document(answer)
-    else:
-        output.listing(answer["examples"], _EXAMPLES)
+    output.document(answer) if as_json else output.listing(answer["examples"], _EXAMPLES)
 
 
 def tasks(context: typer.Context, as_json: Json = False, socket: Socket = None) -> None:
@@ -90,10 +87,7 @@ def edit(
         raise UsageError(f"--merge takes OLD=NEW, not {wrong[0]!r}")
     body = {"merge": {old: new for old, _, new in pairs}, "remove": remove or []}
     answer = Daemon(socket).post(f"/admin/tasks/{quote(task, safe='')}", body)
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    output.show(answer, as_json)
 
 
 def recall(

@@ -89,10 +89,7 @@ def add(
     about = {"episode": episode} if inference is None else {"inference_id": _inference(daemon, inference)}
     body: JSON = {**about, "kind": kind, "value": value, "source": source}
     answer = daemon.post("/v1/feedback", body | {name: value for name, value in optional.items() if value is not None})
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    output.show(answer, as_json)
 
 
 @app.command("import")
@@ -115,10 +112,7 @@ def import_(
     except CtlError as error:
         error.args = (f"{file}: {error}",) if getattr(error, "code", "") == "invalid_line" else error.args
         raise
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    output.show(answer, as_json)
 
 
 @app.command("list")
@@ -137,10 +131,7 @@ def list_(
     """The feedback that was given."""
     query = {"kind": kind, "task": task, "state": state, "author": author}
     answer = Daemon(socket).get("/admin/feedback", limit=limit, offset=offset, **query)
-    if as_json:
-        output.document(answer)
-    else:
-        output.listing(answer["feedback"], _FEEDBACK)
+    output.document(answer) if as_json else output.listing(answer["feedback"], _FEEDBACK)
 
 
 @app.command()

@@ -42,11 +42,8 @@ def forget(
     if not dry_run:
         _confirm(daemon, chosen, yes, "forget")
     answer = daemon.post("/admin/forget", {**chosen, "dry_run": dry_run})
-    if as_json:
-        output.document(answer)
-        return
-    output.facts(answer)
-    if answer["revisions"] and output.on_terminal():
+    output.show(answer, as_json)
+    if answer["revisions"] and output.on_terminal() and not as_json:
         numbers = ", ".join(map(str, answer["revisions"]))
         output.say(f"revisions {numbers} have learned from it; `agentctl rebuild` learns again without it")
 
@@ -71,11 +68,8 @@ def rebuild(
     elif not yes:
         _ask("the revisions that learned from what was forgotten would be given up", "rebuild")
     answer = daemon.post("/admin/rebuild", {} if chosen is None else {"without": chosen})
-    if as_json:
-        output.document(answer)
-        return
-    output.facts(answer)
-    if output.on_terminal():
+    output.show(answer, as_json)
+    if output.on_terminal() and not as_json:
         started = answer["pass"]
         output.say("there is nothing to rebuild" if started is None else f"`agentctl pass {started} -f` follows it")
 
@@ -87,10 +81,7 @@ def release(
 ) -> None:
     """Let feedback out of quarantine, so that it is learned from."""
     answer = Daemon(socket).post("/admin/release", {"feedback": feedback})
-    if as_json:
-        output.document(answer)
-    else:
-        output.facts(answer)
+    output.show(answer, as_json)
 
 
 def _selection(

@@ -35,13 +35,11 @@ def inferences(
     daemon = Daemon(socket)
     if identifier is not None:
         answer = daemon.get(f"/admin/inferences/{segment(identifier)}")
-        output.document(answer) if as_json else output.facts(answer)
+        output.show(answer, as_json)
         return
     answer = daemon.get("/admin/inferences", limit=limit, episode=episode)
-    if as_json:
-        output.document(answer)
-    else:
-        output.listing([_readable(row) for row in answer["inferences"]], _INFERENCES)
+    rows = [_readable(row) for row in answer["inferences"]]
+    output.document(answer) if as_json else output.listing(rows, _INFERENCES)
 
 
 def _readable(row: JSON) -> JSON:

@@ -86,6 +86,11 @@ def facts(tree: Mapping[str, Any]) -> None:
     console().print(table)
 
 
+def show(answer: Mapping[str, Any], as_json: bool) -> None:
+    """Prints what the daemon answered: its own JSON on request, else `facts`."""
+    document(answer) if as_json else facts(answer)
+
+
 def say(message: str) -> None:
     """One line for a person on stderr, so that stdout stays fit for a program."""
     print(clean(message, lines=False), file=sys.stderr, flush=True)

@@ -44,10 +44,7 @@ _PHASES = {"bp": "backpropagation", "zo": "zeroth-order"}
 def passes(limit: Limit = 20, offset: Offset = 0, as_json: Json = False, socket: Socket = None) -> None:
     """Every pass: what started it, how it ended, its memory."""
     answer = Daemon(socket).get("/admin/passes", limit=limit, offset=offset)
-    if as_json:
-        output.document(answer)
-    else:
-        output.listing(answer["passes"], _PASSES)
+    output.document(answer) if as_json else output.listing(answer["passes"], _PASSES)
 
 
 def pass_(

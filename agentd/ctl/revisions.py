@@ -49,10 +49,7 @@ def history(limit: Limit = 20, as_json: Json = False, socket: Socket = None) -> 
 def revisions(as_json: Json = False, socket: Socket = None) -> None:
     """Every revision there is; 0 is the base model."""
     answer = Daemon(socket).get("/admin/revisions")
-    if as_json:
-        output.document(answer)
-    else:
-        output.listing(answer["revisions"], _REVISIONS)
+    output.document(answer) if as_json else output.listing(answer["revisions"], _REVISIONS)
 
 
 def show(revision: Revision, as_json: Json = False, socket: Socket = None) -> None:

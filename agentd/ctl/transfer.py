@@ -83,7 +83,5 @@ def import_(
         if not as_json:
             output.say(f"pass {answer['pass']} takes it in")
         watch(daemon, answer["pass"], as_json)
-    elif as_json:
-        output.document(answer)
     else:
-        output.facts(answer)
+        output.show(answer, as_json)
