@@ -336,9 +336,6 @@ class RollbackBody(Body):
     reason: str | None = Field(None, max_length=1000)
 
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-
-
 class TaskBody(Body):
     """POST /admin/tasks/{name}: choices to take away, merged into others or removed."""
 

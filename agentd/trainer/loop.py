@@ -200,13 +200,9 @@ def batches_of(training: Sequence[Example], seed: int, epoch: int, size: int) ->
     span = max(1, _ALIKE // size) * size
     batches: list[list[Example]] = []
     for begin in range(0, len(order), span):
-        alike = sorted(order[begin : begin + span], key=_length)
+        alike = sorted(order[begin : begin + span], key=lambda example: example.encoded.longest)
         batches += [alike[i : i + size] for i in range(0, len(alike), size)]
     return chance.sample(batches, len(batches))
-
-
-def _length(example: Example) -> int:
-    return example.encoded.longest
 
 
 class _Best(EarlyStopping):

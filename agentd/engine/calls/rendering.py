@@ -11,7 +11,7 @@ from agentd.engine.calls.derive import derive, spans
 from agentd.engine.calls.format import AnswerFormat
 from agentd.engine.calls.generic import GENERIC, explained, spelled_out
 from agentd.engine.calls.probes import NotDerivable
-from agentd.engine.calls.roles import Roles
+from agentd.engine.calls.roles import Roles, of_calls
 from agentd.engine.calls.segments import behind
 from agentd.engine.chat_template import ChatTemplate, TemplateRefusal
 
@@ -54,7 +54,7 @@ class Conversation:
         answered. Raises TemplateRefusal."""
         messages, variables = input["messages"], input.get("chat_template_kwargs")
         tools = [_declared(tool) for tool in input.get("tools") or ()] if input.get("tool_choice") != "none" else []
-        if not tools and not any(_of_tools(message) for message in messages):
+        if not tools and not any(map(of_calls, messages)):
             return self._rendered([_thought(message) for message in messages], [], generate, variables)
         if self.form.calls.origin == "generic":
             plain_messages = [_thought(message) for message in explained(messages, tools)]
@@ -152,10 +152,6 @@ def _declared(tool: dict[str, Any]) -> dict[str, Any]:
         "type": "function",
         "function": {"name": function["name"], "description": description, "parameters": parameters},
     }
-
-
-def _of_tools(message: dict[str, Any]) -> bool:
-    return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
 def _thought(message: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _results_first(messages: Sequence[dict[str, Any]]) -> Messages:
     ordered: Messages = []
     waiting: Messages = []
     for message in messages:
-        if message["role"] == "system" and ordered and _of_calls(ordered[-1]):
+        if message["role"] == "system" and ordered and of_calls(ordered[-1]):
             waiting.append(message)
             continue
         if message["role"] != "tool":
@@ -80,7 +80,8 @@ def _results_first(messages: Sequence[dict[str, Any]]) -> Messages:
     return ordered + waiting
 
 
-def _of_calls(message: dict[str, Any]) -> bool:
+def of_calls(message: dict[str, Any]) -> bool:
+    """Whether it calls tools, or is what one returned."""
     return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
