@@ -31,6 +31,11 @@ _QUERIES = 4.0  # adazeta's forwards in a step: queries grow from one to three i
 _ZO_EVALUATION = 0.3  # of a run's forward passes again, to judge it
 _LAST_BLOCK = 0.4  # of a block's work: the last one runs only where it is scored
 _OVERHEAD_TOKENS = 20.0  # a forward pass of the trainer costs as much as if it had this many tokens more
+_DEV = 1 / 8  # of the examples that are learned judge instead, at first and twice an epoch (trainer/loop.py)
+_LOOK = 0.45  # of what a step takes per token: no backward pass
+_TRUNK = 1.25  # measured: of the time of a block alone, with masks along answers
+_ENGINE_ROW = 1.6  # measured: a scored row in the engine against the vocabulary's product: its log-probabilities, too
+_DRIFT_TOKENS = 2000.0  # for base and candidate, twice: before the gate, which an adapter is shortened for, and there
 _TEXT_GAIN, _ZO_TEXT_GAIN = 0.6, 0.02  # of texts, by backpropagation in enough blocks, and by zeroth-order steps alone
 _ENOUGH, _DEPTH = 0.5, 0.75  # the share of blocks that is enough, and the power with which the gain goes up to it
 _USUAL_BLOCKS = 24  # of a model of which the number is not known
@@ -65,7 +70,8 @@ class Speed:
     load        weights per second out of the file into matrices to multiply by
     start       seconds until the trainer's first step
     answer      tokens per second of answers at the gate
-    fixed       seconds of everything that is the same for all plans: tokenising, the trial
+    fixed       seconds of everything that is the same for all plans and takes no computing by the model: tokenising,
+                files
     """
 
     forward: float = 400.0
@@ -74,13 +80,13 @@ class Speed:
     load: float = 2e9
     start: float = 6.0
     answer: float = 40.0
-    fixed: float = 65.0
+    fixed: float = 6.0
 
 
 @dataclass(frozen=True)
 class PastPass:
     """What an earlier pass gained, and its seconds from the plan to the end of its trial. `texts`: most of its answers
-    were texts or calls of tools."""
+    were texts or calls of tools; `computed`: what this device's speed promised for its own examples, 0: not known."""
 
     method: str
     blocks: int
@@ -91,21 +97,25 @@ class PastPass:
     streamed: bool = False
     computes_trunk: bool = False
     texts: bool = False
+    computed: float = 0.0
 
 
 @dataclass(frozen=True)
 class Expected:
-    """`score` is the gain that is there on average over the horizon, the time of the pass itself included."""
+    """`score` is the gain that is there on average over the horizon, the time of the pass itself included; `computed`
+    are the seconds by this device's speed alone, without what earlier passes took."""
 
     gain: float
     seconds: float
     score: float
     passes: int
+    computed: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         return {
             "expected_gain": round(self.gain, 4),
             "seconds": round(self.seconds, 1),
+            "computed_seconds": round(self.computed, 1),
             "gain_per_second": self.gain / self.seconds,
             "score": round(self.score, 5),
             "passes": self.passes,
@@ -148,7 +158,6 @@ def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_la
     """How long a pass on the weights themselves takes: the gate, and forwards, which a block's backward is two of (and
     one more where its activations are made again)."""
     each = workload.tokens / max(1, workload.examples)
-    holdout = workload.holdout_tokens or workload.tokens // 5
     steps = in_place_steps(setting.method, setting.blocks, workload.examples * 4 // 5)
     backward = (3.0 if setting.checkpoint else 2.0) * setting.blocks / max(1, n_layer)
     forwards = {"lora": 1.0, "adazeta": _QUERIES}.get(setting.method, 2.0)
@@ -159,31 +168,30 @@ def in_place_seconds(workload: Workload, speed: Speed, setting: Expectable, n_la
     else:
         forwards += backward
     step = (forwards + 2 * _ZO_EVALUATION) * min(_ZO_BATCH, workload.examples) * each
-    return speed.fixed + _answering(workload, speed) + (2.0 * holdout + steps * step) / speed.forward
+    return judging_seconds(workload, speed) + steps * step / speed.forward
 
 
 def seconds_for(
     workload: Workload, speed: Speed, setting: Expectable, arch: ModelShapes, zo_steps: Mapping[str, int] = ZO_STEPS
 ) -> float:
-    """How long the pass takes: tap, backpropagation, zeroth-order steps, gate, and what is the same for all."""
-    each = workload.tokens / max(1, workload.examples)
-    holdout = workload.holdout_tokens or workload.tokens // 5
-    forward = 2.0 * holdout  # the gate scores what serves and the candidate
-    seconds = speed.fixed + _answering(workload, speed)
+    """How long the pass takes: tap, backpropagation, zeroth-order steps, gate, trial, and what is the same for all."""
+    row = row_cost(arch)
+    seconds, forward, learned = judging_seconds(workload, speed, row), 0.0, _learned(workload)
     if setting.blocks:
         is_tapped = setting.method == "blockwise-bp"
-        learned = workload.examples * 4 // 5
-        how = recipe(setting.method, setting.blocks, workload.texts, learned)
-        epochs, work = how.usual, replace(workload, batch=how.batch)
+        how = recipe(setting.method, setting.blocks, workload.texts, learned.examples)
+        work = replace(_part(learned, 1 - _DEV), batch=how.batch)
         # The frozen trunk is run once; where all trained blocks are tapped the model runs in every epoch.
         if setting.computes_trunk:
-            seconds += workload.tokens * (arch.n_layer - setting.blocks) / speed.trunk
+            seconds += _TRUNK * learned.tokens * (arch.n_layer - setting.blocks) / speed.trunk
         else:
             trunk = 1 - setting.blocks / arch.n_layer
             tokens = computed_tokens(work, setting.micro_tokens)
-            forward += tokens * epochs if is_tapped else workload.tokens * trunk
-        seconds += speed.start + epochs * epoch_seconds(work, speed, setting, arch)
-    forward += (1 + _ZO_EVALUATION) * 2 * zo_steps.get(setting.method, 0) * min(_ZO_BATCH, workload.examples) * each
+            forward += tokens * how.usual if is_tapped else learned.tokens * trunk
+        looks = (2 * how.usual + 1) * _LOOK * _DEV / (1 - _DEV)
+        seconds += speed.start + (how.usual + looks) * epoch_seconds(work, speed, setting, arch)
+    each = (learned.tokens + row * learned.scored_rows) / learned.examples
+    forward += (1 + _ZO_EVALUATION) * 2 * zo_steps.get(setting.method, 0) * min(_ZO_BATCH, learned.examples) * each
     return seconds + forward / speed.forward
 
 
@@ -202,15 +210,38 @@ def epoch_seconds(workload: Workload, speed: Speed, setting: Expectable, arch: M
     seconds = tokens * (setting.blocks - 1 + _LAST_BLOCK) * per_token
     block, head = arch.block_parameters[-1], arch.n_vocab * arch.n_embd
     # The head is one more block, which only scored positions go through, and which is read in every forward pass.
-    seconds += workload.examples * workload.scored * head / block / speed.backward
+    seconds += workload.scored_rows * head / block / speed.backward
     return seconds + (loads * setting.blocks * block + passes * head) / speed.load
 
 
-def _answering(workload: Workload, speed: Speed) -> float:
-    """Seconds in which what serves and the candidate answer holdout, within what the gate has for it, and in which
-    the candidate shows its skills; the base's are known."""
-    answers = min(workload.answer_seconds, 2 * workload.answer_tokens / speed.answer)
-    return answers + workload.probe_tokens / speed.forward
+def row_cost(arch: ModelShapes) -> float:
+    """What a scored row costs the engine: so many tokens through all blocks."""
+    return _ENGINE_ROW * arch.n_vocab * arch.n_embd / max(1, sum(arch.block_parameters))
+
+
+def judging_seconds(workload: Workload, speed: Speed, row: float = 0.0) -> float:
+    """What every pass takes besides learning: what serves and the candidate have their holdout scored and answer it,
+    each within what the gate has for it; drift; the candidate's skills (the base's are known); the trial."""
+    share = 1 - _learned(workload).tokens / max(1, workload.tokens)
+    scores = 2 * share * (workload.tokens + row * workload.scored_rows) / speed.forward
+    answers = 2 * workload.answer_tokens / speed.answer
+    if workload.answer_seconds:
+        scores, answers = min(scores, workload.answer_seconds), min(answers, workload.answer_seconds)
+    texts = (_DRIFT_TOKENS + workload.probe_tokens) / speed.forward
+    return speed.fixed + scores + answers + texts + workload.trial_seconds
+
+
+def _learned(workload: Workload) -> Workload:
+    """Without the holdout, which only the gate sees."""
+    tokens = workload.tokens - (workload.holdout_tokens or workload.tokens // 5)
+    return replace(_part(workload, 4 / 5), tokens=tokens)
+
+
+def _part(workload: Workload, share: float) -> Workload:
+    """Of as many examples as this share of them has."""
+    n = max(1, round(share * workload.examples))
+    rows = round(share * workload.scored_rows)
+    return replace(workload, tokens=round(share * workload.tokens), examples=n, rows=rows)
 
 
 def expect(
@@ -247,7 +278,7 @@ def expect(
     ratios = [max(0.0, past.gain) / prior(past) for past in history]
     # How much there is to gain on these tasks, with any plan ...
     scale = (_PRIOR_WEIGHT + _dot(of_kind, ratios)) / (_PRIOR_WEIGHT + sum(of_kind))
-    paces = [past.seconds / predicted(past) for past in history]
+    paces = [past.seconds / (past.computed or predicted(past)) for past in history]
     pace = math.exp(_dot(weights, [math.log(min(4.0, max(0.25, p))) for p in paces]) / (_PRIOR_WEIGHT + sum(weights)))
     expectations = []
     for setting in settings:
@@ -255,10 +286,11 @@ def expect(
         near = [w * _similarity(setting, past) for w, past in zip(of_kind, history, strict=True)]
         own = (_PRIOR_WEIGHT * scale + _dot(near, ratios)) / (_PRIOR_WEIGHT + sum(near))
         gain = prior(setting) * own
-        seconds = pace * predicted(setting)
+        computed = predicted(setting)
+        seconds = pace * computed
         # Beyond the horizon nothing is left, but of two such plans the quicker one is still the better.
         left = 1 - seconds / horizon if seconds < 0.9 * horizon else 0.09 * horizon / seconds
-        expectations.append(Expected(gain, seconds, gain * left, len(history)))
+        expectations.append(Expected(gain, seconds, gain * left, len(history), computed))
     return expectations
 
 

@@ -42,10 +42,20 @@ def outcomes(rows: Iterable[Row]) -> list[PastPass]:
         seconds = math.fsum(row["phases"].values())
         if gained is not None and seconds > 0:
             plan = row["plan"]
-            how = {"checkpoint": bool(plan.get("checkpoint")), "computes_trunk": bool(plan.get("computes_trunk"))}
-            how |= {name: bool(plan.get(name)) for name in ("streamed", "texts")}
-            micro = int(plan.get("micro_tokens") or 0)
-            past.append(PastPass(row["method"], row["blocks"] or 0, gained, seconds, micro_tokens=micro, **how))
+            past.append(
+                PastPass(
+                    row["method"],
+                    row["blocks"] or 0,
+                    gained,
+                    seconds,
+                    checkpoint=bool(plan.get("checkpoint")),
+                    micro_tokens=int(plan.get("micro_tokens") or 0),
+                    streamed=bool(plan.get("streamed")),
+                    computes_trunk=bool(plan.get("computes_trunk")),
+                    texts=bool(plan.get("texts")),
+                    computed=float(plan.get("computed_seconds") or 0.0),
+                )
+            )
     return past
 
 

@@ -40,9 +40,14 @@ class Choice:
     considered: tuple[Considered, ...]
 
     @property
+    def taken(self) -> Considered:
+        """The plan with what is expected of it."""
+        return next(each for each in self.considered if each.plan == self.plan)
+
+    @property
     def why(self) -> str:
         """Why this plan and no other, for a person."""
-        choice = next(each for each in self.considered if each.plan == self.plan)
+        choice = self.taken
         better = [each for each in self.considered[: self.considered.index(choice)] if not each.fits]
         others = [each for each in self.considered if each.fits and each.plan != self.plan]
         first = choice.expected.passes
@@ -62,6 +67,7 @@ class Choice:
     def as_json(self) -> dict[str, Any]:
         return {
             **self.plan.as_json(),
+            **self.taken.expected.as_json(),
             "budget_bytes": self.budget,
             "available_bytes": self.available,
             "reserve_bytes": self.reserve,

@@ -9,6 +9,7 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 5
 _BATCH, _LARGE_BATCH = 8, 16
 _FEW = 2  # blocks, with which choices are learned by more epochs of less noisy steps
 _LARGER_STEPS = 20  # blocks up to which the larger steps were tried
+_DECIDED = 192  # examples from which on those that judge are enough to end training (trainer/loop.py)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def recipe(method: str, blocks: int, texts: bool = False, examples: int = 0) -> 
     What was tried: docs/benchmarks.md, lab notes.
     """
     if blocks <= _FEW and method != BLOCKWISE and not texts:
-        return Recipe(2e-3, _LARGE_BATCH, 8, 4.0)
+        return Recipe(2e-3, _LARGE_BATCH, 8, 8.0 if 0 < examples < _DECIDED else 4.0)
     # All blocks are read anew in every step, one after the other: few and large ones, where examples are short.
     batch = _LARGE_BATCH if method == BLOCKWISE and not texts else _BATCH
     enough = round(_STEPS * batch / examples) if examples else _MOST_EPOCHS

@@ -24,12 +24,14 @@ class Workload:
     examples        number of examples, holdout included
     scored          positions that are scored in an example at most: those of the choices' terms and of the target
     terms           log-likelihoods of an example at most, several of which may be at one position; 0: as many
+    rows            positions that are scored in all examples together; 0: as many in each as there are at most
     holdout_tokens  those of `tokens` that only the gate sees; 0: about a fifth
     micro_tokens    tokens in one forward pass of the trainer, padding and prefix included; 0: what `micro_tokens` says
     checkpoint      the trainer keeps one block in memory at a time
     bf16            the trainer multiplies matrices in bfloat16
     answer_tokens   those of the answers that the gate has generated, by one model, and the `answer_seconds` that it has
     probe_tokens    of the probes of skills, which the gate scores
+    trial_seconds   for which a new revision is on trial
     texts           most answers are texts or calls of tools, not choices
     """
 
@@ -51,6 +53,8 @@ class Workload:
     probe_tokens: int = 0
     texts: bool = False
     shortest: int = 0
+    trial_seconds: float = 60.0
+    rows: int = 0
 
     @property
     def longest(self) -> int:
@@ -61,6 +65,11 @@ class Workload:
     def mean(self) -> float:
         """Tokens of an example."""
         return max(1.0, self.tokens / max(1, self.examples))
+
+    @property
+    def scored_rows(self) -> int:
+        """Positions that are scored, of all examples together."""
+        return self.rows or self.examples * self.scored
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,6 +107,7 @@ class Workload:
             scored=answer + 1,
             terms=max((sum(n) + len(n) for n in counts.values()), default=0) + answer + 1,
             context=context,
+            rows=sum(int(sum(map(len, set(each))) / _TOKENS) + 1 for each in answers),
             texts=2 * sum(len(each) == 1 for each in answers) > len(answers),
         )
 

@@ -136,7 +136,7 @@ class GateSettings(Section):
     min_holdout: Integer = key(20, "holdout examples a task needs before it may be adapted", ge=1, le=_MAX_COUNT)
     max_holdout: Integer = key(400, "holdout examples scored per task, the newest first", ge=1, le=_MAX_COUNT)
     max_regression: Number = key(0.02, "accuracy another task may lose", ge=0, le=1)
-    max_time: Duration = key(600.0, "seconds that a pass may take to have its holdout answered")
+    max_time: Duration = key(600.0, "seconds of a pass to have its holdout answered, and as many to have it scored")
     max_drift: Number = key(0.5, "nats per token of KL divergence from the base on neutral text", ge=0, le=100)
     max_skill_loss: Number = key(
         0.05, "share of the base's score in a group of skills that may be lost; 1 = not looked at", ge=0, le=1

@@ -6,9 +6,12 @@ serving never depends on it.
 
 import asyncio
 import logging
+import math
+import random
 import shutil
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +39,7 @@ from agentd.engine.operations import (
     Use,
 )
 from agentd.engine.process.supervisor import Supervisor
-from agentd.engine.protocol import BASE
+from agentd.engine.protocol import BASE, Scores
 from agentd.errors import AgentdError, PassFailed, PassRefused
 from agentd.ids import now
 from agentd.learn.encoded import Encoded
@@ -49,6 +52,7 @@ from agentd.store.transitions import Learned
 logger = logging.getLogger(__name__)
 
 ENCODED = "encoded.jsonl"  # in a pass's folder: what the engine made of the examples
+_PORTION = 4096  # tokens of held-out examples that are scored at a time, about
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
 
 
@@ -216,21 +220,27 @@ class Attempt(ABC):
         answers = GateAnswers.of(data, self._folder / "answered.jsonl", self._seed)
         total = len(holdout) + len(answers.lines)
         self._progress.begin("gate", 2 * total, "holdout: what serves")
-        scored = await self._outcomes(holdout, str(self._parent), 0)
+        portions = list(_portions(random.Random(self._seed).sample(holdout, len(holdout)), self._encoded))
+        scored = await self._scores(portions, str(self._parent), 0, settings.max_time / 2)
+        if len(scored) < len(holdout):
+            many = f"{len(scored)} of {len(holdout)} held-out examples"
+            await self._event("judged", f"{many} are judged: there was no time for more (adapt.gate.max_time)")
+            holdout = [member for member in holdout if member.number in scored]
+            portions = [portion for portion in portions if portion[0] in scored]
         spent = await answers.ask(
             self._engine, candidate=False, seconds=settings.max_time / 2, report=self._counting(len(holdout))
         )
         await self._stage_candidate()
         self._progress.message = "holdout: the candidate"
-        rescored = await self._outcomes(holdout, CANDIDATE, total)
+        rescored = await self._scores(portions, CANDIDATE, total)
         left = settings.max_time - spent
         await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(total + len(holdout)))
         self._progress.message = "drift from the base"
         drift = await self._drift()
         self._progress.message = "skills that no task asks for"
         shown = await self._skills()
-        before = answers.judged(scored, holdout, candidate=False)
-        after = answers.judged(rescored, holdout, candidate=True)
+        before = answers.judged(self._outcomes(holdout, scored), holdout, candidate=False)
+        after = answers.judged(self._outcomes(holdout, rescored), holdout, candidate=True)
         adapted, no_calls = self._adapted(data), answers.no_calls()
         verdict = await asyncio.to_thread(
             lambda: gate.judge(
@@ -300,10 +310,23 @@ class Attempt(ABC):
         await self._store.call(transitions.reject, self._progress.id, reason, self.learned)
         raise Rejected(reason)
 
-    async def _outcomes(self, holdout: Sequence[Member], weights: str, done: int) -> dict[str, gate.Outcome]:
+    async def _scores(
+        self, portions: Sequence[list[int]], weights: str, done: int, seconds: float = math.inf
+    ) -> dict[int, Scores]:
+        """By number, of those for which there is time: after `seconds` no further portion is begun."""
         await self._engine.call(Use(weights))
-        scores = await self._engine.call(ScoreExamples([member.number for member in holdout]), self._counting(done))
-        return gate.outcomes(holdout, self._encoded, scores, self.nll_weight)
+        scores: dict[int, Scores] = {}
+        deadline = time.monotonic() + seconds
+        for numbers in portions:
+            if scores and time.monotonic() > deadline:
+                break
+            some = await self._engine.call(ScoreExamples(numbers), self._counting(done + len(scores)))
+            scores |= zip(numbers, some, strict=True)
+        return scores
+
+    def _outcomes(self, holdout: Sequence[Member], scores: Mapping[int, Scores]) -> dict[str, gate.Outcome]:
+        in_order = [scores[member.number] for member in holdout]
+        return gate.outcomes(holdout, self._encoded, in_order, self.nll_weight)
 
     async def _advance(self, state: str, **columns: Any) -> None:
         self._progress.state = state
@@ -331,6 +354,19 @@ class Attempt(ABC):
     def _counting(self, before: int) -> Callable[[int], None]:
         """Counts on from there."""
         return lambda done: self._count(before + done)
+
+
+def _portions(members: Sequence[Member], encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    """Their numbers, of about so many tokens at a time that it takes a minute or two where a board is slow."""
+    numbers: list[int] = []
+    tokens = 0
+    for member in members:
+        if tokens > _PORTION:
+            yield numbers
+            numbers, tokens = [], 0
+        numbers.append(member.number)
+        tokens += encoded[member.number].n_distinct
+    yield numbers
 
 
 async def _quietly(step: Awaitable[Any]) -> None:

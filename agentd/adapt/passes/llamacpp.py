@@ -9,6 +9,8 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
+import anyio
+
 from agentd import __version__, durable
 from agentd.adapt.passes import parked, zeroth_order
 from agentd.adapt.passes.base import CANDIDATE, ENCODED, Attempt, Means
@@ -195,7 +197,11 @@ class AdaptationPass(Attempt):
         progress, setting = self._progress, self._setting
         self._kept = None
         progress.begin("tap", 0 if learning.from_engine else n, "hidden states of the frozen trunk")
-        index = await learning.tap(self._count)
+        try:
+            with anyio.fail_after(self._control.seconds_until_stopped):
+                index = await learning.tap(self._count)
+        except TimeoutError:
+            return None, Move("there is no time left")
         if progress.state == "planned":
             await self._advance("tapped")
         progress.begin("train", message=setting.choice.plan.setting)

@@ -93,12 +93,17 @@ class MemoryControl:
     @property
     def out_of_time(self) -> bool:
         """Whether training has to end now."""
-        return self._clock() - self._started > _LATE * self._longest
+        return not self.seconds_until_stopped
 
     @property
     def seconds_left(self) -> float:
         """For training."""
         return max(0.0, self._started + self._longest - self._clock())
+
+    @property
+    def seconds_until_stopped(self) -> float:
+        """Until training is `out_of_time`."""
+        return max(0.0, self._started + _LATE * self._longest - self._clock())
 
     @property
     def exhausted(self) -> str | None:

@@ -18,7 +18,7 @@ _CHARACTERS = 200  # of a text: some fifty tokens
 _TEXTS = 8
 _SOON = 1.0  # seconds for two texts; slower engines are measured well enough by these
 _ANSWER = 24  # tokens that are generated to be timed
-_TRIES = 3  # where requests come meanwhile, which go first
+_TRIES = 3  # where requests come meanwhile, which go first, and where others compute
 
 
 async def engine_speed(engine: Supervisor, folder: Path) -> dict[str, float]:
@@ -68,14 +68,17 @@ async def _forward(engine: Supervisor, folder: Path) -> float:
             await engine.call(Use(BASE))
             trees = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
             usable = [i for i, tree in enumerate(trees) if "error" not in tree]
-            for some in (usable[:2], usable):  # at first pages of the file come in
+            best = 0.0
+            # At first pages of the file come in; and who else computes on this machine does not do so all the time.
+            for some in (usable[:2], *[usable] * _TRIES):
                 tokens = sum(len(trees[i]["shared"]) + sum(map(len, trees[i]["own"])) for i in some)
                 begin = time.monotonic()
                 await engine.call(ScoreExamples(some))
                 seconds = time.monotonic() - begin
+                best = max(best, tokens / max(seconds, 1e-6))
                 if seconds > _SOON:
                     break
-            return tokens / max(seconds, 1e-6)
+            return best
         finally:
             await engine.call(Abandon())
     finally:

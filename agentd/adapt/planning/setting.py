@@ -159,6 +159,7 @@ def workload_of(encoded: Sequence[Encoded], context: int, rank: int) -> Workload
         prefix=prefix,
         scored=max(map(len, scored)),
         terms=max(len(each.terms) for each in encoded),
+        rows=sum(map(len, scored)),
         context=context,
         rank=rank,
         texts=2 * sum(not each.choices for each in encoded) > len(encoded),
@@ -195,4 +196,10 @@ def with_answers(workload: Workload, config: Config, data: Dataset) -> Workload:
     probe_tokens = 0
     if config.adapt.gate.max_skill_loss < 1:
         probe_tokens = sum(int(len(probe.prompt + "".join(probe.answers)) / _CHARACTERS) + 1 for probe in probes())
-    return replace(workload, answer_tokens=tokens, answer_seconds=config.adapt.gate.max_time, probe_tokens=probe_tokens)
+    return replace(
+        workload,
+        answer_tokens=tokens,
+        answer_seconds=config.adapt.gate.max_time,
+        probe_tokens=probe_tokens,
+        trial_seconds=config.adapt.trial.duration,
+    )

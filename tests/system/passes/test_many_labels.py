@@ -32,3 +32,23 @@ def test_a_pass_learns_and_judges_many_labels() -> None:
         assert answer["choices"][0]["message"]["content"] in labels
         about = {"inference_id": answer["id"], "kind": "label", "value": labels[-1]}
         assert daemon.post("/v1/feedback", about).status == 201
+
+
+def test_holdout_is_judged_as_far_as_there_is_time_for_it() -> None:
+    """Many long answers take a slow board hours: a pass ends all the same, and says of how many it has judged."""
+    labels = [f"{i} " * 20 for i in range(8)]
+    gate = {"max_holdout": 60, "min_holdout": 5, "max_time": "1ms", "max_skill_loss": 1}
+    settings = {
+        "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
+        "adapt": {"enabled": False, "max_examples": 16, "trial": {"duration": "1s"}, "gate": gate},
+    }
+    with DaemonProcess(None, settings).start() as daemon:
+        lines = [{"task": "parts", "text": f"item {i}", "label": labels[i % 8]} for i in range(200)]
+        assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
+        row = adapt(daemon)
+        assert row["state"] in ("committed", "rejected", "rolled_back"), row["reason"]
+        n = row["gate"]["tasks"]["parts"]["n"]
+        assert 0 < n < row["n_holdout"]
+        events = daemon.get(f"/admin/passes/{row['id']}", admin=True).json["events"]
+        (judged,) = [event["message"] for event in events if event["kind"] == "judged"]
+        assert judged.startswith(f"{n} of {row['n_holdout']} held-out examples are judged")

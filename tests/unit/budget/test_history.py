@@ -28,6 +28,7 @@ def test_gain_and_seconds_of_earlier_passes() -> None:
     (past,) = outcomes([row()])
     assert (past.method, past.blocks, past.seconds) == ("elasticzo", 4, 90.5)
     assert past.gain == pytest.approx(0.25)
+    assert outcomes([row(plan={"checkpoint": False, "computed_seconds": 70.0})])[0].computed == 70.0
     assert outcomes([row(state="rejected"), row(state="rolled_back")])[1].gain == 0
     assert outcomes([row(state="failed"), row(state="refused", method=None), row(phases={})]) == []
 
