@@ -35,6 +35,7 @@ _DEV = 1 / 8  # of the examples that are learned judge instead, at first and twi
 _LOOK = 0.45  # of what a step takes per token: no backward pass
 _TRUNK = 1.25  # measured: of the time of a block alone, with masks along answers
 _ENGINE_ROW = 1.6  # measured: a scored row in the engine against the vocabulary's product: its log-probabilities, too
+_TIES = 0.5  # of the holdout of choices that is answered besides, because two are about as good (gate.py)
 _DRIFT_TOKENS = 2000.0  # for base and candidate, twice: before the gate, which an adapter is shortened for, and there
 _TEXT_GAIN, _ZO_TEXT_GAIN = 0.6, 0.02  # of texts, by backpropagation in enough blocks, and by zeroth-order steps alone
 _ENOUGH, _DEPTH = 0.5, 0.75  # the share of blocks that is enough, and the power with which the gain goes up to it
@@ -223,7 +224,8 @@ def judging_seconds(workload: Workload, speed: Speed, row: float = 0.0) -> float
     """What every pass takes besides learning: what serves and the candidate have their holdout scored and answer it,
     each within what the gate has for it; drift; the candidate's skills (the base's are known); the trial."""
     share = 1 - _learned(workload).tokens / max(1, workload.tokens)
-    scores = 2 * share * (workload.tokens + row * workload.scored_rows) / speed.forward
+    ties = 0.0 if workload.texts else _TIES
+    scores = 2 * (1 + ties) * share * (workload.tokens + row * workload.scored_rows) / speed.forward
     answers = 2 * workload.answer_tokens / speed.answer
     if workload.answer_seconds:
         scores, answers = min(scores, workload.answer_seconds), min(answers, workload.answer_seconds)

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentd.engine.operations import Answer, Answered, Use
-from agentd.engine.protocol import Engine, Generate, Sampling
+from agentd.engine.protocol import Engine, Generate, Piece, Sampling
 from agentd.engine.reply import Reply
 from agentd.engine.session import Session, Steps
 from tests.support.engine_samples import ENGINES, write_revision
@@ -230,3 +230,58 @@ def test_the_weights_in_use_answer(
     finally:
         engine.swap("0")
         engine.unstage("7")
+
+
+LABELS = [
+    ["yes", "no"],
+    ["not at all funny", "not sure", "funny"],
+    ["1", "10", "100", "2"],
+    [f"{part} {fault}" for part in ("plot", "cast", "pace") for fault in ("too slow", "dull", "odd")],
+]
+
+
+def test_a_choice_is_made_to_the_last_bit_as_it_is_served(
+    engine: Engine, model: Path, interruption: Interruption, tmp_path: Path
+) -> None:
+    """Near ties would turn with what shares a batch: short and long prompts, beside each other, with other weights."""
+    prompts = [{"messages": said(f"Which one? {'Dull, loud. ' * n}")} for n in (1, 9, 40)]
+    requests = [
+        Generate(f"{i} {j}", prompt, Sampling(temperature=0), 32, choices=tuple(labels), logprobs=1)
+        for i, labels in enumerate(LABELS)
+        for j, prompt in enumerate(prompts)
+    ]
+    engine.stage("8", write_revision(engine, tmp_path / "revision", model, seed=2, size=8.0), None)
+    background = engine.background(interruption, lambda: False)
+    try:
+        background.use("8")
+        example = background.encode(prompts[0], LABELS[0], "yes")
+        scores = [each for batch in background.score([example]) for each in batch]
+        for every in (0, 1009):
+            interruption.every = every
+            judged = _said(piece for pieces in background.answer(requests, lambda piece: False) for piece in pieces)
+            interruption.every = 0
+            engine.swap("8")
+            for request in requests:
+                engine.submit(request)
+                assert judged[request.key] == _said(_served(engine))[request.key], request.choices
+            engine.swap("0")
+        assert [each for batch in background.score([example]) for each in batch] == scores  # it goes on as before
+    finally:
+        background.close()
+        engine.swap("0")
+        engine.unstage("8")
+
+
+def _served(engine: Engine) -> Iterator[Piece]:
+    while engine.busy:
+        yield from engine.step()
+
+
+def _said(pieces: Iterable[Piece]) -> dict[str, tuple[str, list[Any]]]:
+    """By request the text and the log-probabilities of its tokens."""
+    replies: dict[str, tuple[str, list[Any]]] = {}
+    for piece in pieces:
+        assert piece.error is None, piece.error
+        text, logprobs = replies.get(piece.key, ("", []))
+        replies[piece.key] = text + piece.text, logprobs + list(piece.logprobs)
+    return replies

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from agentd.adapt.gate.skills import Skill, lost
@@ -21,6 +22,9 @@ _SUSPICIOUS = 0.25
 # The level at which generated answers must be better where the loss is by far: a holdout too small to tell by its hits
 # may be helped out, but a loss that falls while the answers stay as wrong as they were is no gain.
 _HINT = 0.1
+
+# Nats: an answer's log-likelihood was seen to differ by up to 0.75 between a batch and a slot of serving, and two do.
+_NEAR_TIE = 1.5
 
 # Calls where none is wanted: a rise of more than `gate.max_regression` counts where it is unlikely to be chance, and
 # one of more than a twentieth where chance is no likelier explanation. A single message is none.
@@ -138,13 +142,21 @@ class Verdict:
         }
 
 
+def is_near_tie(score: Scores) -> bool:
+    """Whether another layout of what is computed together might make another choice the best one."""
+    best = sorted(score.choices)[-2:]
+    return len(best) == 2 and best[1] - best[0] < _NEAR_TIE
+
+
 def outcomes(
     members: Sequence[Member],
     encoded: Mapping[int, Encoded],
     scores: Sequence[Scores],
     nll_weight: float,
+    chosen: Mapping[int, bool] = MappingProxyType({}),
 ) -> dict[str, Outcome]:
-    """Per task, from the engine's log-likelihoods of the members in their order."""
+    """Per task, from the engine's log-likelihoods of the members in their order; `chosen` says by its number of a near
+    tie whether the right choice is served."""
     by_task: dict[str, Outcome] = {}
     hits: dict[str, list[bool | None]] = defaultdict(list)
     for member, score in zip(members, scores, strict=True):
@@ -155,7 +167,8 @@ def outcomes(
         outcome.established.append(member.established)
         # A task may have demonstrations among its labels: those have a loss and no hit.
         right = None if result.predicted is None else result.predicted == example.correct
-        hits[member.example.task].append(right and all(map(math.isfinite, score.choices)))
+        right = right and all(map(math.isfinite, score.choices))
+        hits[member.example.task].append(chosen.get(member.number, right))
     return {
         name: replace(outcome, hits=hits[name] if any(hit is not None for hit in hits[name]) else [])
         for name, outcome in by_task.items()

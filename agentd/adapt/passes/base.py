@@ -5,6 +5,7 @@ serving never depends on it.
 """
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -227,20 +228,22 @@ class Attempt(ABC):
             await self._event("judged", f"{many} are judged: there was no time for more (adapt.gate.max_time)")
             holdout = [member for member in holdout if member.number in scored]
             portions = [portion for portion in portions if portion[0] in scored]
+        chosen = await self._chosen(holdout, scored, settings.max_time / 2)
         spent = await answers.ask(
             self._engine, candidate=False, seconds=settings.max_time / 2, report=self._counting(len(holdout))
         )
         await self._stage_candidate()
         self._progress.message = "holdout: the candidate"
         rescored = await self._scores(portions, CANDIDATE, total)
+        rechosen = await self._chosen(holdout, rescored, settings.max_time / 2)
         left = settings.max_time - spent
         await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(total + len(holdout)))
         self._progress.message = "drift from the base"
         drift = await self._drift()
         self._progress.message = "skills that no task asks for"
         shown = await self._skills()
-        before = answers.judged(self._outcomes(holdout, scored), holdout, candidate=False)
-        after = answers.judged(self._outcomes(holdout, rescored), holdout, candidate=True)
+        before = answers.judged(self._outcomes(holdout, scored, chosen), holdout, candidate=False)
+        after = answers.judged(self._outcomes(holdout, rescored, rechosen), holdout, candidate=True)
         adapted, no_calls = self._adapted(data), answers.no_calls()
         verdict = await asyncio.to_thread(
             lambda: gate.judge(
@@ -324,9 +327,24 @@ class Attempt(ABC):
             scores |= zip(numbers, some, strict=True)
         return scores
 
-    def _outcomes(self, holdout: Sequence[Member], scores: Mapping[int, Scores]) -> dict[str, gate.Outcome]:
+    async def _chosen(self, holdout: Sequence[Member], scores: Mapping[int, Scores], seconds: float) -> dict[int, bool]:
+        """By number, whether the right choice is made where two are about as good. Of these a batch's scores do not say
+        which one is served, so they are answered as they are served, with the weights in use."""
+        near = [member for member in holdout if member.choices and gate.is_near_tie(scores[member.number])]
+        if not near:
+            return {}
+        file = self._folder / "chosen.jsonl"
+        lines = [{"input": each.example.input, "target": each.target, "choices": each.choices} for each in near]
+        await asyncio.to_thread(file.write_text, "".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+        said = await self._engine.call(Answer(file, list(range(len(near))), seconds))
+        answered = ((member, each) for member, each in zip(near, said, strict=True) if each is not None)
+        return {member.number: each.text == member.target for member, each in answered if each.error is None}
+
+    def _outcomes(
+        self, holdout: Sequence[Member], scores: Mapping[int, Scores], chosen: Mapping[int, bool]
+    ) -> dict[str, gate.Outcome]:
         in_order = [scores[member.number] for member in holdout]
-        return gate.outcomes(holdout, self._encoded, in_order, self.nll_weight)
+        return gate.outcomes(holdout, self._encoded, in_order, self.nll_weight, chosen)
 
     async def _advance(self, state: str, **columns: Any) -> None:
         self._progress.state = state

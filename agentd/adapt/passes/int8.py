@@ -108,6 +108,9 @@ class ClassifierPass(Attempt):
     async def _skills(self) -> dict[str, Skill]:
         return {}
 
+    async def _chosen(self, *_: object) -> dict[int, bool]:
+        return {}  # integers: no layout changes a bit
+
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         files = {NETWORK: self._network}
         if self._zo_steps:

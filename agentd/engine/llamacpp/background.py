@@ -20,7 +20,8 @@ from agentd.engine.llamacpp.tap import TapRecorder
 from agentd.engine.llamacpp.vocabulary import Vocabulary
 from agentd.engine.probabilities import Floats, kl_divergence
 from agentd.engine.protocol import BASE, Generate, Piece, Scores, TapIndex, Target, Weights
-from agentd.engine.weight_registry import WeightRegistry
+from agentd.engine.serving import Serving
+from agentd.engine.weight_registry import Single, WeightRegistry
 from agentd.errors import AgentdError, InvalidRequest
 from agentd.formats import adapter_gguf
 from agentd.host import allocator
@@ -59,6 +60,7 @@ class LlamaCppBackground:
         self._control: Floats | None = None
         self._steered: Floats | None = None
         self.limit = n_ctx
+        self._over = False
         self._open(0)
 
     def _open(self, longest: int) -> None:
@@ -89,9 +91,12 @@ class LlamaCppBackground:
         """Sees to it that the context has room for what was encoded."""
         if self._longest + MICRO_BATCH > self._context.n_ctx < self.limit:
             self._context.close()
-            self._open(self._longest)
-            self._context.use(self._adapters)
-            self._steered = self._adapters.control
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._open(self._longest)
+        self._context.use(self._adapters)
+        self._steered = self._adapters.control
 
     def encode(self, input: dict[str, Any], choices: Sequence[str], target: Target, **more: Any) -> Encoded:
         encoded = encode_example(self.vocabulary, input, choices, target, limit=self.limit, **more)
@@ -118,8 +123,55 @@ class LlamaCppBackground:
     def answer(
         self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
     ) -> Generator[list[Piece], None, None]:
-        """See the protocol. What all prompts begin with is computed once; several are answered at a time, as far as the
-        context has room for them."""
+        """See the protocol."""
+        choices = [request for request in requests if request.choices]
+        others = [request for request in requests if not request.choices]
+        if others:
+            yield from self._speak(others, enough)
+        if choices:
+            yield from self._choose(choices, enough)
+
+    def _choose(
+        self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
+    ) -> Generator[list[Piece], None, None]:
+        """To the last bit as serving does: its code, in a context like its own. Who shares a batch or a cache, and how
+        attention is computed, moves an answer's log-likelihood by half a nat; the session's own context makes room."""
+        longest = 0
+        for request in requests:
+            with contextlib.suppress(AgentdError):  # it is refused once more, when it is submitted
+                prompt = self.vocabulary.prompt(request.input)
+                answers = (self.vocabulary.answer(request.input, prompt, choice) for choice in request.choices)
+                longest = max(longest, len(prompt) + max(map(len, answers)) + 1)
+            yield []
+        self._context.close()
+        context = None
+        try:
+            context = Context(
+                self._model,
+                n_ctx=min(-(-longest // _CELLS) * _CELLS or _CELLS, self.limit),
+                n_seq=1,
+                width=ChunkBoundaries().longest,
+                threads=self._threads,
+                streams=True,
+            )
+            context.abort_when(self._interrupted)
+            weights = Single(Adapters(self._adapters.lora, self._control))
+            serving = Serving(context, self.vocabulary, context.n_ctx, weights, self._sampler, self._compiler)
+            yield from answered(serving, requests, serving.step, enough)
+        finally:
+            if context is not None:
+                context.close()
+            if not self._over:  # the session may end first
+                self._reopen()
+
+    def _sampler(self, request: Generate, constraint: Constraint | None) -> TokenSampler:
+        return TokenSampler(self._context.pointer, self.vocabulary.size, request.sampling, constraint)
+
+    def _speak(
+        self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
+    ) -> Generator[list[Piece], None, None]:
+        """What all prompts begin with is computed once; several are answered at a time, as far as the context has room
+        for them."""
         prompts: dict[str, list[int]] = {}
         for request in requests:
             with contextlib.suppress(AgentdError):  # it is refused once more, when it is submitted
@@ -131,14 +183,11 @@ class LlamaCppBackground:
         self._foreign = True
         self._context.forget()
 
-        def sampler(request: Generate, constraint: Constraint | None) -> TokenSampler:
-            return TokenSampler(self._context.pointer, self.vocabulary.size, request.sampling, constraint)
-
         serving = SharedServing(
             self._context,
             self.vocabulary,
             Adapters(self._adapters.lora, self._control),
-            sampler,
+            self._sampler,
             self._compiler,
             prefix,
             _AT_ONCE,
@@ -262,6 +311,7 @@ class LlamaCppBackground:
         yield mean if np.isfinite(mean) else float("inf")
 
     def close(self) -> None:
+        self._over = True
         self._context.close()
         allocator.trim()
         self._closed(self)

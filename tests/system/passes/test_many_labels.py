@@ -52,3 +52,26 @@ def test_holdout_is_judged_as_far_as_there_is_time_for_it() -> None:
         events = daemon.get(f"/admin/passes/{row['id']}", admin=True).json["events"]
         (judged,) = [event["message"] for event in events if event["kind"] == "judged"]
         assert judged.startswith(f"{n} of {row['n_holdout']} held-out examples are judged")
+
+
+def test_the_gate_says_of_what_serves_how_it_serves() -> None:
+    """Of a random model all choices are about as good, so that every answer is looked at twice."""
+    labels = [f"{name} {i}" for i, name in enumerate(("hall", "attic", "cellar", "roof"))]
+    settings = {
+        "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
+        "adapt": {"enabled": False, "max_examples": 16, "trial": {"duration": "1s"}, "gate": {"max_skill_loss": 1}},
+    }
+    with DaemonProcess(None, settings).start() as daemon:
+        lines = [{"task": "parts", "text": f"item {i} " * (i % 9 + 1), "label": labels[i % 4]} for i in range(130)]
+        assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
+        held = daemon.get("/admin/examples?split=holdout&limit=100", admin=True).json["examples"]
+        served = [
+            daemon.post("/v1/chat/completions", {**each["input"], "metadata": {"task": "parts"}}) for each in held
+        ]
+        said = [answer.json["choices"][0]["message"]["content"] for answer in served]
+        right = [answer == each["target"] for answer, each in zip(said, held, strict=True)]
+        row = adapt(daemon)
+        judged = row["gate"]["tasks"]["parts"]
+        assert (judged["n"], judged["before"]["accuracy"]) == (len(held), sum(right) / len(right))
+        asked = (daemon.state / "passes" / str(row["id"]) / "chosen.jsonl").read_text().splitlines()
+        assert len(asked) > len(held) / 2

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from agentd.adapt.gate.gate import NoCall, Outcome, Verdict, judge
+from agentd.adapt.gate.gate import NoCall, Outcome, Verdict, is_near_tie, judge
 from agentd.config.schema import GateSettings
+from agentd.engine.protocol import Scores
 
 N = 120
 
@@ -246,3 +247,11 @@ def test_figures_hold_no_user_s_words() -> None:
     assert "secret" in str(verdict.as_json())
     assert "secret" not in str(verdict.figures)
     assert verdict.figures["t"]["n"] == 60
+
+
+def test_near_ties_are_those_of_the_two_best() -> None:
+    """What is served does not follow from scores that differ by no more than a layout moves them."""
+    assert is_near_tie(Scores([-9.0, -3.0, -4.4], []))
+    assert not is_near_tie(Scores([-9.0, -3.0, -4.6], []))
+    assert not is_near_tie(Scores([math.nan, -3.0], []))
+    assert not is_near_tie(Scores([], [-1.0]))
