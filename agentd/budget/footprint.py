@@ -12,6 +12,7 @@ from typing import Any
 
 from agentd.budget.model_shapes import F16, F32, ModelShapes
 from agentd.budget.workload import Workload, micro_batch
+from agentd.host.cpu import has_amx
 from agentd.limits import (
     BACKGROUND_CONTEXT,
     DRIFT_ROWS,
@@ -35,13 +36,13 @@ TRAINER_START = 246 * MIB  # as above, with all the code that importing ran
 TRAINER_STEP = 10 * MIB  # measured: what the first step adds: thread pool, autograd
 _RUN_AGAIN = 0.65  # measured: of the code that importing ran, what training runs; new files have more of it in memory
 _START_MARGIN = 1.1  # measured: the start of a pass beside that of the probe
-# Measured: the code that oneDNN makes for products of bfloat16, and the room they work in; with AMX, without it 25 MiB.
-TRAINER_BF16 = 56 * MIB
+# Measured: the code that oneDNN makes for products of bfloat16, and the room they work in; more of both with AMX.
+TRAINER_BF16, TRAINER_AMX = 34 * MIB, 56 * MIB
 
 _MASK = 1 + F32  # bytes of an element of the attention mask
 # Measured: what glibc's heap holds beyond what is allocated in it, after micro-batches of changing sizes: 35 % of the
-# activations and gradients up to 64 MiB, and 38 % of the rest, seen with texts of 900 tokens in all 30 blocks.
-_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.35, 64 * MIB, 0.38
+# activations and gradients up to 64 MiB, and 44 % of the rest, seen with texts of 900 tokens in all 30 blocks.
+_HOLES, _HOLES_UP_TO, _FEWER_HOLES = 0.35, 64 * MIB, 0.44
 _BETWEEN_TRIMS = 8 * MIB  # where the heap is not tidied after every step
 
 # Python objects: a token in a list (pointer and int), and what surrounds an example's tokens in each process.
@@ -219,7 +220,7 @@ def trainer_terms(
     activations = F32 * (floats + last + backward)
     beyond = max(0, activations - _HOLES_UP_TO)
     holes = int(_HOLES * (activations - beyond) + _FEWER_HOLES * beyond) + (0 if one else _BETWEEN_TRIMS)
-    compiled = TRAINER_BF16 if workload.bf16 else 0
+    compiled = (TRAINER_AMX if has_amx() else TRAINER_BF16) if workload.bf16 else 0
     code = TRAINER_START - TRAINER_IMPORTS if runtime is None or start is None else max(0, start - runtime)
     first = TRAINER_STEP + int(_RUN_AGAIN * code) + compiled
     terms = [
@@ -227,7 +228,7 @@ def trainer_terms(
         Term(
             "first step",
             first,
-            "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 56 MiB more",
+            "10 MiB + 65 % of the code that importing ran, measured; in bfloat16 34 MiB more, with AMX 56",
             "trainer",
         ),
         Term("block weights", weights, weights_formula, "trainer", "lower adapt.blocks"),
@@ -278,7 +279,7 @@ def trainer_terms(
         Term(
             "allocator",
             holes,
-            "35 % of up to 64 MiB of activations and gradients, 38 % of the rest"
+            "35 % of up to 64 MiB of activations and gradients, 44 % of the rest"
             + ("" if one else ", and 8 MiB that several steps leave behind"),
             "trainer",
         ),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from functools import cache
 from pathlib import Path
 
 from agentd.host.memory import groups
@@ -11,12 +12,22 @@ _BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # processors that multiply in bfloa
 
 def multiplies_bf16() -> bool:
     """Whether this processor has instructions for matrices of bfloat16."""
+    return any(flag in _flags() for flag in _BF16)
+
+
+def has_amx() -> bool:
+    """Whether it multiplies them in tiles (Intel's AMX)."""
+    return "amx_bf16" in _flags()
+
+
+@cache
+def _flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return any(flag in flags for flag in _BF16)
+        return frozenset()
+    lists = (line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(lists, []))
 
 
 def cores(root: Path = Path("/")) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from agentd.adapt.planning.overhead import engine_runtime
+from agentd.budget import footprint
 from agentd.budget.footprint import daemon_terms, engine_terms, total, trainer_terms
 from agentd.budget.model_shapes import ModelShapes
 from agentd.budget.plan import PlanSpace
@@ -105,6 +106,17 @@ def test_engine_and_trainer_take_turns_in_every_step(arch: ModelShapes) -> None:
         sizes = {(term.process, term.name): term.bytes for term in plan.terms}
         scores = sizes["engine", "logits"] + sizes["engine", "compute buffer"]
         assert 0 < -sizes["together", "taken in turns"] <= scores
+
+
+def test_products_of_bfloat16_take_more_on_a_processor_with_amx(
+    arch: ModelShapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_step(amx: bool, bf16: bool) -> int:
+        monkeypatch.setattr(footprint, "has_amx", lambda: amx)
+        terms = trainer_terms(arch, Workload(seq_len=40, tokens=10_000, examples=300, bf16=bf16), 4)
+        return next(term.bytes for term in terms if term.name == "first step")
+
+    assert first_step(True, False) == first_step(False, False) < first_step(False, True) < first_step(True, True)
 
 
 def test_a_model_that_is_not_here(arch: ModelShapes) -> None:
