@@ -1,7 +1,7 @@
 """Bodies: what every one has in common, and the leniency that clients of the OpenAI API are used to."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,6 +53,12 @@ def without_nulls(tree: Any) -> Any:
 def several(tree: Any) -> str:
     """Which form a field has that may be a text or a list."""
     return "[list]" if isinstance(tree, list) else "[text]"
+
+
+def part(tree: Any) -> str:
+    """Which kind of part of a message it is. Tags in brackets do not stand in what is said of a field
+    (schemas.explain)."""
+    return "[refusal]" if isinstance(tree, dict) and tree.get("type") == "refusal" else "[part]"
 
 
 class Body(BaseModel):
@@ -110,3 +116,10 @@ class Lenient(Body):
                 if isinstance(part, Lenient):
                     names += [f"{field}.{name}" for name in part.unknown()]
         return list(dict.fromkeys(names))
+
+
+class RefusalPart(Lenient):
+    """What an assistant said in place of an answer."""
+
+    type: Literal["refusal"]
+    refusal: Text

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
-from agentd.api.lenient import Lenient, Name, Text, several
+from agentd.api.lenient import Lenient, Name, RefusalPart, Text, part, several
 from agentd.errors import InvalidRequest
 
 
@@ -15,20 +15,7 @@ class TextPart(Lenient):
     text: Text
 
 
-class RefusalPart(Lenient):
-    """What an assistant said in place of an answer."""
-
-    type: Literal["refusal"]
-    refusal: Text
-
-
-def _part(tree: Any) -> str:
-    return "[refusal]" if isinstance(tree, dict) and tree.get("type") == "refusal" else "[text part]"
-
-
-Part = Annotated[
-    Annotated[TextPart, Tag("[text part]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(_part)
-]
+Part = Annotated[Annotated[TextPart, Tag("[part]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(part)]
 Content = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[Part], Tag("[list]")], Discriminator(several)]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from agentd.api.lenient import Lenient, Name, Text, several
+from agentd.api.lenient import Lenient, Name, RefusalPart, Text, part, several
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -19,19 +19,7 @@ class Part(Lenient):
     logprobs: list[Any] | None = None
 
 
-class Refusal(Lenient):
-    type: Literal["refusal"]
-    refusal: Text
-
-
-def _part(tree: Any) -> str:
-    return "[refusal]" if isinstance(tree, dict) and tree.get("type") == "refusal" else "[part]"
-
-
-# Tags in brackets do not stand in what is said of a field (schemas.explain).
-_Part = Annotated[Annotated[Part, Tag("[part]")] | Annotated[Refusal, Tag("[refusal]")], Discriminator(_part)]
-
-
+_Part = Annotated[Annotated[Part, Tag("[part]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(part)]
 _Content = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[_Part], Tag("[list]")], Discriminator(several)]
 
 
@@ -97,11 +85,11 @@ Item = Annotated[
 Input = Annotated[Annotated[Text, Tag("[text]")] | Annotated[list[Item], Tag("[list]")], Discriminator(several)]
 
 
-def text_of(content: str | Sequence[Part | Refusal] | None) -> str:
+def text_of(content: str | Sequence[Part | RefusalPart] | None) -> str:
     """A content as one text."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "\n".join(part.refusal if isinstance(part, Refusal) else part.text for part in content)
+    return "\n".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def messages_of(
