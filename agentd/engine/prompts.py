@@ -10,10 +10,10 @@ from typing import Any
 
 from agentd.engine.calls.answer_plan import AnswerPlan
 from agentd.engine.calls.rendering import Conversation
-from agentd.engine.calls.tool_use import tool_use
 from agentd.engine.chat_template import ChatTemplate, TemplateRefusal
 from agentd.engine.protocol import Sampling
 from agentd.errors import InvalidRequest
+from agentd.formats.tool_use import tool_use
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from agentd.errors import InvalidRequest
+from agentd.formats.tool_use import tool_use
 from agentd.store.normalise import content_text
 from agentd.store.row import to_json
 
@@ -43,9 +44,10 @@ def checked_message(message: dict[str, Any], input: dict[str, Any]) -> dict[str,
         raise _wrong("it says nothing")
     stored: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
-        if len(calls) > 1 and input.get("parallel_tool_calls") is False:
+        use = tool_use(input)
+        if len(calls) > 1 and not use.parallel:
             raise _wrong(f"it has {len(calls)} calls, and the request said parallel_tool_calls: false")
-        allowed = _callable(input)
+        allowed = {tool["function"]["name"]: tool["function"] for tool in use.tools}
         stored["tool_calls"] = [_call(call, i, allowed) for i, call in enumerate(calls)]
     return stored
 
@@ -66,17 +68,6 @@ def _text(content: Any) -> Any:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return content_text(content)
     return content
-
-
-def _callable(input: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By name, the functions that an answer to this input may call."""
-    declared = {tool["function"]["name"]: tool["function"] for tool in input.get("tools", ())}
-    choice = input.get("tool_choice")
-    if isinstance(choice, dict):
-        named = choice["allowed_tools"]["tools"] if "allowed_tools" in choice else [choice]
-        names = {each["function"]["name"] for each in named}
-        return {name: function for name, function in declared.items() if name in names}
-    return {} if choice == "none" else declared
 
 
 def _call(call: Any, number: int, declared: dict[str, dict[str, Any]]) -> dict[str, Any]:

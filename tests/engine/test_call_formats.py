@@ -21,9 +21,9 @@ from agentd.engine.calls.probes import NAMES, SAID, Turns, Variant
 from agentd.engine.calls.reader import AnswerReader, Delta
 from agentd.engine.calls.rendering import Conversation
 from agentd.engine.calls.segments import common_end
-from agentd.engine.calls.tool_use import tool_use
 from agentd.engine.chat_template import TemplateRefusal
 from agentd.errors import InvalidRequest
+from agentd.formats.tool_use import tool_use
 from tools import templates
 
 pytestmark = pytest.mark.slow

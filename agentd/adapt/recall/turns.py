@@ -8,6 +8,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from agentd.engine.protocol import Recalled
+from agentd.formats.tool_use import tool_use
 from agentd.store import recall_index, tasks
 from agentd.store.demonstrations import MESSAGE
 from agentd.store.examples import Example
@@ -82,9 +83,10 @@ def _turn(
     calls = [] if isinstance(target, str) else target.get("tool_calls") or []
     if choices and (calls or target not in choices):
         return None
-    if not set(_names(calls)) <= _callable(input) or (len(calls) > 1 and input.get("parallel_tool_calls") is False):
+    use = tool_use(input)
+    if not {call["function"]["name"] for call in calls} <= use.parameters.keys():
         return None
-    if not calls and _must_call(input):
+    if (len(calls) > 1 and not use.parallel) or (use.required and not calls):
         return None
     said = [message for message in example.input["messages"] if message["role"] not in ("system", "developer")]
     if not said or said[-1]["role"] == "assistant":
@@ -112,26 +114,3 @@ def _form(input: Mapping[str, Any]) -> tuple[Any, Any]:
     """What the answer has to be besides."""
     form = input.get("response_format")
     return None if form == {"type": "text"} else form, input.get("grammar")
-
-
-def _names(calls: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [call["function"]["name"] for call in calls]
-
-
-def _callable(input: Mapping[str, Any]) -> set[str]:
-    """The functions that an answer to this input may call."""
-    choice = input.get("tool_choice")
-    if choice == "none":
-        return set()
-    declared = {tool["function"]["name"] for tool in input.get("tools") or ()}
-    if not isinstance(choice, dict):
-        return declared
-    named = choice["allowed_tools"]["tools"] if "allowed_tools" in choice else [choice]
-    return declared & {each["function"]["name"] for each in named}
-
-
-def _must_call(input: Mapping[str, Any]) -> bool:
-    choice = input.get("tool_choice")
-    if isinstance(choice, dict):
-        return "allowed_tools" not in choice or choice["allowed_tools"].get("mode") == "required"
-    return choice == "required"

@@ -7,7 +7,7 @@ from typing import Any
 from agentd.engine.calls.format import AnswerFormat
 from agentd.engine.calls.grammar import CallGrammar
 from agentd.engine.calls.reader import AnswerReader
-from agentd.engine.calls.tool_use import ToolUse
+from agentd.formats.tool_use import ToolUse
 
 
 @dataclass(frozen=True)

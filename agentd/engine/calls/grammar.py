@@ -9,9 +9,9 @@ from agentd.engine.calls.format import AnswerFormat, JsonArguments, Parameters
 from agentd.engine.calls.literals import json_type
 from agentd.engine.calls.patterns import ANY, constants_of, flat, kinds_of, only_integers, text_patterns
 from agentd.engine.calls.segments import Hole, Segment
-from agentd.engine.calls.tool_use import ToolUse
 from agentd.engine.json_schema import WHITESPACE, NotSound, bound, passed_over, sound
 from agentd.errors import ConstraintTooComplex, InvalidRequest
+from agentd.formats.tool_use import ToolUse
 
 _NODES = 20_000  # keywords of all tools' schemas together
 _PROPERTIES = 100  # of a function whose arguments stand one by one

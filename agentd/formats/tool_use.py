@@ -1,5 +1,6 @@
 """What a request's input says about tools: which there are, and which may or must be called."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class ToolUse:
         return {tool["function"]["name"] for tool in self.tools if tool["function"].get("strict")}
 
 
-def tool_use(input: dict[str, Any]) -> ToolUse:
+def tool_use(input: Mapping[str, Any]) -> ToolUse:
     """Of an input as `ChatCompletion.input` makes it."""
     tools, choice = input.get("tools") or [], input.get("tool_choice") or "auto"
     required = choice == "required"
