@@ -1,12 +1,17 @@
 """Passes over a tiny model in a real daemon: its settings, what it learns from, and what tests ask of it."""
 
 import json
+import os
+import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from agentd import ids
 from agentd.ctl.app import run
+from agentd.store.database import Store
 from tools import tiny_model
 from tools.daemon import DaemonProcess, eventually
 
@@ -24,6 +29,42 @@ SETTINGS: dict[str, Any] = {
 }
 LLAMACPP: dict[str, Any] = {"serve": {"slots": 2}, "adapt": _ADAPT}
 LETTERS = {"yes": "a", "no": "z"}
+# By key, what daemons of this run of the tests, in whichever worker, found their machine and model to do.
+_MEASURED = Path(
+    tempfile.gettempdir(), f"agentd-measured-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}.json"
+)
+
+
+class Learner(DaemonProcess):
+    """A daemon that finds in its database, as after a restart, what one before it has measured for passes of the same
+    model: that takes seconds of a core, and is the matter of test_measurements.py alone."""
+
+    def start(self, *, wait: bool = True) -> DaemonProcess:
+        path = self.state / "agentd.db"
+        if not path.exists() and (known := _measured()):
+            self.state.mkdir(mode=0o700, exist_ok=True)
+            with closing(Store(path)) as store:
+                rows = [[key, json.dumps(facts), ids.now()] for key, facts in known.items()]
+                store.raw(lambda db: db.executemany("INSERT INTO measurements VALUES (?, ?, ?)", rows))
+                store.raw(lambda db: db.commit())
+        return super().start(wait=wait)
+
+    def close(self) -> None:
+        self.kill()
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(self.state / "agentd.db")) as db:
+            found = {key: json.loads(facts) for key, facts in db.execute("SELECT key, facts FROM measurements")}
+            if found.keys() - (known := _measured()).keys():
+                new = _MEASURED.with_suffix(f".{os.getpid()}")
+                new.write_text(json.dumps({**known, **found}))
+                new.replace(_MEASURED)
+        super().close()
+
+
+def _measured() -> dict[str, dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        known: dict[str, dict[str, Any]] = json.loads(_MEASURED.read_text())
+        return known
+    return {}
 
 
 def gguf(folder: Path) -> Path:

@@ -78,15 +78,15 @@ def adapt(daemon: DaemonProcess, **options: Any) -> dict[str, Any]:
 
 
 def test_a_turned_camera_is_learned_and_can_be_taken_back(daemon: DaemonProcess) -> None:
-    x, labels = images(100, 32, turned=True)
+    x, labels = images(60, 32, turned=True)
     before, old = accuracy(daemon, x, labels), ask_all(daemon, x[:20])
-    teach(daemon, 260)
+    teach(daemon, 160)
     report = adapt(daemon)
     row = report["pass"]
     assert (row["state"], row["method"], row["blocks"], row["revision"]) == ("committed", "elasticzo", 2, 1), row
     assert row["gate"]["tasks"]["classify"]["after"]["accuracy"] > before + 0.2
     assert row["gate"]["drift"] is None
-    assert 0 < row["n_train"] < 260
+    assert 0 < row["n_train"] < 160
     assert {step["projected_gradient"] for step in report["steps"]} >= {-1.0, 1.0}
     assert any(step["dev_loss"] is not None for step in report["steps"])
     assert daemon.status()["revision"] == 1
@@ -108,7 +108,7 @@ def test_a_turned_camera_is_learned_and_can_be_taken_back(daemon: DaemonProcess)
 
 
 def test_examples_that_cannot_be_used_are_named_once_and_start_nothing(daemon: DaemonProcess) -> None:
-    teach(daemon, 260)
+    teach(daemon, 160)
     daemon.stop()
     with closing(Store(daemon.state / "agentd.db")) as store:
         store.do(
@@ -119,7 +119,7 @@ def test_examples_that_cannot_be_used_are_named_once_and_start_nothing(daemon: D
             ],
         )
     daemon.start()
-    assert daemon.status()["next_trigger"]["new_examples"] > 200
+    assert daemon.status()["next_trigger"]["new_examples"] > 150
     first = adapt(daemon)
     assert first["pass"]["state"] == "committed", first
     named = [event["message"] for event in first["events"] if event["kind"] == "unusable"]
@@ -134,7 +134,7 @@ def test_examples_that_cannot_be_used_are_named_once_and_start_nothing(daemon: D
 
 
 def test_the_revision_is_its_parent_and_its_ledger(daemon: DaemonProcess) -> None:
-    teach(daemon, 260)
+    teach(daemon, 160)
     assert adapt(daemon)["pass"]["state"] == "committed"
     folder = daemon.state / "revisions" / "1"
     manifest = daemon.get("/admin/revisions/1", admin=True).json["manifest"]
@@ -173,7 +173,7 @@ def test_a_candidate_that_is_no_better_is_rejected(daemon: DaemonProcess) -> Non
 
 
 def test_requests_are_answered_while_it_learns_and_an_engine_that_dies_fails_the_pass(daemon: DaemonProcess) -> None:
-    teach(daemon, 260)
+    teach(daemon, 160)
     number = daemon.post("/admin/adapt", {"zo_steps": 100_000}, admin=True).json["pass"]
 
     def step() -> int:

@@ -4,20 +4,19 @@ import json
 
 import pytest
 
-from tests.support.tiny_passes import adapt
-from tools.daemon import DaemonProcess
+from tests.support.tiny_passes import Learner, adapt
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_pass_learns_and_judges_many_labels() -> None:
-    n = 200  # several groups, the last one not full; tests/engine/test_many_labels.py has other numbers
+    n = 140  # several groups, the last one not full; tests/engine/test_many_labels.py has other numbers
     labels = [f"c{i}" for i in range(n)]
     settings = {
         "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
         "adapt": {"enabled": False, "max_examples": 32, "trial": {"duration": "1s"}, "gate": {"max_holdout": 20}},
     }
-    with DaemonProcess(None, settings).start() as daemon:
+    with Learner(None, settings).start() as daemon:
         lines = [{"task": "parts", "text": f"item {i}", "label": labels[i * 7 % n]} for i in range(130)]
         stored = daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode())
         assert stored.json["added"] == len(lines)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.tiny_passes import begin, finished, progress
+from tests.support.tiny_passes import Learner, begin, finished, progress
 from tools import reviews, short_model
 from tools.daemon import DaemonProcess, eventually
 
@@ -96,7 +96,7 @@ def test_the_dial_goes_down_when_memory_is_taken_and_up_again_when_it_returns(mo
 
 def test_a_trainer_that_is_killed_takes_seconds_of_the_pass_with_it(model_path: Path) -> None:
     adapt: dict[str, Any] = {"enabled": False, "trial": {"duration": "300ms"}, "gate": {**GATE, "min_holdout": 5}}
-    with DaemonProcess(model_path, {"adapt": adapt}) as daemon:
+    with Learner(model_path, {"adapt": adapt}) as daemon:
         daemon.start()
         sent = daemon.post("/v1/examples", examples(90), headers={"content-type": "application/x-ndjson"})
         assert sent.status == 200, sent.body

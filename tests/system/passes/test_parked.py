@@ -8,7 +8,7 @@ import pytest
 
 from agentd.formats.training_state import TrainingState
 from agentd.revision.files import ADAPTER
-from tests.support.tiny_passes import LLAMACPP, begin, ctl, examples, finished, gguf, progress
+from tests.support.tiny_passes import LLAMACPP, Learner, begin, ctl, examples, finished, gguf, progress
 from tools.daemon import DaemonProcess, eventually
 
 pytestmark = pytest.mark.slow
@@ -23,12 +23,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def daemon(model: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(model, LLAMACPP) as process:
+    with Learner(model, LLAMACPP) as process:
         yield process.start()
 
 
 def teach(daemon: DaemonProcess) -> None:
-    assert daemon.post("/v1/examples", examples(160, 1000, length=150)).status == 200
+    assert daemon.post("/v1/examples", examples(80, 1000, length=150)).status == 200
 
 
 def steps(daemon: DaemonProcess, at_least: int, phase: str = "train") -> int:
@@ -75,7 +75,7 @@ def test_cut_short_again_and_again_it_commits_the_adapter_of_an_uninterrupted_pa
     assert not state(daemon).exists()
     assert daemon.get("/admin/passes", admin=True).json["passes"][0]["id"] == number
 
-    with DaemonProcess(model, LLAMACPP) as other:
+    with Learner(model, LLAMACPP) as other:
         other.start()
         teach(other)
         assert adapter(other, finished(other, begin(other, **HOW))) == interrupted

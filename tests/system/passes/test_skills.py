@@ -8,8 +8,7 @@ import pytest
 
 from agentd.adapt.gate import skills
 from tests.support import tiny_passes
-from tests.support.tiny_passes import adapt, gguf, manifest, teach
-from tools.daemon import DaemonProcess
+from tests.support.tiny_passes import Learner, adapt, gguf, manifest, teach
 
 GROUPS = {probe.group for probe in skills.probes()}
 
@@ -18,7 +17,7 @@ GROUPS = {probe.group for probe in skills.probes()}
 def test_skills_are_scored_at_the_gate(tmp_path: Path, engine: str) -> None:
     settings: dict[str, Any] = copy.deepcopy(tiny_passes.LLAMACPP if engine == "llamacpp" else tiny_passes.SETTINGS)
     settings["adapt"]["gate"]["max_skill_loss"] = 0.99
-    with DaemonProcess(gguf(tmp_path), settings) as daemon:
+    with Learner(gguf(tmp_path), settings) as daemon:
         daemon.start()
         teach(daemon, 60)
         row = adapt(daemon, method="mezo", zo_steps=20)

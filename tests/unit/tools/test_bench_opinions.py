@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tools import tiny_model
+from tests.support.tiny_passes import Learner
+from tools import reviews, tiny_model
+from tools.bench import opinions
 from tools.bench.opinions import KINDS, SENTENCE, learned, line
 
 ROW = {"text": "A fine film.", "label": "yes"}
@@ -34,7 +36,10 @@ def test_thumbs_and_scores_are_on_either_sentence() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pass_is_made_of_them(kind: str, tmp_path: Path) -> None:
+def test_a_pass_is_made_of_them(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opinions, "DaemonProcess", Learner)
+    short = [{**row, "text": row["text"][:60]} for row in reviews.liked("train")]
+    monkeypatch.setattr(reviews, "liked", lambda split: short)
     model = tiny_model.write(tmp_path / "tiny.gguf", blocks=2)
     row = learned(kind, argparse.Namespace(model=model, seed=0, examples=150, judged=4, method="suffix-bp"))
     assert row["outcome"] in ("committed", "rejected"), row
