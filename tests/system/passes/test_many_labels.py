@@ -41,7 +41,7 @@ def test_holdout_is_judged_as_far_as_there_is_time_for_it() -> None:
         "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
         "adapt": {"enabled": False, "max_examples": 16, "trial": {"duration": "1s"}, "gate": gate},
     }
-    with DaemonProcess(None, settings).start() as daemon:
+    with Learner(None, settings).start() as daemon:
         lines = [{"task": "parts", "text": f"item {i}", "label": labels[i % 8]} for i in range(200)]
         assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
         row = adapt(daemon)
@@ -60,7 +60,7 @@ def test_the_gate_says_of_what_serves_how_it_serves() -> None:
         "tasks": {"parts": {"choices": labels, "prompt": "Which part is it? {text}"}},
         "adapt": {"enabled": False, "max_examples": 16, "trial": {"duration": "1s"}, "gate": {"max_skill_loss": 1}},
     }
-    with DaemonProcess(None, settings).start() as daemon:
+    with Learner(None, settings).start() as daemon:
         lines = [{"task": "parts", "text": f"item {i} " * (i % 9 + 1), "label": labels[i % 4]} for i in range(130)]
         assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
         held = daemon.get("/admin/examples?split=holdout&limit=100", admin=True).json["examples"]
