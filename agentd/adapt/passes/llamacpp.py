@@ -35,7 +35,8 @@ from agentd.store.row import to_json
 
 logger = logging.getLogger(__name__)
 
-_SHORTEN, _SHORTENINGS = 0.6, 4  # an adapter that drifts too far is scaled by this, so often at most
+_SHORTEN, _SHORTENINGS = 0.6, 5  # an adapter that drifts too far is scaled by this at the least, so often at most
+_SHORTER = 0.97  # of the scale at which it would drift as far as it may
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
 _NOTE_EVERY = 45.0  # seconds of zeroth-order steps
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
@@ -279,8 +280,9 @@ class AdaptationPass(Attempt):
             drift = await self._drift()
             if drift is None or drift <= limit:
                 break
-            await asyncio.to_thread(lora_gguf.scale, adapter, _SHORTEN)
-            scale *= _SHORTEN
+            factor = shortening(drift, limit)
+            await asyncio.to_thread(lora_gguf.scale, adapter, factor)
+            scale *= factor
             await self._event("shortened", f"drift {drift:.3f} nats per token; the adapter is scaled to {scale:.2f}")
 
     async def _train_trunk(self, data: Dataset, steps: int) -> None:
@@ -383,3 +385,9 @@ class AdaptationPass(Attempt):
         """Beside what a restart goes on from, so that this has its record."""
         rows, self._rows, self._noted = self._rows, [], self._progress.seconds
         self._store.submit(passes.note_progress, self._progress.id, self._progress.phases_so_far, rows)
+
+
+def shortening(drift: float, limit: float) -> float:
+    """What to scale an adapter by that drifts further than `limit`: near the base drift grows as the square of the way,
+    and what is taken away is taken from all that was learned."""
+    return max(_SHORTEN, _SHORTER * math.sqrt(limit / drift)) if math.isfinite(drift) else _SHORTEN

@@ -17,7 +17,7 @@ from agentd.revision.files import RevisionFiles
 from agentd.store import revisions, trials
 from agentd.store.database import Store
 from agentd.store.revisions import Revision
-from tests.support.tiny_passes import LETTERS, LLAMACPP, adapt, begin, examples, finished, progress, roll, said
+from tests.support.tiny_passes import LETTERS, LLAMACPP, Learner, adapt, begin, examples, finished, progress, roll, said
 from tests.support.tiny_passes import gguf as write_model
 from tools.daemon import DaemonProcess, eventually, lives
 
@@ -272,3 +272,15 @@ def test_a_damaged_revision_is_not_served_and_its_parent_is(
     assert said(daemon) == base_answers
     kinds = [event["kind"] for event in daemon.get("/admin/events?limit=1000", admin=True).json["events"]]
     assert "revision corrupt" in kinds
+
+
+def test_an_adapter_that_drifts_too_far_gives_up_no_more_than_it_has_to(model: Path) -> None:
+    most = 0.05  # nats per token
+    gate = {**LLAMACPP["adapt"]["gate"], "max_drift": most}
+    settings = {**LLAMACPP, "adapt": {**LLAMACPP["adapt"], "gate": gate, "max_examples": 96}}
+    with Learner(model, settings).start() as daemon:
+        assert daemon.post("/v1/examples", examples(110, 0)).status == 200
+        row = adapt(daemon, method="suffix-bp", blocks=2)
+        events = daemon.get(f"/admin/passes/{row['id']}", admin=True).json["events"]
+        assert [event for event in events if event["kind"] == "shortened"]
+        assert 0.6 * most < row["gate"]["drift"] <= most
