@@ -142,6 +142,11 @@ def example_objective(
     )
 
 
+def log_likelihood(example: Encoded, choices: Sequence[float], target: Sequence[float]) -> float:
+    """Log p of the whole right answer, among the choices where there are some; arguments as of `example_objective`."""
+    return -choice(choices, example.correct)[0] if choices else math.fsum(target)
+
+
 def objective(
     choices: Sequence[Sequence[float]], correct: int, target: Sequence[float], nll_weight: float
 ) -> Objective:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from agentd.errors import TrainerFailed
-from agentd.learn.objectives import example_objective
 from agentd.nn.adamw import AdamW
 from agentd.nn.lora_blocks import block_of
 from agentd.nn.vjp import vjp
@@ -67,8 +66,8 @@ class Blockwise(Learner):
         return self.backward(self.checkpoints(part), 1 / len(part), lambda block: self.by_block[block].apply(lr))
 
     def evaluate(self, examples: Sequence[Example]) -> Score:
-        results: list[tuple[float, bool | None]] = []
         if self._trunk:
+            results: list[tuple[float, bool | None]] = []
             size = self.spec.options.batch
             for begin in range(0, len(examples), size):
                 at = _Computed(self, self._trunk, examples[begin : begin + size])
@@ -78,11 +77,8 @@ class Blockwise(Learner):
                     results += self.losses(batch, at.inputs(last, j))
             return Score.mean(results)
         answer = self.ask("score", examples)
-        for example, scores in zip(examples, answer["scores"], strict=True):
-            encoded, weight = example.encoded, self.spec.options.nll_weight
-            result = example_objective(encoded, scores["choices"], scores["target"], weight)
-            results.append((result.loss, None if result.predicted is None else result.predicted == encoded.correct))
-        return Score.mean(results)
+        pairs = zip(examples, answer["scores"], strict=True)
+        return Score.mean([self.judged(example, scores["choices"], scores["target"]) for example, scores in pairs])
 
     def checkpoints(self, part: Sequence[Example]) -> Checkpoints:
         if self._trunk:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from agentd.errors import TrainerFailed
-from agentd.learn.objectives import example_objective
+from agentd.learn.label_noise import LabelNoise
+from agentd.learn.objectives import Objective, example_objective, log_likelihood
 from agentd.nn.adamw import AdamW
 from agentd.nn.blocks import Blocks
 from agentd.nn.gguf_file import GGUFFile
@@ -31,16 +32,24 @@ class LossNotFinite(TrainerFailed):
 
 @dataclass(frozen=True)
 class Score:
-    """Means over examples; accuracy over those with choices, None without any."""
+    """Means over examples; accuracy over those with choices, None without any.
+
+    error  decides which state is the best: of choices the loss, of a text 1 minus the geometric mean of its tokens'
+           likelihoods. A mean of texts' losses is that of what is never learned (small talk has some 2 nats a token, a
+           call 0.03) and of what is wrong; bounded ones bear with noise (Ghosh, Kumar and Sastry 2017).
+    """
 
     loss: float
     accuracy: float | None
+    error: float
 
     @classmethod
     def mean(cls, results: Sequence[tuple[float, bool | None]]) -> "Score":
         chosen = [right for _, right in results if right is not None]
         loss = math.fsum(loss for loss, _ in results) / len(results)
-        return cls(loss, sum(chosen) / len(chosen) if chosen else None)
+        bounded = (-math.expm1(-loss) if right is None and math.isfinite(loss) else loss for loss, right in results)
+        error = math.fsum(bounded) / len(results)
+        return cls(loss, sum(chosen) / len(chosen) if chosen else None, error)
 
 
 class Learner(ABC):
@@ -52,6 +61,10 @@ class Learner(ABC):
 
     def __init__(self, spec: Spec, *, in_memory: bool) -> None:
         self.spec, options = spec, spec.options
+        encoded = {example.number: example.encoded for example in spec.examples}
+        groups = dict(zip([*spec.train, *spec.dev], spec.groups, strict=bool(spec.groups)))
+        of = [{number: group for number in part if (group := groups.get(number))} for part in (spec.train, spec.dev)]
+        self.noise = LabelNoise(encoded, *of)
         self.file = GGUFFile(spec.model)
         n_embd = self.file.header.embedding_length
         control = read_control(spec.control, n_embd) if spec.control else None
@@ -142,15 +155,27 @@ class Learner(ABC):
         values = iter(scored.tolist())
         out: list[tuple[float, bool | None]] = []
         by_terms: list[float] = []
-        for encoded in (example.encoded for example in batch.examples):
-            choices = [math.fsum(next(values) for _ in choice) for choice in encoded.choices]
-            target = [next(values) for _ in encoded.target]
-            result = example_objective(encoded, choices, target, self.spec.options.nll_weight)
-            out.append((result.loss, None if result.predicted is None else result.predicted == encoded.correct))
-            by_terms += [by_term for part in (*result.choices, result.target) for by_term in part]
+        for example in batch.examples:
+            choices = [math.fsum(next(values) for _ in choice) for choice in example.encoded.choices]
+            target = [next(values) for _ in example.encoded.target]
+            if weight is None:
+                out.append(self.judged(example, choices, target))
+                continue
+            result = example_objective(example.encoded, choices, target, self.spec.options.nll_weight)
+            out.append((result.loss, _is_right(example, result)))
+            share = self.noise.weight(example.number, log_likelihood(example.encoded, choices, target))
+            by_terms += [share * by_term for part in (*result.choices, result.target) for by_term in part]
         if weight is not None:
             torch.autograd.backward(vjp([(scored, torch.tensor(by_terms) * weight)]))
         return out
+
+    def judged(self, example: Example, choices: Sequence[float], target: Sequence[float]) -> tuple[float, bool | None]:
+        """The loss of an example that judges, which may itself be wrong, and whether its choice was right; arguments as
+        of `example_objective`."""
+        encoded = example.encoded
+        result = example_objective(encoded, choices, target, self.spec.options.nll_weight)
+        spared = self.noise.spared(example.number, log_likelihood(encoded, choices, target))
+        return result.loss - spared / (1 if choices else len(target)), _is_right(example, result)
 
     def write(self, path: Path, *, durable: bool = True) -> None:
         """The adapter as it stands, with the parent's matrices of the blocks that are not trained."""
@@ -158,6 +183,10 @@ class Learner(ABC):
         pairs = outside(self.parent, self.blocks, alpha) if self.parent else {}
         pairs |= {name: (layer.a, layer.b) for name, layer in self.lora.items()}
         write_adapter(path, self.file.header.architecture, alpha, pairs, durable=durable)
+
+
+def _is_right(example: Example, result: Objective) -> bool | None:
+    return None if result.predicted is None else result.predicted == example.encoded.correct
 
 
 def finite(results: Iterable[tuple[float, bool | None]], n: int) -> float:

@@ -97,6 +97,7 @@ def train(
             place = parking.restore()
             done, steps, scale, resumed = place["step"], place["steps"], place["scale"], True
             best.restore(place["best"])
+            learner.noise.restore(place["noise"])
             start -= place["seconds"]
             emit({"event": "resumed", "step": done, "steps": steps, "scale": scale})
         except ValueError as error:
@@ -119,6 +120,7 @@ def train(
         began = time.monotonic()
         try:
             place = {"step": done, "steps": steps, "scale": scale, "best": best.as_json(), "seconds": began - start}
+            place["noise"] = learner.noise.as_json()
             parking.save(place)
             emit({"event": "saved", "step": done, "steps": steps, "seconds": round(time.monotonic() - began, 3)})
         except OSError as error:  # less is safe than could be, but nothing is lost yet
@@ -183,6 +185,7 @@ def train(
             "dev_accuracy_before": best.before and best.before.accuracy,
             "dev_accuracy_after": best.score and best.score.accuracy,
             "steps": done,
+            "doubted": learner.noise.doubted,
             **_facts(start),
         }
     )
@@ -224,7 +227,7 @@ class _Best(EarlyStopping):
 
     def look(self, step: int, score: Score, emit: Emit) -> None:
         self.before = self.before or score
-        better = self.judge(step, score.loss)
+        better = self.judge(step, score.error)
         self._last = step, score
         emit({"event": "dev", "step": step, "loss": score.loss, "accuracy": score.accuracy, "best": better})
         if better:

@@ -102,6 +102,7 @@ def belongs(spec: Spec) -> dict[str, str]:
     examples = hashlib.sha256()
     for example in spec.examples:
         examples.update(json.dumps([example.number, example.dev, asdict(example.encoded)]).encode())
+    examples.update(json.dumps(spec.groups).encode())
     return {
         "version": __version__,
         "plan": json.dumps([spec.first_block, spec.end_block, options], sort_keys=True),

@@ -77,6 +77,8 @@ class Spec:
     train    numbers of the examples to learn from, `dev` of those that judge
     prefix   tokens that all of them begin with, rows of the tap that are there once
     starts   where `tapped`: the first row of each example, first those of `train`, then those of `dev`
+    groups   of each example, first those of `train`, then those of `dev`, which group it is wrong as often as
+             (learn/label_noise.py); 0: it is never wrong. May be left out
     parking  the file that the training's state is written to, see parking.py; None: it is lost with the process
     goes_on  it begins where that file says, if it belongs to the same training
     identity what that depends on besides, in a word
@@ -94,6 +96,7 @@ class Spec:
     states: str = "tapped"
     prefix: int = _number(0)
     starts: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
     initial: Path | None = None
     control: Path | None = None
     parking: Path | None = None
@@ -116,6 +119,8 @@ class Spec:
             messages.append("states cannot be computed where there is no trunk")
         if self.states == "tapped" and len(self.starts) != len(self.train) + len(self.dev):
             messages.append(f"starts has {len(self.starts)} rows for {len(self.train) + len(self.dev)} examples")
+        if self.groups and len(self.groups) != len(self.train) + len(self.dev):
+            messages.append(f"groups has {len(self.groups)} for {len(self.train) + len(self.dev)} examples")
         return messages
 
 

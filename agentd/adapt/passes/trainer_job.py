@@ -5,7 +5,7 @@ step needs the hidden states of the model as it is then; otherwise the frozen tr
 where that is faster, by the trainer itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +48,7 @@ class Backpropagation:
         self._dev = [member.number for member in members if member.role == "dev"]
         self._train = [member.number for member in members if member.number not in self._dev]
         self._numbers = [*self._train, *self._dev]
+        self._groups = groups_of(members)
         self._encoded, self._file = encoded, file
         self._first, self._end = engine.info.n_layer - setting.blocks, engine.info.n_layer
         self._tap = folder / "tap.f32"
@@ -92,6 +93,7 @@ class Backpropagation:
             "encoded": str(self._file),
             "train": self._train,
             "dev": self._dev,
+            "groups": [self._groups[number] for number in self._numbers],
             "options": self._options,
             "initial": None if adapter is None else str(adapter),
             "control": None if control is None else str(control),
@@ -116,3 +118,15 @@ class Backpropagation:
         tap = Tap(numbers, request["first"], request["end"], Path(request["path"]))
         index = await self._engine.call(tap)
         return asdict(index)
+
+
+def groups_of(members: Sequence[Member]) -> dict[int, int]:
+    """By number, which examples may be wrong equally often: those of a task that are new, and those that passes have
+    learned from before. Of what the model itself has said, or people have only judged, nothing is wrong (0)."""
+    groups: dict[tuple[str, str], int] = {}
+    of: dict[int, int] = {}
+    for member in members:
+        known = member.answered and member.role != "replay"
+        key = (member.task.name, member.example.state)
+        of[member.number] = groups.setdefault(key, len(groups) + 1) if known else 0
+    return of
