@@ -67,9 +67,10 @@ quick: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/ctl -m 'not slow and not model' -n 2 --dist worksteal -q $(PYTEST_ARGS)
 
 # Trainers run at nice 19: beside tests at a higher priority they would get next to nothing of two cores. Three workers
-# for two cores, because tests of daemons wait for clocks and processes much of their time.
+# for two cores, because tests of daemons wait for clocks and processes much of their time. A worker that died is not
+# replaced: its files are given out once more as units without a test, behind which the others may wait for ever.
 test: $(INSTALLED) model
-	@nice -n 19 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@nice -n 19 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_ARGS)
 
 FLOWER := flower/.venv/.installed
 

@@ -188,6 +188,8 @@ class Compiler:
         self._worker: _Worker | None = None
         self._stuck: list[_Worker] = []
         self._masks = ThreadPoolExecutor(_MASKS, "masks")
+        self._reading = threading.RLock()  # by who reads the vocabulary, which `close` ends
+        self._closed = False
         self._matchers: dict[str, LLMatcher] = {}  # by grammar, the one used last at the end
 
     def submit(self, sampling: Sampling, plan: AnswerPlan | None = None) -> Compilation:
@@ -221,9 +223,17 @@ class Compiler:
 
     def prepare(self) -> LLTokenizer:
         """Reads the vocabulary, which takes its time once."""
-        if self._tokenizer is None:
-            self._tokenizer = _tokenizer(self._vocabulary)
-        return self._tokenizer
+        with self._reading:
+            if self._tokenizer is None:
+                if self._closed:
+                    raise ConstraintTooComplex("the model is being unloaded")
+                self._tokenizer = _tokenizer(self._vocabulary, self._tokenize)
+            return self._tokenizer
+
+    def _tokenize(self, text: str) -> list[int] | None:
+        """The model's own tokens, for any thread; None after `close`."""
+        with self._reading:
+            return None if self._closed else self._vocabulary.tokenize(text)
 
     def compile(self, sampling: Sampling, plan: AnswerPlan | None = None) -> Constraint:
         """In the caller's thread. Raises InvalidRequest."""
@@ -285,6 +295,9 @@ class Compiler:
         return known.deep_copy()
 
     def close(self) -> None:
+        """After it the vocabulary may be freed: threads may go on for a while, but read it no more."""
+        with self._reading:
+            self._closed = True
         if self._worker is not None:
             self._worker.jobs.put(None)
         self._masks.shutdown(wait=False, cancel_futures=True)
@@ -331,8 +344,8 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, vocabulary: Prompts) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Prompts, tokenize: Callable[[str], list[int] | None]) -> None:
+        self._tokenize = tokenize
         self.eos_token_id = vocabulary.end
         self.special_token_ids: list[int] = []
         self.ends: list[int] = []
@@ -351,8 +364,8 @@ class _Vocabulary:
     def __call__(self, text: bytes) -> list[int]:
         """Tokens of a text that must come: the model's own, where they are that text and nothing besides."""
         with contextlib.suppress(UnicodeDecodeError):
-            tokens = self._vocabulary.tokenize(text.decode())
-            if b"".join(self.tokens[token] for token in tokens) == text:
+            tokens = self._tokenize(text.decode())
+            if tokens is not None and b"".join(self.tokens[token] for token in tokens) == text:
                 return tokens
         return self._longest_first(text)
 
@@ -369,8 +382,8 @@ class _Vocabulary:
         return tokens
 
 
-def _tokenizer(vocabulary: Prompts) -> LLTokenizer:
-    adapted = _Vocabulary(vocabulary)
+def _tokenizer(vocabulary: Prompts, tokenize: Callable[[str], list[int] | None]) -> LLTokenizer:
+    adapted = _Vocabulary(vocabulary, tokenize)
     ends = adapted.ends if vocabulary.end in adapted.ends else [vocabulary.end, *adapted.ends]
     return LLTokenizer(llguidance.TokenizerWrapper(adapted), n_vocab=vocabulary.size, eos_token=ends)
 

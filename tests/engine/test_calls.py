@@ -3,6 +3,7 @@ apart, and nothing that tools say ever a control token."""
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def vocabulary(engine: Engine) -> Prompts:
     prompts: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
     return prompts
+
+
+@pytest.fixture
+def compiler(vocabulary: Prompts) -> Iterator[Compiler]:
+    with closing(Compiler(vocabulary)) as compiler:
+        yield compiler
 
 
 def ask(engine: Engine, sampling: Sampling, max_tokens: int = 400, **input: Any) -> tuple[str, str, list[Any], str]:
@@ -104,12 +111,12 @@ def test_schema_or_call(engine: Engine) -> None:
     assert kinds == {True, False}
 
 
-def test_a_json_value_comes_behind_the_reasoning(vocabulary: Prompts) -> None:
+def test_a_json_value_comes_behind_the_reasoning(vocabulary: Prompts, compiler: Compiler) -> None:
     sampling = Sampling(json_schema='{"enum": [17]}')
     input = {"messages": [HI]}
     plan = vocabulary.answer_plan(input, vocabulary.prompt(input), sampling)
     assert plan is not None
-    constraint = Compiler(vocabulary).compile(sampling, plan)
+    constraint = compiler.compile(sampling, plan)
     follow(constraint, vocabulary, 'so {"a"}\n</think>17')
     assert not {*vocabulary.tokenize("8")} & allowed_by(constraint)
     quiet = {**input, **QUIET}
@@ -130,11 +137,11 @@ def said(vocabulary: Prompts, tokens: list[int]) -> str:
     return b"".join(vocabulary.piece(token, special=True) for token in tokens).decode()
 
 
-def test_a_call_is_constrained_from_its_opening_on(vocabulary: Prompts) -> None:
+def test_a_call_is_constrained_from_its_opening_on(vocabulary: Prompts, compiler: Compiler) -> None:
     input = {"messages": [HI], "tools": TOOLS, **QUIET}
     plan = vocabulary.answer_plan(input, vocabulary.prompt(input), Sampling())
     assert plan is not None
-    constraint = Compiler(vocabulary).compile(Sampling(), plan)
+    constraint = compiler.compile(Sampling(), plan)
     assert isinstance(constraint, CallConstraint)
     for token in vocabulary.tokenize("I <think> so: <tool_call"):
         assert constraint.allowed() is None
@@ -153,16 +160,16 @@ def test_a_token_that_runs_over_into_what_cannot_follow_is_cut(real_model: Any) 
     assert plan is not None
     over = [t for t in range(vocabulary.size) if vocabulary.piece(t).startswith(b">") and len(vocabulary.piece(t)) > 1]
     assert over
-    compiler = Compiler(vocabulary)
-    for token in over[:50]:
-        constraint = compiler.compile(Sampling(), plan)
-        for before in vocabulary.tokenize("<tool_call"):
-            constraint.take(before)
-        tokens = [constraint.take(token)]
-        while len(tokens) < 4 and (allowed := constraint.allowed()) is not None and len(allowed) == 1:
-            tokens.append(constraint.take(int(allowed[0])))
-        text = b"".join(map(vocabulary.piece, tokens)).decode()
-        assert text.startswith(">\n") or '>\n{"name": "'.startswith(text), (vocabulary.piece(token), text)
+    with closing(Compiler(vocabulary)) as compiler:
+        for token in over[:50]:
+            constraint = compiler.compile(Sampling(), plan)
+            for before in vocabulary.tokenize("<tool_call"):
+                constraint.take(before)
+            tokens = [constraint.take(token)]
+            while len(tokens) < 4 and (allowed := constraint.allowed()) is not None and len(allowed) == 1:
+                tokens.append(constraint.take(int(allowed[0])))
+            text = b"".join(map(vocabulary.piece, tokens)).decode()
+            assert text.startswith(">\n") or '>\n{"name": "'.startswith(text), (vocabulary.piece(token), text)
     engine.close()
 
 
@@ -213,7 +220,7 @@ def test_the_target_of_a_call_is_what_serving_reads(vocabulary: Prompts) -> None
     ],
 )
 def test_a_training_target_is_token_for_token_what_serving_may_answer(
-    vocabulary: Prompts, arguments: dict[str, Any], choice: str
+    vocabulary: Prompts, compiler: Compiler, arguments: dict[str, Any], choice: str
 ) -> None:
     call = {
         "id": "c",
@@ -225,7 +232,7 @@ def test_a_training_target_is_token_for_token_what_serving_may_answer(
     prompt = vocabulary.prompt(input)
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     plan = vocabulary.answer_plan(input, prompt, Sampling())
-    constraint = Compiler(vocabulary).compile(Sampling(), plan)
+    constraint = compiler.compile(Sampling(), plan)
     for token in [*vocabulary.target(input, prompt, message), vocabulary.end]:
         allowed = constraint.allowed()
         assert allowed is None or token in allowed

@@ -13,6 +13,7 @@ import pytest
 
 from agentd.engine.calls.answer_plan import AnswerPlan
 from agentd.engine.constraints import Compiler, Constraint
+from agentd.engine.prompts import Prompts
 from agentd.engine.protocol import Engine, Sampling
 from agentd.errors import ConstraintTooComplex
 from tests.support.engine_samples import ENGINES, GREEDY, ask, chat, finish, raw, refusal
@@ -263,6 +264,44 @@ def test_what_compiles_for_too_long_is_given_up_and_others_are_not(
     assert answers["slow"].last.error is not None
     assert answers["slow"].last.error["code"] == "constraint_too_complex"
     release.set()
+
+
+def test_a_closed_compiler_reads_its_vocabulary_no_more(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that compile or compute masks go on behind it, but the vocabulary is freed then."""
+    vocabulary: Prompts = engine.vocabulary  # type: ignore[attr-defined]  # every language engine has one
+    compiler = Compiler(vocabulary)
+    constraint = compiler.compile(Sampling(json_schema='{"const": "a long text that must come"}'))
+    tokenize = vocabulary.tokenize
+    reads, reading, go_on = 0, threading.Event(), threading.Event()
+
+    def slow(text: str) -> list[int]:
+        nonlocal reads
+        reads += 1
+        reading.set()
+        assert go_on.wait(30)
+        return tokenize(text)
+
+    monkeypatch.setattr(vocabulary, "tokenize", slow)
+    constraint.prepare()
+    assert reading.wait(30)
+    closing = threading.Thread(target=compiler.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()  # it is being read
+    go_on.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    at_the_end = reads
+    assert constraint.allowed() is not None
+    with pytest.raises(RuntimeError):
+        constraint.prepare()
+    sampling = Sampling(json_schema='{"const": "another text that must come"}')
+    assert compiler.compile(sampling).allowed() is not None  # as a thread does that is at it
+    assert reads == at_the_end
+    late = Compiler(vocabulary)
+    late.close()
+    with pytest.raises(ConstraintTooComplex, match="unloaded"):
+        late.compile(sampling)
 
 
 def test_a_request_that_waits_for_its_constraint_can_be_cancelled(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import closing
 
 import llama_cpp as lc
 import numpy as np
@@ -27,8 +28,9 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabulary]
 
 
 @pytest.fixture(scope="module")
-def compiler(vocabulary: Vocabulary) -> Compiler:
-    return Compiler(vocabulary)
+def compiler(vocabulary: Vocabulary) -> Iterator[Compiler]:
+    with closing(Compiler(vocabulary)) as compiler:
+        yield compiler
 
 
 def accepts(constraint: Constraint, vocabulary: Vocabulary, text: str) -> bool:
