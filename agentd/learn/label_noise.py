@@ -109,9 +109,8 @@ class LabelNoise:
     """The state of a training in which answers may be wrong.
 
     examples  of the training, by their numbers; those that were only compared or judged are never doubted
-    groups    by number, which belong together: they are wrong equally often. What is not there is never doubted, but
-              may be judged by `evidence` if its number is in `like`
-    like      by the number of an example that is not trained on, the group it would be in
+    groups    by number, which belong together: they are wrong equally often. What is not there is never doubted
+    like      by the number of an example that judges, the group it would be in, for `spared`
     """
 
     def __init__(self, examples: dict[int, Encoded], groups: dict[int, int], like: dict[int, int]) -> None:
@@ -138,7 +137,7 @@ class LabelNoise:
     def weight(self, number: int, log_likelihood: float) -> float:
         """What an example counts in this step, from 0 to 1, where its whole answer has this log-likelihood now."""
         group = self._of.get(number)
-        if group is None:
+        if group is None or not math.isfinite(log_likelihood):  # no step is taken by that, and nothing learned of it
             return 1.0
         ratio = log_likelihood + self._surprisals[number]
         weight = _right(ratio, group.share)
@@ -150,7 +149,7 @@ class LabelNoise:
         """Nats by which an answer is likelier where some are wrong: log((1 - e) p + e u) - log p, from 0 up but for
         e's own part. An answer that judges is to say what the model knows, not how sure it is that others are wrong."""
         group = self._of.get(number)
-        if group is None or not (share := group.share):
+        if group is None or not (share := group.share) or not math.isfinite(log_likelihood):
             return 0.0
         doubt = math.log(share / (1 - share)) - log_likelihood - self._surprisals[number]
         return math.log1p(-share) + max(0.0, doubt) + math.log1p(math.exp(-abs(doubt)))

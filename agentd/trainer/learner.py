@@ -70,8 +70,9 @@ class Learner(ABC):
         control = read_control(spec.control, n_embd) if spec.control else None
         self.parent = read_adapter(spec.initial) if spec.initial else None
         dtype = torch.bfloat16 if options.bf16 else torch.float32
-        kept = {"in_memory": in_memory, "streamed": options.streamed}
-        self.blocks = Blocks(self.file, spec.first_block, spec.end_block, control, dtype=dtype, **kept)
+        self.blocks = Blocks(
+            self.file, spec.first_block, spec.end_block, control, in_memory, dtype, streamed=options.streamed
+        )
         if spec.end_block != self.blocks.n_blocks:
             raise InvalidSpec([f"end_block must be {self.blocks.n_blocks} to score terms"])
         self.lora = attach(self.blocks, options.rank, options.alpha, options.seed, self.parent)

@@ -258,7 +258,7 @@ class _Best(EarlyStopping):
         if self.score is None:
             raise TrainerFailed("no loss on the development examples is a number")
         self.kept = self.best_step
-        if not self.decides and self.before and self._last and self._last[1].loss < self.before.loss:
+        if not self.decides and self.before and self._last and self._last[1].error < self.before.error:
             self.kept, self.score = self._last
             self._learner.write(self._output)
         else:

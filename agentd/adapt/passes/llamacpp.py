@@ -200,10 +200,9 @@ class AdaptationPass(Attempt):
         progress, setting = self._progress, self._setting
         self._kept = None
         progress.begin("tap", 0 if learning.from_engine else n, "hidden states of the frozen trunk")
-        try:
-            with anyio.fail_after(self._control.seconds_until_stopped):
-                index = await learning.tap(self._count)
-        except TimeoutError:
+        with anyio.move_on_after(self._control.seconds_until_stopped) as time_left:
+            index = await learning.tap(self._count)
+        if time_left.cancelled_caught:
             return None, Move("there is no time left")
         if progress.state == "planned":
             await self._advance("tapped")
@@ -373,9 +372,9 @@ class AdaptationPass(Attempt):
             dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}
             self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
 
-    def _say(self, kind: str, message: str) -> None:
+    def _say(self, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         logger.info("pass %d: %s", self._progress.id, message)
-        self._store.submit(events.add, kind, message, pass_id=self._progress.id)
+        self._store.submit(events.add, kind, message, pass_id=self._progress.id, data=data)
 
     def _note_doubted(self, members: Sequence[Member], doubted: set[int]) -> None:
         """Which examples say what the others do not: their owner may know better."""
@@ -383,9 +382,7 @@ class AdaptationPass(Attempt):
             there = [member for member in members if member.task.name == task and member.role == "train"]
             ids = [member.example.id for member in there if member.number in doubted]
             message = f"{len(ids)} of {len(there)} examples of {task} say what the others do not, and counted little"
-            logger.info("pass %d: %s", self._progress.id, message)
-            data = {"task": task, "examples": ids[:_NAMED]}
-            self._store.submit(events.add, "doubted", message, pass_id=self._progress.id, data=data)
+            self._say("doubted", message, {"task": task, "examples": ids[:_NAMED]})
 
     def _on_zo_step(self, result: StepResult) -> None:
         self._progress.note(result)

@@ -59,13 +59,11 @@ def test_next_tokens_are_a_distribution() -> None:
     chance = random.Random(1)
     vocabulary = 6
     answers = [[chance.randrange(4) for _ in range(chance.randrange(1, 9))] for _ in range(30)]
-    answers.sort()  # the last one is none of the references' own
-    before = answers[-1][:3]
+    before = max(answers)[:3]
+    without = surprisals([*answers, before], vocabulary)[-1]
     total = 0.0
     for token in range(vocabulary):
-        whole, without = surprisals([*answers, [*before, token]], vocabulary)[-1], None
-        without = surprisals([*answers, before], vocabulary)[-1]
-        total += math.exp(without - whole)
+        total += math.exp(without - surprisals([*answers, [*before, token]], vocabulary)[-1])
     assert total == pytest.approx(1, abs=0.02)
 
 
@@ -132,6 +130,18 @@ def test_who_judges_is_spared_what_is_wrong_with_it() -> None:
     for likelihood in (-0.01, -0.7, -3.0, -9.0, -300.0):
         mixed = (1 - share) * math.exp(likelihood) + share / 2
         assert state.spared(judge, likelihood) == pytest.approx(math.log(mixed) - likelihood, abs=0.01)
+
+
+@pytest.mark.parametrize("likelihood", [math.nan, -math.inf])
+def test_what_is_no_number_says_nothing(likelihood: float) -> None:
+    """No step is taken by it (LossNotFinite); what was seen of the others goes on counting."""
+    state = noise([label(i % 2) for i in range(N)], dev=1)
+    seen = [-7.0 if not i % 5 else -0.05 for i in range(N - 1)]
+    epoch(state, seen)
+    before = state.as_json()
+    assert state.weight(0, likelihood) == 1.0
+    assert state.spared(N - 1, likelihood) == 0.0
+    assert state.as_json() == before
 
 
 def test_it_goes_on_where_it_was() -> None:
