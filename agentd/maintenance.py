@@ -1,4 +1,5 @@
-"""What a daemon that is left alone does for its state: it lets go of what is old, and reads everything once a week.
+"""What a daemon that is left alone does for its state: it lets go of what is old, or means nothing any more, and reads
+everything once a week.
 
 A page or a file that has gone bad on a worn card is found while there is still a backup to put in its place, and not
 when it is needed.
@@ -18,7 +19,7 @@ from agentd.api.services import Services
 from agentd.errors import AgentdError, ModelUnusable, RevisionCorrupt
 from agentd.host.clock import WallClock
 from agentd.revision.files import RevisionFiles
-from agentd.store import events, inferences, recovery
+from agentd.store import events, inferences, meanings, recovery
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,16 @@ _PATIENCE = 10.0  # seconds that a step of reading the model waits for those who
 
 
 async def run(services: Services, clock: WallClock) -> None:
-    """Does what is due, every hour. While the clock has just jumped, nothing is deleted: it may only look old. Reading
-    everything does no harm on any day. A model whose sha256 was known at the start is read first."""
+    """Does what is due, every hour. While the clock has just jumped, nothing is let go of: it may only look old.
+    Reading everything does no harm on any day. A model whose sha256 was known at the start is read first."""
     if services.model.on_trust:
         await read_model(services)
     while True:
         if clock.trusted:
             with contextlib.suppress(AgentdError):
                 await forget_old(services)
+            with contextlib.suppress(AgentdError):
+                await services.store.call(meanings.review)
         with contextlib.suppress(AgentdError):
             await check_if_due(services)
         await asyncio.sleep(_EVERY)

@@ -15,13 +15,13 @@ from agentd.adapt.planning.dataset import readiness
 from agentd.api.budget import backpropagation
 from agentd.api.lenient import Body
 from agentd.api.requests import identifier, number, parse
-from agentd.api.schemas import AdaptBody, RecallBody, RollbackBody, TaskBody
+from agentd.api.schemas import AdaptBody, MeaningBody, RecallBody, RollbackBody, TaskBody
 from agentd.api.services import Services, services
 from agentd.api.streaming import EventStream, event
 from agentd.engine.protocol import ModelInfo
 from agentd.errors import RevisionCorrupt
 from agentd.host import memory
-from agentd.store import events, examples, feedback, inferences, passes, revisions, scores, tasks
+from agentd.store import events, examples, feedback, inferences, meanings, passes, revisions, scores, tasks
 from agentd.store.passes import Pass
 
 _LOOK = 1.0  # seconds between looks for new events
@@ -260,6 +260,21 @@ async def edit_task(request: Request) -> Response:
         return {"task": task.as_json(), **counts}
 
     return JSONResponse(await s.store.call(edit))
+
+
+async def set_meaning(request: Request) -> Response:
+    s, name = services(request), request.path_params["task"]
+    body = await parse(request, MeaningBody, s.config.serve.max_body)
+
+    def set_(db: Database) -> dict[str, Any]:
+        task = tasks.get(db, name)
+        if body.since is None:
+            task, n = meanings.take_back(db, task)
+            return {"task": task.as_json(), "readmitted": n}
+        task, n = meanings.change(db, task, body.labels or task.choices, body.since.isoformat())
+        return {"task": task.as_json(), "set_aside": n}
+
+    return JSONResponse(await s.store.call(set_))
 
 
 async def list_inferences(request: Request) -> Response:

@@ -177,6 +177,9 @@ ADMIN: list[BaseRoute] = [
     DeclaredRoute("GET", "/admin/tasks", admin.list_tasks, Scope.ADMIN),
     DeclaredRoute("POST", "/admin/tasks/{task}", admin.edit_task, Scope.ADMIN, schemas.TaskBody, statuses=(404, 409)),
     DeclaredRoute(
+        "POST", "/admin/tasks/{task}/meaning", admin.set_meaning, Scope.ADMIN, schemas.MeaningBody, statuses=(404,)
+    ),
+    DeclaredRoute(
         "POST", "/admin/tasks/{task}/recall", admin.set_recall, Scope.ADMIN, schemas.RecallBody, statuses=(404, 409)
     ),
     DeclaredRoute("GET", "/admin/inferences", admin.list_inferences, Scope.ADMIN, query=_INFERENCES),

@@ -2,6 +2,7 @@
 answer's header where they have no effect."""
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, field_validator, model_validator
@@ -343,6 +344,15 @@ class TaskBody(Body):
         Annotated[str, Field(max_length=MAX_NAME)], Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
     ] = Field(default_factory=dict)
     remove: list[Annotated[str, Field(max_length=MAX_NAME)]] = Field(default_factory=list, max_length=1000)
+
+
+class MeaningBody(Body):
+    """POST /admin/tasks/{name}/meaning: since when labels mean something else; null: they always meant what they do."""
+
+    since: Annotated[date, Strict(False)] | None
+    labels: list[Annotated[str, Field(max_length=MAX_NAME)]] = Field(
+        default_factory=list, max_length=1000, description="all, where none is named"
+    )
 
 
 class Selected(Body):

@@ -90,6 +90,27 @@ def edit(
     output.show(answer, as_json)
 
 
+def meaning(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")],
+    since: Annotated[
+        str | None, typer.Option(metavar="DAY", help="What was said before, such as 2026-01-31 (UTC), is set aside.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="LABEL", help="Of these alone; repeatable. Default: all.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="They always meant what they do: examples come back.")] = False,
+    as_json: Json = False,
+    socket: Socket = None,
+) -> None:
+    """Say that labels have changed their meaning, or that they have not where agentd found so."""
+    if undo == (since is not None) or (undo and label):
+        raise UsageError("say --since DAY, for some with --label LABEL, or --undo")
+    answer = Daemon(socket).post(
+        f"/admin/tasks/{quote(task, safe='')}/meaning", {"since": since, "labels": label or []}
+    )
+    output.show(answer, as_json)
+
+
 def recall(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")],
     setting: Annotated[str, typer.Argument(metavar="on|off|auto", help="auto: where it was shown to help.")],

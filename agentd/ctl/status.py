@@ -50,7 +50,7 @@ def summary(answer: JSON) -> JSON:
         counts = answer["examples"].get(task, {"train": {"new": 0, "used": 0}, "holdout": 0})
         parts = [f"{counts['train']['new']} new", f"{counts['train']['used']} used", f"{counts['holdout']} holdout"]
         parts += [f"{unusable[task]} cannot be used"] if task in unusable else []
-        parts += [f"{stale[task]} set aside, their label or tool is gone"] if task in stale else []
+        parts += [f"{stale[task]} set aside, their label, its meaning or their tool is gone"] if task in stale else []
         summary[f"examples of {task}"] = ", ".join(parts)
     processes = {name: pss for name, pss in memory["processes"].items() if pss}
     each = ", ".join(f"{name} {output.size(pss)}" for name, pss in processes.items())

@@ -38,8 +38,18 @@ def schema(db: Database) -> None:
     faults.change("schema made")
 
 
-# Once a version is released, what it made is not changed: the next is a function `m010_…` here, which passes a point of
-# `faults` of its own.
+# Once a version is released, what it made is not changed: the next is a function `m011_…` below, which passes a point
+# of `faults` of its own.
+
+
+@migrations()
+def m010_meanings(db: Database) -> None:
+    # JSON object: "since", by label the day since when it means what it does, and "settled", the day until which that
+    # has been looked at
+    db.execute("ALTER TABLE tasks ADD COLUMN meaning TEXT NOT NULL DEFAULT '{}'")
+    db.execute("CREATE INDEX scores_task ON scores (task, day)")
+    faults.change("meanings added")
+
 
 _COUNTED = """
     CREATE TRIGGER {table}_{event} AFTER {on} ON {table} BEGIN

@@ -1,7 +1,7 @@
 """Tasks: what there is to learn. Declared in the configuration, or by the first feedback that names one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlite_utils import Database
@@ -19,7 +19,8 @@ PREFERENCE, THUMB, SCORE = _PROVISIONAL = ("preference", "thumb", "score")
 @dataclass(frozen=True)
 class Task(Row):
     """A task. Without `choices` its answers are free text or calls; `open` choices grow with every new label. `metric`
-    is how answers are judged, see `learn.metrics`."""
+    is how answers are judged, see `learn.metrics`. `meaning` says of labels since when they mean what they do ("since":
+    {label: day}), and until when that has been looked at ("settled": day), see meanings.py."""
 
     table = "tasks"
 
@@ -30,6 +31,7 @@ class Task(Row):
     prompt: str | None
     source: str
     created_at: str
+    meaning: dict[str, Any] = field(default_factory=dict)
 
 
 def find(db: Database, name: str) -> Task | None:
@@ -59,13 +61,12 @@ def declare(db: Database, task: Task) -> None:
         return
     if known.source == "config" and task.source != "config":
         return
-    _update(db, known, choices=task.choices, open=task.open, metric=task.metric, prompt=task.prompt, source=task.source)
+    update(db, known, choices=task.choices, open=task.open, metric=task.metric, prompt=task.prompt, source=task.source)
     if not task.open:
-        named = "task = ? AND kind = 'label' AND target {} (SELECT value FROM json_each(?))"
+        gone = "task = ? AND kind = 'label' AND target NOT IN (SELECT value FROM json_each(?))"
         parameters = [task.name, to_json(task.choices)]
-        gone, back = named.format("NOT IN"), named.format("IN")
         db.execute(f"UPDATE examples SET state = 'stale' WHERE state IN ('new', 'used') AND {gone}", parameters)
-        db.execute(f"UPDATE examples SET state = 'new' WHERE state = 'stale' AND {back}", parameters)
+        readmit(db, task.name, task.choices)
 
 
 def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str]) -> tuple[Task, dict[str, int]]:
@@ -94,7 +95,7 @@ def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str
     for label in remove:
         statement = f"UPDATE examples SET state = 'stale' {of_label} AND state IN ('new', 'used')"
         set_aside += db.execute(statement, [name, label]).rowcount
-    return _update(db, task, choices=choices), {"relabelled": relabelled, "set_aside": set_aside}
+    return update(db, task, choices=choices), {"relabelled": relabelled, "set_aside": set_aside}
 
 
 def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str] | None = None) -> tuple[Task, str]:
@@ -114,7 +115,7 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     task = find(db, name)
     if kind == "label" and task is not None and _is_provisional(db, task):
         db.execute("UPDATE examples SET state = 'stale' WHERE task = ? AND state IN ('new', 'used')", [name])
-        task = _update(db, task, open=True, metric="accuracy")
+        task = update(db, task, open=True, metric="accuracy")
     if kind in _PROVISIONAL and task is not None and (task.choices or task.open):
         raise InvalidRequest(
             f"the answers of task {name!r} are labels; pairs and judged answers are for free text", param="kind"
@@ -133,8 +134,8 @@ def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str
     if task is None:
         return _declared(db, name, [label], open=True), label
     if task.open:
-        _take_back(db, name, [label])
-        return _update(db, task, choices=[*task.choices, label]), label
+        readmit(db, name, [label])
+        return update(db, task, choices=[*task.choices, label]), label
     if task.choices:
         raise LabelNotInChoices(target, name, task.choices)
     raise InvalidRequest(
@@ -156,17 +157,25 @@ def _with_choices(db: Database, task: Task | None, name: str, target: str, choic
     if task is None:
         return _declared(db, name, named, open=False), label
     if task.open and set(known) <= set(named):
-        _take_back(db, name, named)
-        return _update(db, task, choices=named, open=False), label
+        readmit(db, name, named)
+        return update(db, task, choices=named, open=False), label
     if set(known) != set(named):
         raise Conflict(f"task {name!r} has the choices {to_json(known)} already", param="choices")
     return task, label
 
 
-def _take_back(db: Database, name: str, labels: Sequence[str]) -> None:
-    """Examples that were set aside with their choice come back with it."""
-    named = "task = ? AND kind = 'label' AND target IN (SELECT value FROM json_each(?))"
-    db.execute(f"UPDATE examples SET state = 'new' WHERE state = 'stale' AND {named}", [name, to_json(list(labels))])
+def readmit(db: Database, name: str, labels: Sequence[str]) -> int:
+    """Examples that were set aside with their choice come back with it, but for those from before it changed its
+    meaning. Returns how many."""
+    meant = (
+        "SELECT day.value FROM tasks, json_each(tasks.meaning, '$.since') AS day"
+        " WHERE tasks.name = examples.task AND day.key = examples.target"
+    )
+    statement = (
+        "UPDATE examples SET state = 'new' WHERE state = 'stale' AND task = ? AND kind = 'label'"
+        f" AND target IN (SELECT value FROM json_each(?)) AND updated_at >= coalesce(({meant}), '')"
+    )
+    return db.execute(statement, [name, to_json(list(labels))]).rowcount
 
 
 def _is_provisional(db: Database, task: Task) -> bool:
@@ -186,7 +195,8 @@ def _declared(db: Database, name: str, choices: list[str], *, open: bool) -> Tas
     return task
 
 
-def _update(db: Database, task: Task, **changed: Any) -> Task:
+def update(db: Database, task: Task, **changed: Any) -> Task:
+    """The task with other values in some columns."""
     values = columns(Task, changed)
     assignments = ", ".join(f"{column} = :{column}" for column in values)
     db.execute(f"UPDATE tasks SET {assignments} WHERE name = :_name", {**values, "_name": task.name})

@@ -38,7 +38,7 @@ from agentd.engine.protocol import Generate, Sampling
 from agentd.errors import AgentdError, TrainerFailed
 from agentd.formats import training_state
 from agentd.host import systemd
-from agentd.store import examples, feedback, imports, inferences, passes, revisions, trials
+from agentd.store import examples, feedback, imports, inferences, meanings, passes, revisions, tasks, trials
 from agentd.store.examples import NewExample
 from agentd.store.feedback import NewFeedback
 from agentd.store.forgetting import Selection
@@ -146,6 +146,9 @@ async def forget_and_rebuild(s: Services, acknowledge: Acknowledge) -> None:
     await rebuild.rebuild(s.store, s.adaptation, Selection(examples=(rows[0].id,)), options)
     while not ended(s):
         await asyncio.sleep(0.01)
+    mood = await s.store.call(tasks.get, "mood")
+    mood, _ = await s.store.call(meanings.change, mood, mood.choices, "2999-01-01")
+    await s.store.call(meanings.take_back, mood)
     acknowledge(await give(s, "after"))
 
 

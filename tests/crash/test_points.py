@@ -38,7 +38,8 @@ KINDS = ["ENOSPC", "EIO", "EROFS", "kill", "power cut", "power cut, names kept"]
 FULL = os.environ.get("AGENTD_CRASH_MATRIX") == "full"
 # Every state change there is. One that no scenario passes any more would go untested.
 POINTS = {
-    *("schema made", "feedback stored", "feedback forgotten", "examples used"),
+    *("schema made", "meanings added", "labels changed", "labels not changed"),
+    *("feedback stored", "feedback forgotten", "examples used"),
     *(f"pass {state}" for state in ["triggered", "refused", "planned", "tapped", "trained", "gated", "staged"]),
     *(f"pass {state}" for state in ["rejected", "failed", "trial", "committed", "rolled_back"]),
     *(f"pass {state}" for state in ["parked", "resumed"]),

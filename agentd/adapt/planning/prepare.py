@@ -21,7 +21,7 @@ from agentd.engine.process.activity import Activity
 from agentd.engine.process.supervisor import Supervisor
 from agentd.errors import AgentdError, PassRefused
 from agentd.learn.encoded import LIKELIHOOD
-from agentd.store import examples, measurements, passes, schema_drift
+from agentd.store import examples, meanings, measurements, passes, schema_drift
 from agentd.store.database import Store
 
 SIFTED = "sifted"  # the folder of what the engine reads before a pass starts by itself
@@ -185,6 +185,7 @@ class Preparation:
     async def _select(self, config: Config, seed: int, limit: int, *, relearn: bool = False) -> Dataset:
         gate = config.adapt.gate
         await self._store.call(schema_drift.review)
+        await self._store.call(meanings.review)
         return await self._store.call(
             lambda db: datasets.select(db, limit=limit, seed=seed, gate=gate, relearn=relearn)
         )

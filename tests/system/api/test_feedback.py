@@ -170,6 +170,32 @@ def test_feedback_declares_a_task_and_corrects_its_example(daemon: DaemonProcess
     assert (tasks["weather"]["choices"], tasks["weather"]["open"]) == (["hot", "cold"], False)
 
 
+def test_labels_change_their_meaning_by_their_owners_word(daemon: DaemonProcess, inference: str) -> None:
+    give(daemon, inference, "label", "soft", task="steel", choices=["hard", "soft"])
+
+    def meaning(*arguments: str) -> str:
+        command = [sys.executable, "-m", "agentd.ctl.app", "tasks", "meaning", *arguments, "--json"]
+        done = subprocess.run([*command, "--socket", str(daemon.admin)], capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else f"{done.returncode} {done.stderr}"
+
+    def state() -> str:
+        (row,) = examples(daemon, "steel")
+        return str(row["state"])
+
+    assert json.loads(meaning("steel", "--since", "2999-12-31", "--label", "hard"))["set_aside"] == 0
+    assert state() == "new"
+    changed = json.loads(meaning("steel", "--since", "2999-12-31"))
+    assert (changed["set_aside"], changed["task"]["meaning"]["since"]["soft"], state()) == (1, "2999-12-31", "stale")
+    assert "labels changed" in {row["kind"] for row in daemon.get("/admin/events", admin=True).json["events"]}
+    assert json.loads(meaning("steel", "--undo"))["readmitted"] == 1
+    assert state() == "new"
+    assert meaning("iron", "--undo").startswith("4 ")
+    assert meaning("steel").startswith("2 ")
+    for body in ({"since": "yesterday"}, {"since": "2026-01-01", "labels": ["blue"]}, {}):
+        assert daemon.post("/admin/tasks/steel/meaning", body, admin=True).status == 400
+    assert state() == "new"
+
+
 @pytest.mark.parametrize("header", [False, True])
 def test_an_idempotency_key_stores_once(daemon: DaemonProcess, inference: str, header: bool) -> None:
     key = f"key-{inference}"

@@ -39,6 +39,6 @@ def test_examples_that_cannot_be_used_are_counted() -> None:
         "stale_examples": {"sentiment": 3},
     }
     assert summary(status)["examples of sentiment"] == (
-        "12 new, 500 used, 120 holdout, 2 cannot be used, 3 set aside, their label or tool is gone"
+        "12 new, 500 used, 120 holdout, 2 cannot be used, 3 set aside, their label, its meaning or their tool is gone"
     )
     assert summary(status)["examples of home"] == "0 new, 0 used, 0 holdout, 7 cannot be used"

@@ -198,7 +198,7 @@ def test_a_full_database_stores_all_of_a_feedback_or_nothing(store: Store) -> No
     def limit(db: Database, pages: int) -> None:
         db.execute(f"PRAGMA max_page_count = {pages}").fetchone()
 
-    store.do(limit, 150)
+    store.do(limit, 155)
     n = fill(store, "task")
     assert n > 10
     store.do(check_nothing_is_half_stored, n)

@@ -1,4 +1,4 @@
-"""The schema is what nine steps made before they became one: those who took them all need none."""
+"""The schema is what nine steps made before they became one, and goes on from there."""
 
 import re
 import sqlite3
@@ -6,11 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from agentd.errors import StateTooOld
-from agentd.store import examples, revisions
+from agentd.store import examples, revisions, tasks
 from agentd.store.database import Store
 from agentd.store.examples import NewExample
+from agentd.store.migrations import migrations
 from tests.support.store_samples import database_of_nine_steps
 
 
@@ -29,18 +31,29 @@ def schema_version(path: Path) -> int:
 
 def test_a_fresh_database_is_one_that_nine_steps_made(tmp_path: Path) -> None:
     fresh, older = tmp_path / "fresh.db", database_of_nine_steps(tmp_path / "older.db")
-    Store(fresh).close()
+    with closing(Database(fresh)) as db:
+        migrations.apply(db, stop_before="m010_meanings")
     assert objects(fresh) == objects(older)
     assert len(objects(fresh)) == 77
 
 
-def test_it_is_opened_as_it_is(tmp_path: Path) -> None:
-    path = database_of_nine_steps(tmp_path / "agentd.db")
-    before = schema_version(path), objects(path)
+def test_it_goes_on_as_a_fresh_one_does_with_all_that_it_holds(tmp_path: Path) -> None:
+    fresh, path = tmp_path / "fresh.db", database_of_nine_steps(tmp_path / "agentd.db")
+    Store(fresh).close()
+    task = ("home", '["on","off"]', 0, "accuracy", "feedback", "2026-11-01T00:00:00.000Z")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "INSERT INTO tasks (name, choices, open, metric, source, created_at) VALUES (?, ?, ?, ?, ?, ?)", task
+        )
+        db.commit()
     with closing(Store(path)) as store:
         store.do(examples.add, NewExample("home", "label", {"prompt": "lamp"}, "on"))
         assert [revision.id for revision in store.do(revisions.all)] == [0]
-    assert (schema_version(path), objects(path)) == before
+        assert store.do(tasks.get, "home").meaning == {}
+    assert objects(path) == objects(fresh)
+    before = schema_version(path)
+    Store(path).close()
+    assert schema_version(path) == before  # and once only
 
 
 @pytest.mark.parametrize(("steps", "last"), [(1, "m001_initial"), (1, "m001_release_0_1_0"), (8, "m008_fleet")])
