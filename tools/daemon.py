@@ -54,6 +54,11 @@ class ToolFailed(Exception):
     """A tool cannot go on; the message says why."""
 
 
+def end_daemons_on_sigterm() -> None:
+    """Lets SIGTERM end a program by way of its `finally` clauses, which end the daemons that it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int

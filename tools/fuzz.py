@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from tools.daemon import DaemonProcess
+from tools.daemon import DaemonProcess, end_daemons_on_sigterm
 from tools.hostile import Attack, attack
 
 SECONDS = 30.0  # after which an answer counts as missing
@@ -249,6 +249,7 @@ def is_error(path: str, answer: bytes) -> bool:
 
 
 def main() -> int:
+    end_daemons_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument(

@@ -17,7 +17,7 @@ from agentd.api.ui import FOLDER
 from agentd.ctl.proxy import proxy
 from tools import tiny_model
 from tools.browser import Browser, Page
-from tools.daemon import ROOT, DaemonProcess, eventually
+from tools.daemon import ROOT, DaemonProcess, end_daemons_on_sigterm, eventually
 
 _GOOD = ("A warm and funny film", "Splendid, and never a minute too long", "It has wit and heart", "A joy to watch")
 _BAD = (
@@ -119,6 +119,7 @@ def memory(daemon: DaemonProcess) -> float:
 
 
 def main() -> None:
+    end_daemons_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="where to (default: docs)")
     options = parser.parse_args()

@@ -31,7 +31,7 @@ import psutil
 
 from agentd.ctl.errors import ApiError, CtlError
 from tools import reviews
-from tools.daemon import DaemonProcess, UnixConnection
+from tools.daemon import DaemonProcess, UnixConnection, end_daemons_on_sigterm
 
 CLIENTS = 8
 QUESTIONS = ["Name a colour.", "What is two plus two?", "Write one sentence about the sea.", "Say something kind."]
@@ -367,6 +367,7 @@ def _asking(question: str) -> dict[str, Any]:
 
 
 def main() -> int:
+    end_daemons_on_sigterm()
     parser = argparse.ArgumentParser(description="A long, rough day in a short time.")
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--passes", type=int, default=5, help="that must have come to a verdict")

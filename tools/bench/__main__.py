@@ -5,6 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from tools.daemon import end_daemons_on_sigterm
+
 HERE = Path(__file__).parent
 HELPERS = frozenset({"__init__", "__main__"})
 
@@ -34,6 +36,7 @@ def main() -> int:
         for name, (_, about) in modules.items():
             print(f"  {name:17} {about}", file=stream)
         return 0 if asked_for_help else 2
+    end_daemons_on_sigterm()
     name = sys.argv.pop(1)
     sys.argv[0] = f"python -m tools.bench {name}"
     runpy.run_module(modules[name][0], run_name="__main__", alter_sys=False)

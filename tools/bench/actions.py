@@ -22,7 +22,6 @@ the table is printed from all of it. PEFT comes with `pip install 'agentd[peft]'
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -53,7 +52,6 @@ Key = dict[str, Any]
 
 def main() -> int:
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # daemons are ended on the way out
     model = options.model or models.fetch_default()
     there: list[dict[str, Any]] = []
     if options.output.exists():

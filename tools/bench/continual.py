@@ -15,7 +15,7 @@ starts a pass but the daemon; a night is over when nothing is due and nothing ru
 --days   corrections a day over the tasks; every night the daemon's date goes on by a day, where Debian's libfaketime is
          installed. From a third of the days on the first task's labels mean their opposite (the next ones, where there
          are more than two), of the second's corrections 15 % are wrong, and the last ends at half of the days. An
-         answer is scored before it is corrected
+         answer is scored before it is corrected. --recall off leaves it all to the weights
 """
 
 import argparse
@@ -54,23 +54,27 @@ class Life:
         *,
         learns: bool,
         calendar: "Calendar | None" = None,
+        recall: str = "auto",
     ) -> None:
         trigger = {"idle": "2s", "check": "1s"}
         settings: dict[str, Any] = {
             "model": {"threads": threads},
-            "adapt": {"enabled": learns, "trigger": trigger, "trial": {"duration": "5s"}},
+            "adapt": {"enabled": learns, "trigger": trigger, "trial": {"duration": "5s"}, "recall": recall},
             "tasks": {task.name: task.settings for task in life},
         }
         self.daemon = DaemonProcess(model, settings, environment=calendar.environment if calendar else None)
         self.learns = learns
 
     def __enter__(self) -> "Life":
-        self.daemon.__enter__()
-        self.daemon.start()
+        try:
+            self.daemon.start()
+        except BaseException:
+            self.daemon.close()
+            raise
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.daemon.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.daemon.close()
 
     def ask(self, task: LifeTask, row: Row, **more: Any) -> dict[str, Any]:
         answer = None
@@ -230,7 +234,8 @@ def days(options: argparse.Namespace, model: Path | None) -> Iterator[dict[str, 
     for seed in range(options.seeds):
         draw, life_tasks = random.Random(seed), tasks(options.names, seed, options.sarcasm)
         drift, end = options.days // 3, options.days // 2
-        with calendar() as dates, Life(model, life_tasks, options.threads, learns=True, calendar=dates) as life:
+        how = {"learns": True, "recall": options.recall}
+        with calendar() as dates, Life(model, life_tasks, options.threads, calendar=dates, **how) as life:
             asked = dict.fromkeys(options.names, 0)
             for day in range(options.days):
                 if dates is not None:
@@ -301,6 +306,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--corrections", type=_number, default=300, metavar="N", help="of a task, in --tasks")
     parser.add_argument("--orders", type=_number, default=3, metavar="N")
     parser.add_argument("--a-day", type=_number, default=20, metavar="N", help="corrections a day")
+    parser.add_argument("--recall", choices=("auto", "off"), default="auto", help="in --days; off: weights alone learn")
     parser.add_argument("--seeds", type=_number, default=1, metavar="N")
     parser.add_argument("--judged", type=_number, default=100, metavar="N", help="held-out rows that are asked")
     parser.add_argument("--night", type=float, default=7200.0, metavar="SECONDS", help="that one lasts at most")

@@ -4,8 +4,6 @@ import argparse
 import asyncio
 import json
 import re
-import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agentd.ctl.errors import CtlError
 from agentd.ctl.progress import Ended
-from tools.daemon import DaemonProcess, ToolFailed, followed
+from tools.daemon import DaemonProcess, ToolFailed, end_daemons_on_sigterm, followed
 from tools.demo.agent import Agent, Answer
 from tools.demo.report import Promises, Report
 from tools.demo.traffic import BURST_EVERY, EVERY, LENGTH, QUESTIONS, Traffic, contradictions
@@ -174,7 +172,7 @@ def _pace(sparse: float) -> str:
 
 def tell(story: type[Story], options: argparse.Namespace) -> int:
     """The exit status: 0 where all promises were kept, BROKEN where some were not, 1 where it did not get so far."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the daemon is ended on the way out
+    end_daemons_on_sigterm()
     console = Console(highlight=False, record=options.picture is not None, width=100 if options.picture else None)
     settings = {"adapt": {"enabled": False, "trial": {"duration": "5s"}}}
     with DaemonProcess(options.model, settings, config=story.config, state=options.state) as daemon:

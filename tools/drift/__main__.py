@@ -8,7 +8,6 @@ are none.
 import argparse
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from agentd.ctl.errors import CtlError
 from agentd.engine.int8 import model as int8_model
 from agentd.ids import epoch
 from tools.bench.paper.int8_data import Images, digits, load, rotated
-from tools.daemon import ROOT, DaemonProcess, ToolFailed
+from tools.daemon import ROOT, DaemonProcess, ToolFailed, end_daemons_on_sigterm
 from tools.drift import model
 from tools.drift.camera import Camera, Seen
 from tools.drift.plot import Point, draw, points
@@ -50,7 +49,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curve here, as PNG or SVG (matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the daemon is ended on the way out
+    end_daemons_on_sigterm()
     console = Console(highlight=False)
     torch.set_num_threads(1)  # the daemon needs the other core, and small batches gain little from it
     images = digits() if options.digits else load(options.data)
