@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import product
 
 _ALPHA = 0.01  # of both tests; that of the time after is divided by all the places and pairs that are looked at
 _DAYS = 2  # with judged answers, at least, on either side: one day's mistake, or one flood, is no change
@@ -41,11 +41,13 @@ class ConceptDrift:
 def changed_places(answers: Sequence[JudgedAnswer], served: Mapping[str, int]) -> ConceptDrift | None:
     """The likeliest change in these answers, if there is one; `served` is how many there were each day, judged or
     not."""
+    cells: dict[tuple[str, str], list[JudgedAnswer]] = {}
+    for answer in answers:
+        cells.setdefault((answer.given, answer.right), []).append(answer)
     found: list[tuple[float, str, tuple[str, str]]] = []
-    n_tests = 0
-    labels = sorted({answer.right for answer in answers} & {answer.given for answer in answers})
-    for pair in combinations(labels, 2):
-        among = [answer for answer in answers if answer.given in pair and answer.right in pair]
+    n_tests = 0  # but for pairs that were never taken for each other, which cannot be found (Tarone 1990)
+    for pair in sorted((a, b) for a, b in cells if a < b and (b, a) in cells):
+        among = [answer for cell in product(pair, pair) for answer in cells.get(cell, ())]
         days = sorted({answer.day for answer in among})
         for day in days[_DAYS : len(days) - _DAYS + 1]:
             n_tests += 1
