@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp as lc
 import numpy as np
 import pytest
 
@@ -478,6 +479,49 @@ def last(steps: Iterator[Any]) -> Any:
             next(steps)
         except StopIteration as stop:
             return stop.value
+
+
+@pytest.mark.parametrize("work", ["tap", "choose", "speak", "score"])
+def test_work_that_outlives_its_session_touches_no_freed_memory(
+    work: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun and dropped is collected at some time, perhaps behind the model's end."""
+    alive: set[int] = set()
+    made, freed, cleared = lc.llama_init_from_model, lc.llama_free, lc.llama_memory_clear
+    memories: dict[int, int] = {}
+
+    def make(*arguments: Any) -> Any:
+        context = made(*arguments)
+        alive.add(context)
+        memories[lc.llama_get_memory(context)] = context
+        return context
+
+    def free(context: int) -> None:
+        alive.remove(context)
+        freed(context)
+
+    def clear(memory: int, data: bool) -> None:
+        assert memories[memory] in alive
+        cleared(memory, data)
+
+    monkeypatch.setattr(lc, "llama_init_from_model", make)
+    monkeypatch.setattr(lc, "llama_free", free)
+    monkeypatch.setattr(lc, "llama_memory_clear", clear)
+    engine = ENGINES["llamacpp"](model_path)
+    background = engine.background(lambda: False)
+    examples = [background.encode(review(text), CHOICES, label) for text, label in REVIEWS]
+    choices = tuple(CHOICES) if work == "choose" else ()
+    asked = [Generate(str(i), review(text), GREEDY, 8, choices=choices) for i, (text, _) in enumerate(REVIEWS)]
+    begun: Iterator[Any] = {
+        "tap": lambda: background.tap(examples, range(1, 3), tmp_path / "tap"),
+        "score": lambda: background.score(examples),
+    }.get(work, lambda: background.answer(asked, lambda piece: False))()
+    for _ in range(1 if work in ("tap", "score") else len(asked) + 2):
+        next(begun)
+    engine.close()
+    assert not alive
+    begun.close()  # type: ignore[attr-defined]  # all of them are generators
+    assert not alive
 
 
 def test_texts_are_scored_beside_the_examples(background: Background, interruption: Interruption) -> None:

@@ -144,9 +144,8 @@ class LlamaCppBackground:
                 longest = max(longest, len(prompt) + max(map(len, answers)) + 1)
             yield []
         self._context.close()
-        context = None
         try:
-            context = Context(
+            context = self._context = Context(  # its own, so that it is closed whoever ends the session
                 self._model,
                 n_ctx=min(-(-longest // _CELLS) * _CELLS or _CELLS, self.limit),
                 n_seq=1,
@@ -159,8 +158,7 @@ class LlamaCppBackground:
             serving = Serving(context, self.vocabulary, context.n_ctx, weights, self._sampler, self._compiler)
             yield from answered(serving, requests, serving.step, enough)
         finally:
-            if context is not None:
-                context.close()
+            self._context.close()
             if not self._over:  # the session may end first
                 self._reopen()
 

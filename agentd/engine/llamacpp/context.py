@@ -95,6 +95,8 @@ class Context:
         logit_rows: Sequence[int],
     ) -> None:
         """Runs one batch. `logit_rows` are the rows whose logits are needed. Raises Interrupted, with nothing kept."""
+        if not self._context:
+            raise EngineUnavailable("this context is closed")
         if len(tokens) > self.width:  # C would write past the end of the batch
             raise EngineUnavailable(f"a batch of {len(tokens)} tokens does not fit {self.width}")
         if self._interrupted is not None and self._interrupted():
@@ -180,7 +182,10 @@ class Context:
         self._adapters = Adapters(self._adapters.lora, control, self._adapters.digest)
 
     def forget(self, sequence: int = -1, start: int = -1) -> None:
-        """Drops a sequence from the KV cache, from position `start` on; by default everything."""
+        """Drops a sequence from the KV cache, from position `start` on; by default everything. A closed
+        context holds none: work that was given up tidies up when it is collected, which may be later."""
+        if not self._context:
+            return
         if sequence < 0:
             lc.llama_memory_clear(self._memory, False)
         else:
