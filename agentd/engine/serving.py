@@ -87,15 +87,15 @@ class Serving(Generic[W]):
 
     def warming(self, weights: Weights, interrupted: Callable[[], bool]) -> Generator[None, None, int]:
         """Computes with `weights`, before they are swapped in, the prefixes that are used most; returns the tokens.
-        Yields where requests may come in between."""
+        Yields where requests may come in between. Raises RevisionCorrupt where they are not staged, or not any more."""
         if self._prefixes is None or weights == self.weights:
             return 0
         old, new, computed = self._registry[self.weights], self._registry[weights], 0
         for n in self._prefixes.warming(self._slots, old, new, interrupted):
             computed += n
             yield
-            if self._registry[self.weights] is not old:  # it was not waited for
-                break
+            if self._registry[self.weights] is not old or self._registry[weights] is not new:
+                break  # it was not waited for; the new ones may even be freed
         return computed
 
     def tend(self) -> bool:
@@ -164,10 +164,9 @@ class Serving(Generic[W]):
         return Job(self._submitted, request, prompt, self.weights, adapters, text, n_recalled)
 
     def cancel(self, key: str) -> None:
-        self._preparing = [job for job in self._preparing if job.request.key != key]
-        for job in list(self._waiting):
-            if job.request.key == key:
-                self._waiting.remove(job)
+        for jobs in (self._preparing, self._waiting):
+            for job in [job for job in jobs if job.request.key == key]:
+                jobs.remove(job)
                 job.close()
         for slot in self._slots:
             if slot.job is not None and slot.job.request.key == key:

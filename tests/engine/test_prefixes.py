@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llama_cpp as lc
 import pytest
 
 from agentd.engine.llamacpp.engine import LlamaCppEngine
 from agentd.engine.protocol import Sampling
+from agentd.errors import RevisionCorrupt
 from tests.support.engine_samples import GREEDY, ask, finish, raw, write_lora
 
 FREE = Sampling(temperature=0)
@@ -101,6 +103,29 @@ def test_a_prefix_survives_a_restart_in_a_file_for_its_owner_alone(model_path: P
     assert asked(other, "third", "And lamp 9?").cached_tokens == 0
     assert path not in files(tmp_path)
     other.close()
+
+
+def test_who_leaves_while_a_prefix_is_read_leaves_nothing_behind(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(model_path, tmp_path)
+    asked(first, "first", "Is lamp 3 on?")
+    written(tmp_path, 1)
+    first.close()
+    freed: list[object] = []
+    free = lc.llama_sampler_free
+
+    def count(chain: object) -> None:
+        freed.append(chain)
+        free(chain)
+
+    monkeypatch.setattr(lc, "llama_sampler_free", count)
+    second = start(model_path, tmp_path)
+    second.submit(raw("gone", f"{SYSTEM} And lamp 9?", FREE))
+    second.cancel("gone")
+    assert not second.busy
+    assert len(freed) == 1
+    second.close()
 
 
 @pytest.mark.parametrize("damage", ["state", "cut", "head", "left over"])
@@ -249,3 +274,28 @@ def test_a_request_comes_before_what_is_computed_for_a_swap(model_path: Path, tm
     engine.swap("1")
     assert asked(engine, "after", "And lamp 10?").cached_tokens > LONG
     engine.close()
+
+
+def test_weights_that_were_freed_are_not_computed_with_any_more(
+    engine: LlamaCppEngine, model_path: Path, tmp_path: Path
+) -> None:
+    """Who is served may keep what is computed for a swap waiting until the swap was taken back."""
+    asked(engine, "first", "Is lamp 3 on?")
+    asked(engine, "second", "Is lamp 5 on?")
+    lora = write_lora(tmp_path / "revision.gguf", model_path, size=4.0)
+    for again in (False, True):
+        engine.stage("1", lora, None)
+        steps = engine.warming("1", lambda: False)
+        assert not any(next(steps) for _ in range(3))
+        engine.swap("1")
+        engine.swap("0")
+        engine.unstage("1")
+        assert (engine.stats()["staged"], engine.stats()["leaving"]) == (["0"], 0)
+        if again:
+            engine.stage("1", lora, None)
+            assert list(steps) == []
+        else:
+            with pytest.raises(RevisionCorrupt, match="not staged"):
+                next(steps)
+        engine.unstage("1")
+    assert asked(engine, "after", "And lamp 9?").revision == 0
