@@ -20,7 +20,7 @@ from agentd.adapt.passes import parked
 from agentd.api import access, ui
 from agentd.api.app import application
 from agentd.api.classify import CLASSIFY_TASK
-from agentd.api.server import Server, address_of, tcp_socket, unix_socket
+from agentd.api.server import GRACE, Server, address_of, tcp_socket, unix_socket
 from agentd.api.services import Services
 from agentd.api.telemetry import Telemetry
 from agentd.api.tls import Tls
@@ -115,9 +115,11 @@ async def run(config: Config, reload: Callable[[], Config]) -> int:
             services.stopping = True
             for server in servers:
                 server.stop()
+            giving_up = loop.call_later(GRACE, services.supervisor.give_up)
             ready.cancel()  # if it still loads the model, it takes the engine down again
             await asyncio.wait({ready})
             await running
+            giving_up.cancel()
     StartCounter(config.state.dir / "starts").succeeded()
     return 0
 

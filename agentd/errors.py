@@ -258,7 +258,7 @@ class Overloaded(AgentdError):
 
 
 class EngineUnavailable(AgentdError):
-    """The engine process is starting, restarting, or could not load the model."""
+    """The engine process is starting, restarting, stopping, or could not load the model."""
 
     status = 503
     type = "unavailable_error"

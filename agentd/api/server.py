@@ -18,6 +18,7 @@ from agentd.api.tls import Tls
 from agentd.errors import CannotListen
 
 HEAD_SECONDS = 30.0  # for a client to send its request's head, and what is left of a body that no one reads
+GRACE = 8  # seconds that requests have left when the daemon is told to stop; a little later they are cut off
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than clients do, or they meet it while it closes
 
 
@@ -158,7 +159,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,  # anybody may write X-Forwarded-For, and so be whoever it says
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=GRACE + 2,
             h11_max_incomplete_event_size=64 * 1024,
             limit_concurrency=None if connections is None else connections + 1,  # Protocol hangs up on that one
         )

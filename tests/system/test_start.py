@@ -251,6 +251,31 @@ def test_sigterm_answers_what_is_open_and_leaves(unstarted: DaemonProcess) -> No
     assert "never awaited" not in unstarted.log
 
 
+def test_what_sigterm_cannot_wait_for_is_told_so(unstarted: DaemonProcess) -> None:
+    unstarted.start()
+    ask = {"messages": [{"role": "user", "content": "Tell me more."}], "max_tokens": 4}
+    answers: list[Answer] = []
+    plain = [
+        threading.Thread(target=lambda path=path, body=body: answers.append(unstarted.post(path, body)))
+        for path, body in (("/v1/chat/completions", ask), ("/v1/embeddings", {"input": "more"}))
+    ]
+    with streaming(unstarted.api, "/v1/chat/completions", {**ask, "max_tokens": 900}) as events:
+        next(events)
+        for child in engines(unstarted):
+            child.suspend()  # a board that is slow
+        for thread in plain:
+            thread.start()
+        eventually(lambda: unstarted.status()["requests"]["active"] == 3)
+        assert unstarted.stop() == 0
+        *_, last = events
+    for thread in plain:
+        thread.join(10)
+    for error in (last["error"], *(answer.error for answer in answers)):
+        assert (error["code"], error["message"]) == ("engine_unavailable", "agentd is stopping")
+    assert [answer.status for answer in answers] == [503, 503]
+    assert "Traceback" not in unstarted.log
+
+
 def test_sigterm_while_the_model_loads(unstarted: DaemonProcess) -> None:
     unstarted.start(wait=False)
     eventually(unstarted.admin.exists)

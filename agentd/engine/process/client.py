@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from agentd.engine.operations import Cancel, Classify, Embed, Operation, P, R, Submit
+from agentd.engine.operations import Cancel, Classify, Embed, Operation, P, R, ServingOperation, Submit
 from agentd.engine.process import wire
 from agentd.engine.protocol import Classification, Generate, ModelInfo, Piece
 from agentd.errors import AgentdError, EngineDied, EngineUnavailable
@@ -31,6 +31,7 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._number = 0
         self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._requests: set[asyncio.Future[Any]] = set()  # those of the calls that are for one
         self._progress: dict[int, Callable[[Any], None]] = {}
         self._streams: dict[str, asyncio.Queue[Piece | AgentdError]] = {}
         self.dead = asyncio.Event()
@@ -82,6 +83,8 @@ class EngineClient:
         number = self._number
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
+        if isinstance(operation, ServingOperation):
+            self._requests.add(future)
         if on_progress:
             self._progress[number] = lambda tree: on_progress(wire.progress(operation, tree))
         try:
@@ -89,6 +92,7 @@ class EngineClient:
             return wire.result(operation, await future)
         finally:
             self._calls.pop(number, None)
+            self._requests.discard(future)
             self._progress.pop(number, None)
 
     def generate(self, request: Generate) -> AsyncGenerator[Piece, None]:
@@ -127,6 +131,14 @@ class EngineClient:
 
     async def classify(self, input: dict[str, Any]) -> Classification:
         return await self.call(Classify(input))
+
+    def give_up(self, error: AgentdError) -> None:
+        """Ends all requests on their way with this error."""
+        for future in self._requests:
+            if not future.done():
+                future.set_exception(error)
+        for queue in self._streams.values():
+            queue.put_nowait(error)
 
     def kill(self) -> None:
         """Ends the process at once."""
@@ -200,8 +212,7 @@ class EngineClient:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(EngineDied(detail))
-        for queue in self._streams.values():
-            queue.put_nowait(EngineDied(detail))
+        self.give_up(EngineDied(detail))
 
 
 def _signal_name(number: int) -> str:

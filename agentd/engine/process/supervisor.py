@@ -65,6 +65,7 @@ class Supervisor:
         self._up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._waiting: set[anyio.CancelScope] = set()  # requests that no engine has yet
         self._swapping = asyncio.Lock()
         self._suspects = Suspects()
         self._suspicion: CrashLoop | None = None  # why the revision has to answer canary prompts first
@@ -124,6 +125,14 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client:
             await self._client.stop()
+
+    def give_up(self) -> None:
+        """Ends the requests that are still there with an error of their own, as the daemon waits for them no more."""
+        self.problem = "agentd is stopping"
+        for scope in self._waiting:
+            scope.deadline = anyio.current_time()
+        if self._client:
+            self._client.give_up(EngineUnavailable(self.problem))
 
     async def call(self, operation: Operation[R, P], on_progress: Callable[[P], None] | None = None) -> R:
         """An operation of the engine that runs now. Raises EngineDied if it dies meanwhile; nothing is retried.
@@ -263,10 +272,13 @@ class Supervisor:
     async def _wait_until_up(self) -> EngineClient:
         if not self._up.is_set():
             try:
-                with anyio.fail_after(60):
+                with anyio.fail_after(60) as scope:
+                    self._waiting.add(scope)
                     await self._up.wait()
             except TimeoutError:
                 raise EngineUnavailable(self.problem or "the engine is starting") from None
+            finally:
+                self._waiting.discard(scope)
         assert self._client is not None
         return self._client
 
