@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ _PULSE = 2.0  # seconds between questions to the serving loop
 _STALLED = 10.0  # seconds without an answer that are worth saying
 _HUNG = 40.0  # seconds without an answer after which the engine is ended, on a machine that is fast enough;
 _STEPS = 20.0  # else this many times the longest step of serving
+_SLICES = 20  # of that time; one in which the daemon itself stood still is no longer than the others
 
 
 class Supervisor:
@@ -370,8 +371,7 @@ class Supervisor:
             client = await self._when_up()
             self._asked = loop.time()
             try:
-                with anyio.fail_after(limit):
-                    stats = await client.call(Stats())
+                stats = await _within(limit, client.call(Stats()))
                 limit = max(_HUNG, _STEPS * stats["longest_step"])
             except TimeoutError:
                 logger.error("%s; it is ended", self.stalled)
@@ -396,6 +396,20 @@ class Supervisor:
         await self._up.wait()
         assert self._client is not None
         return self._client
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns in that time, of which none counts in which this process itself stood still: it was frozen,
+    or had something else to do. Raises TimeoutError."""
+    task = asyncio.create_task(work)
+    try:
+        for _ in range(_SLICES):
+            await asyncio.wait({task}, timeout=seconds / _SLICES)
+            if task.done():
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
 
 
 def _empty(folder: Path) -> None:
