@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import anyio
@@ -26,6 +27,7 @@ from agentd.store.tasks import Task
 
 _KINDS_ASKED = 256  # of inputs in one import, of which the engine is asked whether it can read them
 _UNFOLDED = 1 << 28  # characters of the inputs that all conversations of an import become
+_WRITTEN = 4  # times what a request takes: its answer stands there too, and characters of two bytes may take six
 _PATIENCE = 10.0  # seconds to wait for its answer, which comes between two forward passes
 
 
@@ -35,7 +37,8 @@ async def add_examples(request: Request) -> Response:
     body = await read(request, s.config.serve.max_import, "serve.max_import")
     known = {task.name: task for task in await s.store.call(tasks.all)}
     # in a thread: a long body takes seconds, in which the others want their tokens
-    new = await asyncio.to_thread(_parse_lines, body, known, s.model.classifier, author(request))
+    parse = partial(_parse_lines, longest=_WRITTEN * s.config.serve.max_body)
+    new = await asyncio.to_thread(parse, body, known, s.model.classifier, author(request))
     if not new:
         raise InvalidRequest("the body holds no examples; send one JSON object a line")
     if s.model.classifier is None:
@@ -76,14 +79,17 @@ def _kind(input: dict[str, Any]) -> Any:
 
 
 def _parse_lines(
-    body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None, who: str | None
+    body: bytes, known: dict[str, Task], classifier: ClassifierHeader | None, who: str | None, *, longest: int = 1 << 22
 ) -> list[NewExample]:
-    """The examples of a JSONL body, with the numbers of their lines. Raises InvalidLine for the first wrong one."""
+    """The examples of a JSONL body, with the numbers of their lines. What could not be asked, because it has more than
+    `longest` bytes, cannot be learned. Raises InvalidLine for the first wrong one."""
     new, room = [], _UNFOLDED
     for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
+            if len(line) > longest:
+                raise InvalidRequest(f"it is longer than {longest} bytes, {_WRITTEN} times serve.max_body")
             example = validate(line, ExampleLine)
             if classifier is None:
                 room -= _unfolded(example)

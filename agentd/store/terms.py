@@ -13,6 +13,7 @@ from functools import cache
 from agentd.store.normalise import normal_text
 
 _MOST = 256  # terms of each end of a text: the rest of a long one tells little more
+_SPAN = 1 << 14  # characters of each end, in which they are looked for: a search holds up all else in the process
 _NO_BLANKS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9f\U00020000-\U0003ffff"
@@ -22,6 +23,8 @@ _NO_BLANKS = (
 
 def terms_of(text: str) -> list[str]:
     """The terms of a text in their order, repeated as they are there; they hold letters, marks and digits alone."""
+    if len(text) > 2 * _SPAN:
+        text = f"{text[:_SPAN]} {text[-_SPAN:]}"
     terms = [term for word in _words().findall(normal_text(text)) for term in _parts(word)]
     return terms if len(terms) <= 2 * _MOST else [*terms[:_MOST], *terms[-_MOST:]]
 

@@ -33,6 +33,14 @@ def test_a_conversation_is_an_example_for_each_answer_as_long_as_these_fit(monke
     assert error.value.number == 2
 
 
+def test_a_line_is_no_longer_than_a_request() -> None:
+    """One of megabytes keeps all of the daemon waiting while it is searched, and no request could ask it anyway."""
+    line = json.dumps({"text": "word " * 50, "label": "a"}).encode()
+    assert len(examples._parse_lines(line, {}, None, None, longest=len(line))) == 1
+    with pytest.raises(InvalidLine, match="line 2: it is longer than"):
+        examples._parse_lines(line + b"\n" + line.replace(b"word", b"words"), {}, None, None, longest=len(line))
+
+
 @pytest.mark.parametrize("nothing", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}])
 def test_a_call_without_arguments_is_one_however_it_is_written(nothing: dict[str, Any]) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "stop", **nothing}}]}

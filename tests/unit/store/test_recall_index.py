@@ -72,6 +72,8 @@ def test_scripts_without_blanks_are_cut_into_pairs() -> None:
     assert terms_of("Straße, STRASSE\u00ad!") == ["strasse", "strasse"]
     assert terms_of("灯 灯光") == ["灯", "灯光"]
     assert len(terms_of("word " * 5000)) == 512
+    long = " ".join(f"word{i}" for i in range(500_000))
+    assert terms_of(long) == [f"word{i}" for i in [*range(256), *range(499_744, 500_000)]]
 
 
 def test_a_sentence_is_found_by_a_part_of_it_in_any_script(store: Store) -> None:
