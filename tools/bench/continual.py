@@ -64,6 +64,7 @@ class Life:
         }
         self.daemon = DaemonProcess(model, settings, environment=calendar.environment if calendar else None)
         self.learns = learns
+        self._told = 0  # number of the last pass that a night has told of
 
     def __enter__(self) -> "Life":
         try:
@@ -117,11 +118,12 @@ class Life:
 
     def night(self, longest: float) -> dict[str, Any]:
         """Waits until nothing is due and nothing runs; says how long that took and what passes came of it."""
-        began, quiet, before = time.monotonic(), 0, self._passes()
+        began, quiet = time.monotonic(), 0
         while quiet < 3 and time.monotonic() - began < longest:
             time.sleep(_LOOK)
             quiet = 0 if self._busy() else quiet + 1
-        new = [row for row in self._passes() if row["id"] not in {old["id"] for old in before}]
+        new = [row for row in self._passes() if row["id"] > self._told]  # one may have begun before the night
+        self._told += len(new)
         states = [{name: row[name] for name in ("id", "state", "reason", "method", "options")} for row in new[::-1]]
         return {"seconds": round(time.monotonic() - began, 1), "over": quiet >= 3, "passes": states}
 

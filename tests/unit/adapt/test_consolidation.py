@@ -1,5 +1,6 @@
 """When the next pass is to begin at the base."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 from sqlite_utils import Database
 
+from agentd import ids
 from agentd.adapt.consolidation import due
 from agentd.config.schema import ConsolidateSettings
-from agentd.store import passes, revisions
+from agentd.store import meanings, passes, revisions, tasks
 from agentd.store.database import Store
 from agentd.store.revisions import Revision
+from agentd.store.tasks import Task
 
 SETTINGS = ConsolidateSettings(depth=4, drift=0.5)
 
@@ -47,6 +50,21 @@ def test_after_so_many_passes_on_each_other(store: Store) -> None:
     store.do(learn)
     assert "4 passes" in (reason(store) or "")
     assert reason(store, ConsolidateSettings(depth=0)) is None
+
+
+def test_after_labels_changed_their_meaning(store: Store) -> None:
+    task = Task("mood", ["bad", "good"], False, "accuracy", None, "config", ids.now())
+    store.do(tasks.declare, task)
+    store.do(meanings.change, task, ["bad", "good"], "2026-01-01")
+    assert reason(store) is None  # nothing was learned before
+    time.sleep(0.002)
+    store.do(learn)
+    assert reason(store) is None
+    time.sleep(0.002)
+    store.do(meanings.change, task, ["bad", "good"], "2026-01-02")
+    assert reason(store) == "labels of task mood have changed their meaning"
+    store.do(learn, "rejected", consolidate=True)
+    assert reason(store) is None
 
 
 def test_one_that_was_tried_is_tried_again_after_as_many(store: Store) -> None:
