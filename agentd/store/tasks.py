@@ -84,12 +84,18 @@ def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str
         raise InvalidRequest(f"task {name!r} has no choice {unknown[0]!r}; it has {to_json(task.choices)}")
     if twice := [label for label in merge.values() if label in gone]:
         raise InvalidRequest(f"{twice[0]!r} would be taken away and kept")
-    added = [normal_label(label) for label in merge.values() if same_label(label, task.choices) is None]
-    choices = [choice for choice in dict.fromkeys([*task.choices, *added]) if choice not in gone]
+    choices = [choice for choice in task.choices if choice not in gone]
+    targets: dict[str, str] = {}
+    for old, new in merge.items():
+        target = same_label(new, choices) or normal_label(new)
+        if not target:
+            raise InvalidRequest("a label must have something to read in it")
+        targets[old] = target
+        if target not in choices:
+            choices.append(target)
     of_label = "WHERE task = ? AND kind = 'label' AND target = ?"
     relabelled = set_aside = 0
-    for old, new in merge.items():
-        target = same_label(new, choices)
+    for old, target in targets.items():
         statement = f"UPDATE examples SET target = ?, state = 'new', updated_at = ? {of_label}"
         relabelled += db.execute(statement, [target, ids.now(), name, old]).rowcount
     for label in remove:

@@ -64,6 +64,18 @@ def test_choices_are_merged_and_removed(store: Store) -> None:
     assert renamed.choices == ["on", "out"]
 
 
+def test_a_choice_may_get_another_spelling_and_two_the_same(store: Store) -> None:
+    for n, label in enumerate(["good", "bad", "poor"]):
+        store.do(examples.add, NewExample("films", "label", {"prompt": f"film number {n}"}, label))
+    task, counts = store.do(tasks.edit, "films", {"good": "Good"}, [])
+    assert (task.choices, counts["relabelled"]) == (["bad", "poor", "Good"], 1)
+    task, _ = store.do(tasks.edit, "films", {"bad": "Not good", "poor": " not  GOOD"}, [])
+    assert task.choices == ["Good", "Not good"]
+    assert sorted(example.target for example in store.do(examples.list_, 9)) == ["Good", "Not good", "Not good"]
+    with pytest.raises(InvalidRequest, match="something to read"):
+        store.do(tasks.edit, "films", {"Good": "\u200b"}, [])
+
+
 @pytest.mark.parametrize("choices", [None, ["on", "off"]])
 def test_a_choice_that_is_said_again_brings_its_examples_back(store: Store, choices: list[str] | None) -> None:
     asked = [store.do(recorded, f"text {i}", task="lights") for i in range(3)]
