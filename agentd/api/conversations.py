@@ -84,6 +84,8 @@ def pair_of(chosen: str | Tree, rejected: str | Tree, input: Tree) -> tuple[str,
     sides = [as_answer(checked_message(side, input)) if isinstance(side, dict) else side for side in (chosen, rejected)]
     if sides[0] == sides[1]:
         raise InvalidRequest("the chosen and the rejected answer are the same")
+    if isinstance(sides[0], str) and not sides[0].strip():
+        raise InvalidRequest("the chosen answer must have something to read in it")
     return PREFERENCE, to_json(dict(zip(("chosen", "rejected"), sides, strict=True)))
 
 

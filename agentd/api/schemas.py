@@ -397,7 +397,16 @@ class ReleaseBody(Body):
 
 _FORM = re.compile(r"\[.*|[a-z-]+\[.*|constrained-(str|int|float)|function-\w+|str|int|float|bool")
 _KIND_OF_VALUE = frozenset(
-    ("string_type", "list_type", "dict_type", "model_type", "model_attributes_type", "literal_error", "int_type")
+    (
+        "string_type",
+        "list_type",
+        "dict_type",
+        "model_type",
+        "model_attributes_type",
+        "literal_error",
+        "int_type",
+        "bool_type",
+    )
 )
 
 

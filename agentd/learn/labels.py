@@ -4,12 +4,13 @@ import re
 import unicodedata
 
 INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]"
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]"
+    "|[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]"
     "|^[\u200c\u200d]+|[\u200c\u200d]+$"
 )
-"""What Unicode calls default ignorable: soft hyphen, zero-width space, marks, embeddings and isolates of direction,
-word joiner, invisible operators, fillers, byte order mark; joiners where they join nothing. Variation selectors and
-tags stay: emoji are made of them."""
+"""Control characters that are no blanks, and what Unicode calls default ignorable: soft hyphen, zero-width space,
+marks, embeddings and isolates of direction, word joiner, invisible operators, fillers, byte order mark; joiners where
+they join nothing. Variation selectors and tags stay: emoji are made of them."""
 
 
 def normal_label(label: str) -> str:

@@ -14,7 +14,7 @@ from agentd.store import examples, inferences, scores, tasks
 from agentd.store.demonstrations import as_answer, checked_message
 from agentd.store.feedback_targets import Answer, FeedbackTarget, answer_of, says_less, target_on
 from agentd.store.inferences import Inference
-from agentd.store.normalise import input_text
+from agentd.store.normalise import input_text, label_key
 from agentd.store.row import Row, insert, select, to_json, where
 
 OUTCOMES = ("boolean", "float", "comment")
@@ -278,8 +278,8 @@ def _judged(
         "WHERE example_id = ? AND author IS ? AND source = ? AND state = 'accepted' ORDER BY rowid DESC",
         [id, new.author, new.source],
     )
-    said = (new.kind, value, part_of is None)  # of a step itself it is more than its share in an outcome
-    same = bool(mine) and (mine[0].kind, mine[0].value, mine[0].part_of is None) == said
+    said = _said(new.kind, value, part_of)
+    same = bool(mine) and _said(mine[0].kind, mine[0].value, mine[0].part_of) == said
     if same and _known_target(db, id) == target:
         return "duplicate", f"the same as feedback {mine[0].id}"
     if target.kind in (tasks.THUMB, tasks.SCORE):  # each answer to an input has a verdict of its own
@@ -289,6 +289,11 @@ def _judged(
     if rows and FeedbackTarget(rows[0].kind, rows[0].target) != target and rows[0].weight > weight and not share:
         return "outweighed", f"a source of weight {rows[0].weight:g} said otherwise"
     return "accepted", None
+
+
+def _said(kind: str, value: Any, part_of: str | None) -> tuple[Any, ...]:
+    """What is the same of feedback that says the same; of a step itself it is more than its share in an outcome."""
+    return kind, label_key(value) if kind == "label" else value, part_of is None
 
 
 def _outdone(db: Database, task: str, target: FeedbackTarget, inference: Inference, part_of: str | None) -> str | None:
@@ -357,15 +362,22 @@ def _checked(kind: str, value: Any, inference: Inference) -> Any:
         case "float", int() | float() if not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return value
         case "preference", {"chosen": str() | dict() as chosen, **rest} if chosen and rest.keys() <= {"rejected"}:
-            rejected = rest["rejected"] if "rejected" in rest else answer_of(inference) or inference.output
+            rejected = rest["rejected"] if "rejected" in rest else _said_so_far(inference)
             if isinstance(rejected, str | dict):
                 sides = {"chosen": _answer(chosen, inference), "rejected": _answer(rejected, inference)}
                 if sides["chosen"] == sides["rejected"]:
                     raise InvalidRequest("the chosen and the rejected side of a preference are the same", param="value")
+                if isinstance(sides["chosen"], str) and not sides["chosen"].strip():
+                    raise InvalidRequest("the chosen side of a preference must have something to read", param="value")
                 return sides
     if kind not in _EXPECTED:
         raise InvalidRequest(f"kind must be one of {', '.join(_EXPECTED)}, not {kind!r}", param="kind")
     raise InvalidRequest(f"the value of a {kind} must be {_EXPECTED[kind]}", param="value")
+
+
+def _said_so_far(inference: Inference) -> Answer:
+    """The answer; nothing while no more of it is stored than its beginning."""
+    return answer_of(inference) or ("" if inference.finish_reason == inferences.STREAMING else inference.output)
 
 
 def _answer(answer: str | dict[str, Any], inference: Inference) -> Answer:

@@ -49,8 +49,8 @@ def prepare(many: Sequence[NewExample]) -> Prepared:
         try:
             input = to_json(new.input)
             id = identify(new.task, new.input)
-            if not new.target:
-                raise InvalidRequest(f"the value of a {new.kind} must not be empty", param="value")
+            if not new.target.strip():
+                raise InvalidRequest(f"the value of a {new.kind} must have something to read in it", param="value")
             new.target.encode()
         except (InvalidRequest, UnicodeEncodeError) as error:
             raise InvalidLine(line, str(error)) from error

@@ -10,6 +10,7 @@ from agentd.api.requests import validate
 from agentd.api.schemas import ExampleLine
 from agentd.ctl.feedback import _line
 from agentd.errors import InvalidLine
+from agentd.store.imports import prepare
 
 
 def parsed(*lines: dict[str, Any]) -> list[Any]:
@@ -39,6 +40,20 @@ def test_a_line_is_no_longer_than_a_request() -> None:
     assert len(examples._parse_lines(line, {}, None, None, longest=len(line))) == 1
     with pytest.raises(InvalidLine, match="line 2: it is longer than"):
         examples._parse_lines(line + b"\n" + line.replace(b"word", b"words"), {}, None, None, longest=len(line))
+
+
+@pytest.mark.parametrize(
+    "blank",
+    [{"completion": " "}, {"chosen": " ", "rejected": "x"}, {"completion": [{"role": "assistant", "content": " "}]}],
+)
+def test_an_answer_has_something_to_read_in_whichever_line_it_stands(blank: dict[str, Any]) -> None:
+    with pytest.raises(InvalidLine, match=r"line 2: .*something to read"):
+        prepare(parsed({"text": "one", "completion": "fine"}, {"text": "two", **blank}))
+
+
+def test_a_number_is_no_label() -> None:
+    with pytest.raises(InvalidLine, match="label: Input should be a valid string"):
+        parsed({"text": "one", "label": 5})
 
 
 @pytest.mark.parametrize("nothing", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}])

@@ -201,3 +201,29 @@ def test_an_example_has_what_the_request_said_its_answer_must_be(store: Store) -
     assert (row.state, again.state) == ("accepted", "duplicate")
     (example,) = store.do(examples.list_, 10)
     assert example.input == {**store.do(inferences.get, inference).input, "response_format": form}
+
+
+def test_a_label_in_another_spelling_is_the_same_again(store: Store, inference: str) -> None:
+    states = []
+    for label in ("Caf\u00e9", "cafe\u0301", " CAF\u00c9 ", "ca\u200bf\u00e9", "Caf\u00e9\x00", *["caf\u00e9"] * 4):
+        states.append(store.do(feedback.add, NewFeedback(inference, "label", label, task="places"))[0].state)
+    assert states == ["accepted", *["duplicate"] * 8]
+    assert store.do(tasks.get, "places").choices == ["Caf\u00e9"]
+    with pytest.raises(InvalidRequest, match="something to read"):
+        store.do(feedback.add, NewFeedback(inference, "label", "\x00\x1b", task="places"))
+
+
+def test_what_is_preferred_to_an_answer_that_still_comes_is_learned_alone(store: Store) -> None:
+    """Of the answer no more than its first piece is known then."""
+    streaming = store.do(recorded, output=" The", finish_reason="streaming")
+    row, _ = store.do(feedback.add, NewFeedback(streaming, "preference", {"chosen": "It snowed."}, task="prose"))
+    (example,) = store.do(examples.list_, 10)
+    assert (row.example_id, example.kind, example.target) == (example.id, "demonstration", "It snowed.")
+    both = {"chosen": "It snowed.", "rejected": "It rained."}
+    store.do(feedback.add, NewFeedback(streaming, "preference", both, task="prose"))
+    assert [example.kind for example in store.do(examples.list_, 10)] == ["preference"]
+
+
+def test_nothing_to_read_is_preferred_to_no_answer(store: Store, inference: str) -> None:
+    with pytest.raises(InvalidRequest, match="something to read"):
+        store.do(feedback.add, NewFeedback(inference, "preference", {"chosen": " \n", "rejected": "x"}, task="prose"))
