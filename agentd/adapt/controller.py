@@ -67,7 +67,7 @@ class Adaptation:
         self._judge = RecallJudge(
             lambda: self._config, store, engine, activity, self.recall, kind, self._folders / "recall", self._is_free
         )
-        self._starting = False
+        self._changing = asyncio.Lock()  # who starts a pass, or has another revision served, does it alone
         self.paused = False
         self.daemon_pid = os.getpid()
         self._context = PassContext(
@@ -168,17 +168,15 @@ class Adaptation:
 
         Raises Conflict while one runs, EngineUnavailable without an engine.
         """
-        if self._task and not self._task.done():
-            assert self._progress is not None
-            if not self._progress.done:
-                raise Conflict(f"pass {self._progress.id} is running; wait for it or cancel it")
-            await asyncio.wait({self._task})  # it only tidies up
-        self.require_engine()
-        self._require_something_to_consolidate(options)
-        await self._end_sifting()
-        seed = self._config.adapt.seed
-        self._starting = True
-        try:
+        if (busy := self.busy) is not None:
+            raise Conflict(f"{busy}; wait for it or cancel it")
+        async with self._changing:
+            if self._task and not self._task.done():
+                await asyncio.wait({self._task})  # it only tidies up
+            self.require_engine()
+            self._require_something_to_consolidate(options)
+            await self._end_sifting()
+            seed = self._config.adapt.seed
             await self._judge.stop()  # there is one session of background work
             row = await self._store.call(_create, trigger, self._engine.revision, seed, options, noted)
             await self._event("pass started", f"pass {row.id}, trigger {trigger}", row.id)
@@ -186,8 +184,6 @@ class Adaptation:
             self._running = RunningPass(self._context, self._progress, PassRequest(options, seed, imported, order))
             self._task = asyncio.create_task(self._running.run())
             await asyncio.sleep(0)  # it has begun: a task that is cancelled before that never does, nor ends its pass
-        finally:
-            self._starting = False
         return row.id
 
     async def import_revision(self, imported: archive.Archive) -> int:
@@ -199,8 +195,8 @@ class Adaptation:
     @property
     def busy(self) -> str | None:
         """What keeps a pass from starting now, if anything does."""
-        if self._starting:
-            return "a pass is starting"
+        if self._changing.locked():
+            return "a pass is starting, or another revision is put in place"
         if self._task is None or self._task.done() or (self._progress is not None and self._progress.done):
             return None
         return f"pass {self._progress.id if self._progress else ''} is running"
@@ -238,10 +234,11 @@ class Adaptation:
 
     async def rollback(self, revision: int | None, reason: str | None) -> dict[str, Any]:
         """Serves another revision: the given one, or the parent of what serves. Running passes are stopped."""
-        serving, target = self._engine.revision, await self._rollback.target(revision)
-        why = reason or "rolled back by the owner"
-        await self.stop(why)
-        milliseconds = await self._rollback.activate(target, why)
+        async with self._changing:
+            serving, target = self._engine.revision, await self._rollback.target(revision)
+            why = reason or "rolled back by the owner"
+            await self.stop(why)
+            milliseconds = await self._rollback.activate(target, why)
         return {"revision": target, "previous": serving, "swap_ms": round(milliseconds, 3)}
 
     async def trial_json(self) -> dict[str, Any] | None:
@@ -275,7 +272,7 @@ class Adaptation:
     def _is_free(self) -> bool:
         """Whether nothing of a pass or a trial runs, or is about to."""
         busy = any(task and not task.done() for task in (self._task, self._sifting))
-        return not (self._starting or self.paused or busy or self._store.problem)
+        return not (self._changing.locked() or self.paused or busy or self._store.problem)
 
     async def _facts(self) -> tuple[int, float]:
         if self.paused or self._activity.held or (self._task and not self._task.done()) or not self._engine.ready:

@@ -174,6 +174,29 @@ def test_no_other_user_can_read_the_state_and_requests_have_an_author(daemon: Da
     assert daemon.get("/admin/feedback?author=uid:99999", admin=True).json["total"] == 0
 
 
+def test_of_passes_asked_for_at_the_same_time_one_starts(daemon: DaemonProcess) -> None:
+    """A second one would take the first one's session away, and the first one's row stand there as running."""
+    lines = [{"task": "reviews", "text": f"Film number {n}.", "label": ("yes", "no")[n % 2]} for n in range(60)]
+    assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
+    for _ in range(4):
+        statuses: list[int] = []
+        together = threading.Barrier(6)
+
+        def ask(statuses: list[int] = statuses, together: threading.Barrier = together) -> None:
+            together.wait()
+            statuses.append(daemon.post("/admin/adapt", {}, admin=True).status)
+
+        askers = [threading.Thread(target=ask) for _ in range(6)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join()
+        assert sorted(statuses) == [202, *[409] * 5]
+        daemon.post("/admin/cancel", {}, admin=True)
+        passes = daemon.get("/admin/passes", admin=True).json["passes"]
+        assert all(row["finished_at"] for row in passes)
+
+
 def test_a_flood_is_kept_apart_and_then_refused(model: Path) -> None:
     with DaemonProcess(model, {"feedback": {"limit": 3, "max_quarantined": 2}}) as daemon:
         daemon.start()
