@@ -1,12 +1,13 @@
-"""Safetensors files as bytes that are moved about: standard library only, nothing is computed with."""
+"""Safetensors files in the daemon: bytes that are moved about, or multiplied. Standard library only."""
 
 import json
 import struct
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentd.durable import new_file
+from agentd.durable import new_file, sync
 from agentd.formats.safetensors_header import read_table
 
 _CHUNK = 1 << 20
@@ -68,3 +69,22 @@ def extract(source: Path, names: Collection[str], target: Path) -> None:
             old.seek(table.data + begin)
             for start in range(begin, end, _CHUNK):
                 new.write(old.read(min(_CHUNK, end - start)))
+
+
+def scale(path: Path, ending: str, factor: float) -> None:
+    """Multiplies the float32 tensors whose names have this ending, in place: the file must not be a revision's yet.
+
+    Raises ModelUnusable, and ValueError where a tensor is of another type or there is none.
+    """
+    table = read_table(path)
+    chosen = [facts for name, facts in table.tensors.items() if name.endswith(ending)]
+    if not chosen or any(facts["dtype"] != "F32" for facts in chosen):
+        raise ValueError(f"{path.name} has no tensors *{ending}, or not in float32")
+    with path.open("r+b") as file:
+        for begin, end in (facts["data_offsets"] for facts in chosen):
+            for start in range(begin, end, _CHUNK):
+                file.seek(table.data + start)
+                values = array("f", file.read(min(_CHUNK, end - start)))
+                file.seek(table.data + start)
+                file.write(array("f", [factor * value for value in values]))
+        sync(file)

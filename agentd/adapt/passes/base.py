@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 ENCODED = "encoded.jsonl"  # in a pass's folder: what the engine made of the examples
 _PORTION = 4096  # tokens of held-out examples that are scored at a time, about
+_SHORTEN, _SHORTENINGS = 0.6, 5  # what drifts too far is scaled by this at the least, so often at most
+_SHORTER = 0.97  # of the scale at which it would drift as far as it may
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
 
 
@@ -135,6 +137,10 @@ class Attempt(ABC):
     @abstractmethod
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         """The new revision's files by name, and what its manifest says of how it was made: method, blocks, zo_steps."""
+
+    async def _scale(self, factor: float) -> bool:
+        """Takes this part of what was learned, for the candidate that is staged next; whether that can be done."""
+        return False
 
     async def _drift(self) -> float | None:
         """KL(base ‖ candidate) in nats per token on text that has nothing to do with any task; None: the model reads
@@ -233,13 +239,13 @@ class Attempt(ABC):
             self._engine, candidate=False, seconds=settings.max_time / 2, report=self._counting(len(holdout))
         )
         await self._stage_candidate()
+        self._progress.message = "drift from the base"
+        drift = await self._shorten(settings.max_drift)
         self._progress.message = "holdout: the candidate"
         rescored = await self._scores(portions, CANDIDATE, total)
         rechosen = await self._chosen(holdout, rescored, settings.max_time / 2)
         left = settings.max_time - spent
         await answers.ask(self._engine, candidate=True, seconds=left, report=self._counting(total + len(holdout)))
-        self._progress.message = "drift from the base"
-        drift = await self._drift()
         self._progress.message = "skills that no task asks for"
         shown = await self._skills()
         before = answers.judged(self._outcomes(holdout, scored, chosen), holdout, candidate=False)
@@ -301,6 +307,24 @@ class Attempt(ABC):
         return number
 
     # --- helpers
+
+    async def _shorten(self, limit: float) -> float | None:
+        """Scales what was learned down until the candidate, which is staged, stays near the base on neutral text;
+        returns its drift.
+
+        A candidate that forgets too much would be rejected by the gate, and nothing of its examples be learned. The
+        drift is all that is looked at: holdout judges one candidate, once.
+        """
+        drift, whole = await self._drift(), 1.0
+        for _ in range(_SHORTENINGS):
+            if drift is None or drift <= limit or not await self._scale(factor := shortening(drift, limit)):
+                break
+            whole *= factor
+            message = f"drift {drift:.3f} nats per token; what was learned is scaled to {whole:.2f}"
+            await self._event("shortened", message)
+            await self._stage_candidate()
+            drift = await self._drift()
+        return drift
 
     async def _refuse_known_to_be_bad(self, files: dict[str, Path]) -> None:
         """What was rolled back once is not tried again unchanged."""
@@ -392,6 +416,12 @@ async def _quietly(step: Awaitable[Any]) -> None:
         await step
     except AgentdError as error:
         logger.debug("while closing a pass: %s", error)
+
+
+def shortening(drift: float, limit: float) -> float:
+    """What to scale a candidate by that drifts further than `limit`: near the base drift grows as the square of the
+    way, and what is taken away is taken from all that was learned."""
+    return max(_SHORTEN, _SHORTER * math.sqrt(limit / drift)) if math.isfinite(drift) else _SHORTEN
 
 
 def prune_folders(root: Path, keep: int) -> None:

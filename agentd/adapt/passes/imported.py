@@ -58,6 +58,9 @@ class _Import(Attempt):
         await self._advance("gated", gate=verdict.as_json())
         return verdict
 
+    async def _scale(self, factor: float) -> bool:
+        return False  # it is judged as others made it
+
     def _adapted(self, data: Dataset) -> set[str]:
         return {member.example.task for member in data.of("holdout")}
 

@@ -35,8 +35,6 @@ from agentd.store.row import to_json
 
 logger = logging.getLogger(__name__)
 
-_SHORTEN, _SHORTENINGS = 0.6, 5  # an adapter that drifts too far is scaled by this at the least, so often at most
-_SHORTER = 0.97  # of the scale at which it would drift as far as it may
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
 _NOTE_EVERY = 45.0  # seconds of zeroth-order steps
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
@@ -146,7 +144,8 @@ class AdaptationPass(Attempt):
             await self._stage_candidate()
             await self._engine.call(Use(CANDIDATE))
         if ADAPTER in self._new:
-            await self._shorten(self._new[ADAPTER])
+            await self._stage_candidate()
+            await self._shorten(_DRIFT_ROOM * self._config.adapt.gate.max_drift)
 
     def _go_on(self, state: TrainingState) -> tuple[int, int, bool]:
         """As it was when the segment began of which the trainer has written the state: how far training was then, and
@@ -268,23 +267,11 @@ class AdaptationPass(Attempt):
             columns |= {"plan": setting.as_json(), "predicted": plan.predicted, "predicted_bytes": plan.needed}
         await self._store.call(lambda db: passes.update(db, self._progress.id, **columns))
 
-    async def _shorten(self, adapter: Path) -> None:
-        """Scales an adapter down until the model stays near the base on neutral text.
-
-        A candidate that forgets too much would be rejected by the gate, and nothing of its examples be learned. The
-        drift is all that is looked at: holdout judges one candidate, once.
-        """
-        limit = _DRIFT_ROOM * self._config.adapt.gate.max_drift
-        scale = 1.0
-        for _ in range(_SHORTENINGS):
-            await self._stage_candidate()
-            drift = await self._drift()
-            if drift is None or drift <= limit:
-                break
-            factor = shortening(drift, limit)
-            await asyncio.to_thread(lora_gguf.scale, adapter, factor)
-            scale *= factor
-            await self._event("shortened", f"drift {drift:.3f} nats per token; the adapter is scaled to {scale:.2f}")
+    async def _scale(self, factor: float) -> bool:
+        if ADAPTER not in self._new:
+            return False
+        await asyncio.to_thread(lora_gguf.scale, self._new[ADAPTER], factor)
+        return True
 
     async def _train_trunk(self, data: Dataset, steps: int) -> None:
         """Zeroth-order steps on the control vector, with the new adapter in place."""
@@ -394,9 +381,3 @@ class AdaptationPass(Attempt):
         """Beside what a restart goes on from, so that this has its record."""
         rows, self._rows, self._noted = self._rows, [], self._progress.seconds
         self._store.submit(passes.note_progress, self._progress.id, self._progress.phases_so_far, rows)
-
-
-def shortening(drift: float, limit: float) -> float:
-    """What to scale an adapter by that drifts further than `limit`: near the base drift grows as the square of the way,
-    and what is taken away is taken from all that was learned."""
-    return max(_SHORTEN, _SHORTER * math.sqrt(limit / drift)) if math.isfinite(drift) else _SHORTEN

@@ -11,7 +11,7 @@ where the run ended at its best point, its own weights are compared too.
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ EPSILON_CHANGES = 1e-2  # of low-rank adapters, whose weights' own move by far l
 SPARSITY = 0.75  # of sparse-mezo
 LR, LR_FEW, FEW = 3e-3, 1e-2, 2  # of SGD in the last blocks, and in so FEW of them; docs/benchmarks.md
 LR_LORA = 1e-3  # of AdamW
+_FACTOR = ".lora_B.weight"  # of the two whose product is added to a layer, the one whose scale is that of the product
 TRAIN_RANK = 5  # of tensor trains, as in AdaZeta (Yang et al. 2024)
 
 
@@ -153,6 +154,16 @@ class InPlacePass(Attempt):
         self._digest = await self._engine.call(Digest())  # where one was known, staging has compared it
         if self._reached not in (None, self._digest):
             raise PassFailed("replaying the ledger gave other weights than the run had")
+
+    async def _scale(self, factor: float) -> bool:
+        moved = self._moved.exists()
+        if self._moved.name == TENSORS if moved else not self._steps:
+            return False  # of weights' values only the engine knows how far they went
+        self._steps = [replace(step, lr=step.lr * factor) for step in self._steps]
+        if moved:
+            await asyncio.to_thread(safetensors_file.scale, self._moved, _FACTOR, factor)
+        self._reached, self._digest = None, ""
+        return True
 
     async def _revision(self) -> tuple[dict[str, Path], dict[str, Any]]:
         chain = await self._store.call(revisions.lineage, self._origin)

@@ -22,6 +22,7 @@ from agentd.learn import ledger
 from agentd.methods import OF_ENGINE
 from tests.support.tiny_passes import (
     SETTINGS,
+    Learner,
     adapt,
     clean,
     committed,
@@ -330,6 +331,20 @@ def test_a_directory_in_bfloat16_learns_as_well(model: Path, tmp_path: Path) -> 
         if row["state"] == "committed":
             assert manifest(daemon, 1)["dtype"] == "bfloat16"
             assert ctl(daemon, "replay", "1", "--verify") == 0
+
+
+@pytest.mark.parametrize(("method", "most"), [("mezo", 0.006), ("lora", 0.04)])  # a third of what they drift by
+def test_what_drifts_too_far_gives_up_no_more_than_it_has_to(model: Path, method: str, most: float) -> None:
+    """Steps are made smaller, or adapters; what is judged is what is served, and made again."""
+    gate = {**SETTINGS["adapt"]["gate"], "max_drift": most}
+    with Learner(model, {**SETTINGS, "adapt": {**SETTINGS["adapt"], "gate": gate}}).start() as daemon:
+        teach(daemon)
+        row = adapt(daemon, method=method)
+        events = daemon.get(f"/admin/passes/{row['id']}", admin=True).json["events"]
+        assert [event for event in events if event["kind"] == "shortened"]
+        assert 0.6 * most < row["gate"]["drift"] <= most
+        assert row["state"] == "committed", row["reason"]
+        assert ctl(daemon, "replay", "1", "--verify") == 0
 
 
 IN_A_DAEMON = ("no weights", "unknown", "another shape")

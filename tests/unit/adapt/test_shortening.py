@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from agentd.adapt.passes.llamacpp import shortening
+from agentd.adapt.passes.base import shortening
 
 LIMIT = 0.4
 

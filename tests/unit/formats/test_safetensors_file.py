@@ -37,3 +37,15 @@ def test_what_is_no_whole_file_is_noticed(source: Path) -> None:
     for bad in (b"", b"1234567", good[:-1], good + b"x", b"\xff" * 64, b"\x09" + bytes(7) + b"[1, 2, 3]", empty):
         with pytest.raises(ValueError, match="no safetensors file"):
             safetensors_file.check(bad)
+
+
+def test_tensors_are_multiplied_where_they_lie(source: Path) -> None:
+    before = source.stat().st_size
+    safetensors_file.scale(source, "a", 0.1)
+    tensors = load_file(source)
+    assert torch.equal(tensors.pop("a"), (TENSORS["a"].double() * 0.1).float())
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in tensors)
+    assert source.stat().st_size == before
+    for ending in ("b", "z"):
+        with pytest.raises(ValueError, match="float32"):
+            safetensors_file.scale(source, ending, 0.1)
