@@ -95,13 +95,19 @@ def edit(db: Database, name: str, merge: Mapping[str, str], remove: Sequence[str
             choices.append(target)
     of_label = "WHERE task = ? AND kind = 'label' AND target = ?"
     relabelled = set_aside = 0
+    since = dict(task.meaning.get("since", {}))
     for old, target in targets.items():
-        statement = f"UPDATE examples SET target = ?, state = 'new', updated_at = ? {of_label}"
-        relabelled += db.execute(statement, [target, ids.now(), name, old]).rowcount
+        day = since.pop(old, "")
+        statement = f"UPDATE examples SET target = ?, state = 'new', updated_at = ? {of_label} AND updated_at >= ?"
+        relabelled += db.execute(statement, [target, ids.now(), name, old, day]).rowcount
+        if day:  # what was said before, with the other meaning, stays aside under the new name
+            db.execute(f"UPDATE examples SET target = ? {of_label}", [target, name, old])
+            since[target] = max(day, since.get(target, ""))
     for label in remove:
         statement = f"UPDATE examples SET state = 'stale' {of_label} AND state IN ('new', 'used')"
         set_aside += db.execute(statement, [name, label]).rowcount
-    return update(db, task, choices=choices), {"relabelled": relabelled, "set_aside": set_aside}
+    meaning = {**task.meaning, "since": since} if task.meaning else {}
+    return update(db, task, choices=choices, meaning=meaning), {"relabelled": relabelled, "set_aside": set_aside}
 
 
 def admit(db: Database, name: str, kind: str, target: str, choices: Sequence[str] | None = None) -> tuple[Task, str]:

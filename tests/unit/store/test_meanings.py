@@ -121,3 +121,15 @@ def test_thumbs_say_it_too_and_answers_that_no_one_judges_speak_against_it(store
     store.do(meanings.review)
     (message,) = said(store)
     assert message.startswith("task tone: ")
+
+
+def test_they_stay_aside_when_a_label_gets_another_name(told: Store) -> None:
+    told.do(lambda db: tasks.update(db, tasks.get(db, "mood"), source="feedback"))  # else the configuration is edited
+    told.do(meanings.review)
+    aside = states(told)["stale"]
+    told.do(tasks.edit, "mood", {"bad": "Bad", "good": "fine"}, [])
+    assert states(told)["stale"] == aside
+    told.do(tasks.declare, replace(TASK, choices=["Bad", "fine"]))
+    assert states(told)["stale"] == aside
+    task, n = told.do(lambda db: meanings.take_back(db, tasks.get(db, "mood")))
+    assert (task.meaning["since"], set(states(told)), n) == ({}, {"new"}, 200)
