@@ -36,14 +36,15 @@ def review(db: Database) -> None:
 
 
 def change(db: Database, task: Task, labels: Iterable[str], day: str) -> tuple[Task, int]:
-    """Sets aside what was said of these labels before a day (UTC, 2026-01-31). Returns the task and how many examples
-    that were. Raises InvalidRequest for labels that the task does not have."""
+    """Sets aside what was said of these labels before a day (UTC, 2026-01-31), in place of any day before. Returns the
+    task and how many examples that were. Raises InvalidRequest for labels that the task does not have."""
     labels = sorted(labels)
     if unknown := [label for label in labels if label not in task.choices]:
         raise InvalidRequest(f"task {task.name!r} has no choice {unknown[0]!r}; it has {to_json(task.choices)}")
     with db.atomic():
         since = {**task.meaning.get("since", {}), **dict.fromkeys(labels, day)}
         task = tasks.update(db, task, meaning={"since": since, "settled": day})
+        tasks.readmit(db, task.name, labels)  # it may be an earlier day than was said before
         n = db.execute(
             "UPDATE examples SET state = 'stale' WHERE task = ? AND kind = 'label' AND state IN ('new', 'used')"
             " AND updated_at < ? AND target IN (SELECT value FROM json_each(?))",

@@ -123,6 +123,18 @@ def test_thumbs_say_it_too_and_answers_that_no_one_judges_speak_against_it(store
     assert message.startswith("task tone: ")
 
 
+def test_another_day_takes_the_place_of_the_one_before(told: Store) -> None:
+    def since(days_ago: int) -> None:
+        day = (date.today() - timedelta(days=days_ago)).isoformat()
+        told.do(lambda db: meanings.change(db, tasks.get(db, "mood"), LABELS, day))
+
+    since(2)
+    since(7)
+    assert states(told) == {"new": days(-7, 0), "stale": days(-12, -7)}
+    since(4)
+    assert states(told) == {"new": days(-4, 0), "stale": days(-12, -4)}
+
+
 def test_they_stay_aside_when_a_label_gets_another_name(told: Store) -> None:
     told.do(lambda db: tasks.update(db, tasks.get(db, "mood"), source="feedback"))  # else the configuration is edited
     told.do(meanings.review)
