@@ -114,10 +114,12 @@ class Adaptation:
         await self._end_sifting()
         await self._judge.shut_down()
         if self._task and not self._task.done():
-            self._note_reason(STOPPED)
-            if self._running and await self._running.finish_training(_FINISH):
-                await asyncio.wait({self._task}, timeout=_NOTED)  # its pass notes that it is parked
-            self._task.cancel()
+            assert self._progress is not None  # there is one as soon as there is a task
+            if not self._progress.ending:
+                self._progress.stop_reason = STOPPED
+                if self._running and await self._running.finish_training(_FINISH):
+                    await asyncio.wait({self._task}, timeout=_NOTED)  # its pass notes that it is parked
+                self._progress.end(self._task, STOPPED)
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         if self._context.group:
@@ -127,13 +129,9 @@ class Adaptation:
         """Ends the running pass or trial and what is judged besides, if there is any, and waits until it has ended."""
         await self._judge.stop()
         if self._task and not self._task.done():
-            self._note_reason(reason)
-            self._task.cancel()
+            assert self._progress is not None
+            self._progress.end(self._task, reason)
             await asyncio.wait({self._task})
-
-    def _note_reason(self, reason: str) -> None:
-        assert self._progress is not None  # there is one as soon as there is a task
-        self._progress.stop_reason = reason
 
     def reconfigure(self, config: Config) -> None:
         """Settings that count from now on; a pass that runs keeps those it began with."""

@@ -124,7 +124,10 @@ class RunningPass:
         memory = MemoryWatch(self._context.pids, mapping=self._context.kind.mapped)
         reason: str | None = None
         try:  # all of it: cancelled before it has come to anything it ends like any other
-            outcome = await self._attempt(memory)
+            try:
+                outcome = await self._attempt(memory)
+            finally:
+                progress.ending = True  # how it ended is noted whoever wants it to end now
         except Rejected as error:
             outcome, reason = "rejected", str(error)
         except RolledBack as error:
@@ -196,8 +199,7 @@ class RunningPass:
     async def _guard(self, memory: MemoryWatch, task: asyncio.Task[Any]) -> None:
         """Ends the pass when the rest of the device needs the memory and the pass cannot take less."""
         floor = lambda: self._context.config().memory.floor  # noqa: E731
-        self._progress.stop_reason = await memory_control.outlast(memory, floor, self._progress)
-        task.cancel()
+        self._progress.end(task, await memory_control.outlast(memory, floor, self._progress))
 
     async def _plan(self, memory: MemoryWatch) -> tuple[Attempt, Dataset]:
         context, parked = self._context, self._request.parked

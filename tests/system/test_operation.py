@@ -178,21 +178,25 @@ def test_of_passes_asked_for_at_the_same_time_one_starts(daemon: DaemonProcess) 
     """A second one would take the first one's session away, and the first one's row stand there as running."""
     lines = [{"task": "reviews", "text": f"Film number {n}.", "label": ("yes", "no")[n % 2]} for n in range(60)]
     assert daemon.post("/v1/examples", "\n".join(map(json.dumps, lines)).encode()).status == 200
-    for _ in range(4):
-        statuses: list[int] = []
-        together = threading.Barrier(6)
 
-        def ask(statuses: list[int] = statuses, together: threading.Barrier = together) -> None:
-            together.wait()
-            statuses.append(daemon.post("/admin/adapt", {}, admin=True).status)
+    def together(path: str) -> list[int]:
+        statuses: list[int] = []
+        barrier = threading.Barrier(6)
+
+        def ask() -> None:
+            barrier.wait()
+            statuses.append(daemon.post(path, {}, admin=True).status)
 
         askers = [threading.Thread(target=ask) for _ in range(6)]
         for asker in askers:
             asker.start()
         for asker in askers:
             asker.join()
-        assert sorted(statuses) == [202, *[409] * 5]
-        daemon.post("/admin/cancel", {}, admin=True)
+        return sorted(statuses)
+
+    for _ in range(4):
+        assert together("/admin/adapt") == [202, *[409] * 5]
+        assert set(together("/admin/cancel")) <= {200, 409}
         passes = daemon.get("/admin/passes", admin=True).json["passes"]
         assert all(row["finished_at"] for row in passes)
 

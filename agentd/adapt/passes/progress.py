@@ -32,6 +32,7 @@ class Progress:
     outcome: str | None = None
     reason: str | None = None
     stop_reason: str | None = None  # why it is to end, from when someone wants that: before its task is cancelled
+    ending: bool = False
     phases: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     _started: float = 0.0
@@ -45,6 +46,13 @@ class Progress:
         """The time begins to count, behind that of its phases so far."""
         self._phase_started = self.clock()
         self._started = self._phase_started - sum(self.phases.values())
+
+    def end(self, task: "asyncio.Task[Any]", reason: str) -> None:
+        """Has the pass end whose task this is; once: another cancellation would come into what it does about this
+        one, as it would into what is done when all is over."""
+        if not (self.ending or self.done):
+            self.ending, self.stop_reason = True, reason
+            task.cancel()
 
     def begin(self, phase: str, steps: int = 0, message: str = "") -> None:
         """Enters a phase; the time of the one before is noted."""

@@ -1,3 +1,6 @@
+import asyncio
+import contextlib
+
 from agentd.adapt.passes.progress import Progress
 
 
@@ -34,3 +37,29 @@ def test_phases_add_up_and_time_left_follows_the_pace() -> None:
         8.0,
         None,
     )
+
+
+def test_a_pass_is_told_to_end_once() -> None:
+    """Another cancellation would come into what it does about the first one, and leave it half done."""
+
+    async def run(progress: Progress, *, over: bool = False) -> list[str]:
+        noted: list[str] = []
+
+        async def work() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05 if over else 60)
+            await asyncio.sleep(0.05)
+            noted.append(str(progress.stop_reason))
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        if over:
+            progress.finish("failed", "it could not go on")
+        for reason in ("cancelled by the owner", "rolled back by the owner"):
+            progress.end(task, reason)
+            await asyncio.sleep(0.01)
+        await asyncio.wait({task})
+        return noted
+
+    assert asyncio.run(run(Progress(1))) == ["cancelled by the owner"]
+    assert asyncio.run(run(Progress(2), over=True)) == ["None"]
