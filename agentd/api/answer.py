@@ -74,7 +74,8 @@ class Answer:
         self._offset, self._decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
         self._recorded: bool | None = None
         self._told = False
-        self._begun = False  # whether the beginning of a stream is recorded
+        self._begun = False  # whether the beginning of a stream was to be recorded
+        self._unrecorded = False  # it could not be
         self._recollection: Recollection | None = None  # None: nothing was looked up
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -98,8 +99,8 @@ class Answer:
                         self._tell()
                         await self.record()
                     elif self.body.stream and not self._begun and self.body.store is not False:
-                        self._begun = True
                         self._submit(inferences.STREAMING)  # whoever has the id may say something about it
+                        self._begun = True
                     yield piece
         except AgentdError as error:
             self._record_part("error")
@@ -147,7 +148,9 @@ class Answer:
             return
         try:
             self._recorded = True
-            await self._services.store.call(scores.record, self._inference(self.finish or "cancelled"))
+            inference = self._inference(self.finish or "cancelled")
+            begun = self._begun and not self._unrecorded
+            self._recorded = await self._services.store.call(scores.record, inference, begun)
         except AgentdError as error:
             logger.error("inference %s was not recorded: %s", self.id, error)
             self._recorded = False
@@ -162,12 +165,14 @@ class Answer:
     def _submit(self, finish: str) -> None:
         """Stores the inference as it is now, without waiting: what is done in the store later finds it there."""
 
-        def look(future: "Future[None]") -> None:
+        def look(future: "Future[bool]") -> None:
             if error := future.exception():
+                self._unrecorded = True
                 logger.error("inference %s was not recorded: %s", self.id, error)
 
         with contextlib.suppress(AgentdError):  # the store is closed already
-            self._services.store.submit(scores.record, self._inference(finish)).add_done_callback(look)
+            begun = self._begun and not self._unrecorded
+            self._services.store.submit(scores.record, self._inference(finish), begun).add_done_callback(look)
 
     def whole(self) -> dict[str, Any]:
         choice: dict[str, Any] = {

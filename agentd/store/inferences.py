@@ -61,15 +61,19 @@ _UNJUDGED = (
 
 
 @priority(Priority.EXPENDABLE)
-def record(db: Database, inference: Inference) -> None:
-    """Stores the inference; one that is stored already, as far as it had come, is completed."""
+def record(db: Database, inference: Inference, begun: bool = False) -> bool:
+    """Stores the inference; one that is stored already, as far as it had come, is completed. One that was `begun` so
+    and is gone has been forgotten, and stays so. Returns whether it is stored."""
+    there_already = db.execute("SELECT 1 FROM inferences WHERE id = ?", [inference.id]).fetchone() is not None
+    if begun and not there_already:
+        return False
     if inference.recalled:  # one may have been forgotten meanwhile
         known = db.execute(
             "SELECT id FROM examples WHERE id IN (SELECT value FROM json_each(?))", [to_json(inference.recalled)]
         )
         there = {id for (id,) in known}
         inference = replace(inference, recalled=[id for id in inference.recalled if id in there])
-    if db.execute("SELECT 1 FROM inferences WHERE id = ?", [inference.id]).fetchone() is None:
+    if not there_already:
         insert(db, inference)
     else:
         values = columns(Inference, inference.as_json())
@@ -77,6 +81,7 @@ def record(db: Database, inference: Inference) -> None:
         db.execute(f"UPDATE inferences SET {assignments} WHERE id = :id", values)
     for example in inference.recalled:
         db.execute("INSERT OR IGNORE INTO recalled_examples VALUES (?, ?)", [example, inference.id])
+    return True
 
 
 def end_streams(db: Database) -> int:

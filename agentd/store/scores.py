@@ -59,11 +59,12 @@ def restate(db: Database, inference_id: str) -> None:
 
 
 @priority(Priority.EXPENDABLE)
-def record(db: Database, inference: Inference) -> None:
+def record(db: Database, inference: Inference, begun: bool = False) -> bool:
     """Stores an answer, see `inferences.record`; one that was judged while it streamed is scored when it is whole."""
-    inferences.record(db, inference)
+    stored = inferences.record(db, inference, begun)
     if inference.finish_reason != STREAMING and _is_judged(db, inference.id):
         restate(db, inference.id)
+    return stored
 
 
 def end_streams(db: Database) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.daemon import shared
 from tools import tiny_model
-from tools.daemon import Answer, DaemonProcess, UnixConnection
+from tools.daemon import Answer, DaemonProcess, UnixConnection, eventually, streaming
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,21 @@ def test_every_served_request_is_recorded_with_its_revision_and_can_be_named(dae
     assert daemon.inference(text["id"])["input"] == {"prompt": "One, two,"}
     for id in (chat["id"], text["id"], stream_id):
         assert give(daemon, id, "boolean", True).status == 201
+
+
+def test_an_answer_that_is_forgotten_while_it_streams_stays_so(daemon: DaemonProcess) -> None:
+    body = {"messages": [{"role": "user", "content": "Count."}], "max_tokens": 400, "logit_bias": {"2": -100}}
+    with streaming(daemon.api, "/v1/chat/completions", body) as events:
+        id = next(events)["id"]
+        assert daemon.post("/admin/forget", {"inferences": [id]}, admin=True).json["inferences"] == 1
+        *_, last = events
+    assert (last["choices"][0]["finish_reason"], last["agentd"]["recorded"]) == ("length", False)
+    assert daemon.get(f"/admin/inferences/{id}", admin=True).status == 404
+    with streaming(daemon.api, "/v1/chat/completions", body) as events:
+        id = next(events)["id"]
+        assert daemon.post("/admin/forget", {"inferences": [id]}, admin=True).json["inferences"] == 1
+    eventually(lambda: daemon.status()["requests"]["active"] == 0)  # who asked has left
+    assert daemon.get(f"/admin/inferences/{id}", admin=True).status == 404
 
 
 def test_feedback_may_come_while_the_answer_streams(daemon: DaemonProcess) -> None:
