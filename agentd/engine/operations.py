@@ -2,13 +2,12 @@
 it returns and what it reports on the way. engine/process/wire.py carries them; nothing else knows how.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from agentd.engine.protocol import Classification, Descent, Generate, LearningRule, Scores, TapIndex, Weights
-from agentd.learn.label_noise import Doubt
+from agentd.engine.protocol import Classification, Generate, LearningRule, Scores, TapIndex, Weights
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -227,14 +226,13 @@ class Tap(SessionOperation[TapIndex, int]):
 
 @dataclass(frozen=True)
 class Loss(SessionOperation[float, None]):
-    """Mean loss in nats with what learns moved by `scale` · z(seed); `doubts` are the examples', or none at all."""
+    """Mean loss in nats with what learns moved by `scale` · z(seed)."""
 
     waits_for_release = True
     examples: list[int]
     nll_weight: float
     seed: int = 0
     scale: float = 0.0
-    doubts: list[Doubt | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -296,8 +294,8 @@ class Pair(SessionOperation[tuple[float, float], None]):
 
 
 @dataclass(frozen=True)
-class Descend(SessionOperation[Descent, None]):
-    """A step of backpropagation; `doubts` are the examples', or none at all."""
+class Descend(SessionOperation[tuple[float, float], None]):
+    """A step of backpropagation, and both signs' losses."""
 
     waits_for_release = True
     examples: list[int]
@@ -305,7 +303,6 @@ class Descend(SessionOperation[Descent, None]):
     seed: int
     epsilon: float
     lr: float
-    doubts: list[Doubt | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agentd.learn.encoded import Encoded
-from agentd.learn.label_noise import Doubt
 
 Weights = str
 """The key under which a set of adapters was staged: a revision's number, or `candidate`."""
@@ -155,16 +154,6 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Descent:
-    """Mean losses on both sides of a step, and of each example the log-likelihood of its whole answer at that side
-    whose gradient was taken; in nats."""
-
-    plus: float
-    minus: float
-    log_likelihoods: list[float]
-
-
-@dataclass(frozen=True)
 class TapIndex:
     """Where a tap file has what: a plane of `rows` rows of `n_embd` float32 for each block, the lowest first.
 
@@ -238,16 +227,8 @@ class Background(Protocol):
     def tap(self, examples: Sequence[Encoded], blocks: range, path: Path) -> Iterator[int | TapIndex]:
         """Writes the inputs of `blocks` for every token to `path`. Yields the examples done, at last the index."""
 
-    def loss(
-        self,
-        examples: Sequence[Encoded],
-        nll_weight: float,
-        seed: int,
-        scale: float,
-        doubts: Sequence[Doubt | None] = (),
-    ) -> Iterator[float | None]:
-        """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it.
-        `doubts` are the examples', or none at all."""
+    def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
+        """Mean loss with the control vector moved by `scale` · z(seed). Yields None where interruptible, then it."""
 
     def answer(
         self, requests: Sequence[Generate], enough: Callable[[Piece], bool]
@@ -281,16 +262,10 @@ class InPlaceBackground(Protocol):
         """(loss at + epsilon · z(seed), loss at - epsilon · z(seed)). Yields None where interruptible, then it."""
 
     def descend(
-        self,
-        examples: Sequence[Encoded],
-        nll_weight: float,
-        seed: int,
-        epsilon: float,
-        lr: float,
-        doubts: Sequence[Doubt | None] = (),
-    ) -> Iterator[Descent | None]:
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
+    ) -> Iterator[tuple[float, ...] | None]:
         """A step of backpropagation, with both signs' losses as `pair` has them. Yields None where interruptible, then
-        what it found."""
+        them."""
 
     def write_moved(self, path: Path) -> None:
         """Writes what no ledger can make again, as it is now, as a safetensors file: the tensors that backpropagation

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from agentd.engine.answering import Heard, requests
@@ -32,7 +32,7 @@ from agentd.engine.operations import (
     WriteControl,
     WriteMoved,
 )
-from agentd.engine.protocol import Background, Descent, Generate, InPlaceBackground, Scores, TapIndex
+from agentd.engine.protocol import Background, Generate, InPlaceBackground, Scores, TapIndex
 from agentd.engine.recalling import input_with_recalled
 from agentd.errors import AgentdError, InvalidRequest, NotSupported
 from agentd.learn.encoded import Encoded
@@ -85,7 +85,7 @@ class Session(OperationSession):
         self.on(ScoreExamples, self._score)
         self.on(Answer, self._answer)
         self.on(Tap, self._tap)
-        self.on(Loss, self._loss)
+        self.on(Loss, lambda op: _last(background.loss(self._chosen(op.examples), op.nll_weight, op.seed, op.scale)))
         self.on(Update, lambda op: _at_once(lambda: background.update(op.seed, op.coefficient)))
         self.on(Drift, lambda op: _last(background.drift(op.texts, op.reference, op.candidate)))
         self.on(ScoreTexts, self._score_texts)
@@ -96,7 +96,10 @@ class Session(OperationSession):
     def _learns_in_place(self, background: InPlaceBackground) -> None:
         self.on(SetRule, lambda op: _at_once(lambda: background.rule(op.rule)))
         self.on(Pair, lambda op: _both(background.pair(self._chosen(op.examples), op.nll_weight, op.seed, op.epsilon)))
-        self.on(Descend, lambda op: self._descend(background, op))
+        self.on(
+            Descend,
+            lambda op: _both(background.descend(self._chosen(op.examples), op.nll_weight, op.seed, op.epsilon, op.lr)),
+        )
         self.on(WriteMoved, lambda op: _at_once(lambda: background.write_moved(op.path)))
         self.on(Digest, lambda op: _at_once(background.digest))
 
@@ -136,17 +139,6 @@ class Session(OperationSession):
             scores += some
             yield len(scores)
         return [scores[i] for i in back]
-
-    def _loss(self, op: Loss) -> Steps[None, float]:
-        by_length, back = _sorted(self._numbered(op.examples))
-        doubts = _placed(op.doubts, back)
-        return (yield from _last(self._background.loss(by_length, op.nll_weight, op.seed, op.scale, doubts)))
-
-    def _descend(self, background: InPlaceBackground, op: Descend) -> Steps[None, Descent]:
-        by_length, back = _sorted(self._numbered(op.examples))
-        doubts = _placed(op.doubts, back)
-        descent = yield from _last(background.descend(by_length, op.nll_weight, op.seed, op.epsilon, op.lr, doubts))
-        return replace(descent, log_likelihoods=[descent.log_likelihoods[i] for i in back])
 
     def _score_texts(self, op: ScoreTexts) -> Steps[int, list[list[float]]]:
         """Messages and plain texts apart: what a template begins with is computed once."""
@@ -249,8 +241,3 @@ def _sorted(examples: list[Encoded]) -> tuple[list[Encoded], list[int]]:
     for place, i in enumerate(order):
         back[i] = place
     return [examples[i] for i in order], back
-
-
-def _placed(values: list[T], back: list[int]) -> list[T]:
-    """What belongs to examples, if anything does, as `_sorted` puts them."""
-    return [value for _, value in sorted(zip(back, values, strict=bool(values)), key=lambda pair: pair[0])]

@@ -24,12 +24,11 @@ Standard library only.
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agentd.learn.encoded import LIKELIHOOD, Encoded
-from agentd.learn.objectives import Objective, example_objective, log_likelihood
 
 _ORDERS = (1, 3, 9)  # tokens before one that its likelihood among the answers is taken from
 _REFERENCES = 500  # answers that say how likely others are; more take memory and say the same
@@ -88,46 +87,6 @@ def _keys(answer: Sequence[int], orders: Sequence[int]) -> Iterator[tuple[int, .
             yield i, *answer[max(0, at - order) : at], token
 
 
-@dataclass(frozen=True)
-class Doubt:
-    """What is to be said against an answer before its input is seen: the share e of those like it that is said
-    regardless of the input, above 0 and below 1, and its surprisal -log u among them, in nats."""
-
-    share: float
-    surprisal: float
-
-    def weight(self, log_likelihood: float) -> float:
-        """The probability that an answer of this log-likelihood is right."""
-        return _right(log_likelihood + self.surprisal, self.share)
-
-    def spared(self, log_likelihood: float) -> float:
-        """Nats by which it is likelier where some are wrong: log((1 - e) p + e u) - log p, from 0 up but for e's own
-        part. An answer that judges is to say what the model knows, not how sure it is that others are wrong."""
-        doubt = math.log(self.share / (1 - self.share)) - log_likelihood - self.surprisal
-        return math.log1p(-self.share) + max(0.0, doubt) + math.log1p(math.exp(-abs(doubt)))
-
-
-def doubted_objective(
-    doubt: Doubt | None,
-    example: Encoded,
-    choices: Sequence[float],
-    target: Sequence[float],
-    nll_weight: float,
-    likeliest: Sequence[bool] = (),
-) -> tuple[Objective, float]:
-    """`example_objective` where an answer may be wrong, and the whole answer's log-likelihood: the loss is that of the
-    mixture, and what goes down it goes by weighted derivatives. Arguments as of `example_objective`."""
-    result = example_objective(example, choices, target, nll_weight, likeliest)
-    likelihood = log_likelihood(example, choices, target)
-    if doubt is None or not math.isfinite(likelihood):
-        return result, likelihood
-    spared = doubt.spared(likelihood) * example.weight / (1 if choices else len(target))
-    weight = doubt.weight(likelihood)
-    by_choice = [[weight * by_term for by_term in terms] for terms in result.choices]
-    by_target = [weight * by_term for by_term in result.target]
-    return Objective(result.loss - spared, by_choice, by_target, result.predicted), likelihood
-
-
 @dataclass
 class _Group:
     """Examples whose answers are alike, and what was seen of them lately; `share` of them, as it seems, was said
@@ -151,10 +110,10 @@ class LabelNoise:
 
     examples  of the training, by their numbers; those that were only compared or judged are never doubted
     groups    by number, which belong together: they are wrong equally often. What is not there is never doubted
-    like      by the number of an example that judges, the group it would be in
+    like      by the number of an example that judges, the group it would be in, for `spared`
     """
 
-    def __init__(self, examples: Mapping[int, Encoded], groups: dict[int, int], like: dict[int, int]) -> None:
+    def __init__(self, examples: dict[int, Encoded], groups: dict[int, int], like: dict[int, int]) -> None:
         self._doubted: set[int] = set()
         self._surprisals: dict[int, float] = {}
         self._of: dict[int, _Group] = {}
@@ -186,10 +145,14 @@ class LabelNoise:
         (self._doubted.add if weight < _DOUBTED else self._doubted.discard)(number)
         return weight
 
-    def doubt(self, number: int) -> Doubt | None:
-        """What is to be said against an example now; None: nothing."""
+    def spared(self, number: int, log_likelihood: float) -> float:
+        """Nats by which an answer is likelier where some are wrong: log((1 - e) p + e u) - log p, from 0 up but for
+        e's own part. An answer that judges is to say what the model knows, not how sure it is that others are wrong."""
         group = self._of.get(number)
-        return None if group is None or not group.share else Doubt(group.share, self._surprisals[number])
+        if group is None or not (share := group.share) or not math.isfinite(log_likelihood):
+            return 0.0
+        doubt = math.log(share / (1 - share)) - log_likelihood - self._surprisals[number]
+        return math.log1p(-share) + max(0.0, doubt) + math.log1p(math.exp(-abs(doubt)))
 
     @property
     def doubted(self) -> list[int]:

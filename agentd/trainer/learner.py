@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from agentd.errors import TrainerFailed
-from agentd.learn.label_noise import LabelNoise, doubted_objective
+from agentd.learn.label_noise import LabelNoise
 from agentd.learn.objectives import Objective, example_objective, log_likelihood
 from agentd.nn.adamw import AdamW
 from agentd.nn.blocks import Blocks
@@ -173,9 +173,10 @@ class Learner(ABC):
     def judged(self, example: Example, choices: Sequence[float], target: Sequence[float]) -> tuple[float, bool | None]:
         """The loss of an example that judges, which may itself be wrong, and whether its choice was right; arguments as
         of `example_objective`."""
-        doubt, nll_weight = self.noise.doubt(example.number), self.spec.options.nll_weight
-        result, _ = doubted_objective(doubt, example.encoded, choices, target, nll_weight)
-        return result.loss, _is_right(example, result)
+        encoded = example.encoded
+        result = example_objective(encoded, choices, target, self.spec.options.nll_weight)
+        spared = self.noise.spared(example.number, log_likelihood(encoded, choices, target))
+        return result.loss - spared / (1 if choices else len(target)), _is_right(example, result)
 
     def write(self, path: Path, *, durable: bool = True) -> None:
         """The adapter as it stands, with the parent's matrices of the blocks that are not trained."""

@@ -12,7 +12,6 @@ from agentd.engine.protocol import AdapterSpec, LearningRule
 from agentd.engine.session import Session
 from agentd.engine.transformers import image
 from agentd.engine.transformers.engine import TransformersEngine
-from agentd.learn.label_noise import LabelNoise
 from agentd.learn.optimise import StepResult, Trajectory
 from agentd.learn.spsa import growing_queries
 from tools import tiny_model
@@ -75,10 +74,8 @@ def _learn(local: Any, method: str, moved: Path) -> dict[str, Any]:
         if method in ("elasticzo", "loho", "bp", "lora"):
             period = 4 if method == "loho" else 1
             lr = 2e-2 if method == "lora" else 1e-2  # large enough for a weight decay to show
-            epsilon, noise = None if method in ("bp", "lora") else 1e-3, LabelNoise({}, {}, {})
-            return await first_order.run(
-                local, **arguments, lr=lr, epsilon=epsilon, period=period, moved=moved, noise=noise
-            )
+            epsilon = None if method in ("bp", "lora") else 1e-3
+            return await first_order.run(local, **arguments, lr=lr, epsilon=epsilon, period=period, moved=moved)
         queries = growing_queries if method == "adazeta" else lambda epoch: 1
         epsilon = 1e-2 if _RULES[method].adapters else 1e-3
         return await zeroth_order.run(

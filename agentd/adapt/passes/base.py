@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 ENCODED = "encoded.jsonl"  # in a pass's folder: what the engine made of the examples
 _PORTION = 4096  # tokens of held-out examples that are scored at a time, about
-_NAMED = 100  # examples, in an event
 _SHORTEN, _SHORTENINGS = 0.6, 5  # what drifts too far is scaled by this at the least, so often at most
 _SHORTER = 0.97  # of the scale at which it would drift as far as it may
 CANDIDATE = "candidate"  # the name under which the engine holds what is not yet a revision
@@ -379,15 +378,6 @@ class Attempt(ABC):
         # What clients call their tasks belongs in the database, from which it can be forgotten.
         logger.info("pass %d: %s", self._progress.id, kind)
         await self._store.call(events.add, kind, message, pass_id=self._progress.id, data=data)
-
-    async def _note_doubted(self, members: Sequence[Member], numbers: Collection[int]) -> None:
-        """Which examples say what the others do not: their owner may know better."""
-        doubted = set(numbers)
-        for task in sorted({member.task.name for member in members if member.number in doubted}):
-            there = [member for member in members if member.task.name == task and member.role == "train"]
-            ids = [member.example.id for member in there if member.number in doubted]
-            message = f"{len(ids)} of {len(there)} examples of {task} say what the others do not, and counted little"
-            await self._event("doubted", message, task=task, examples=ids[:_NAMED])
 
     async def _flush_steps(self) -> None:
         rows, self._rows = self._rows, []

@@ -6,36 +6,19 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agentd.adapt.passes.zeroth_order import BATCH, MAX_DEV, PATIENCE, PROBES, PairingOracle, drive, first_seed
-from agentd.engine.operations import Descend, Loss, WriteMoved
+from agentd.engine.operations import Descend, WriteMoved
 from agentd.engine.process.supervisor import Supervisor
 from agentd.learn import descent
-from agentd.learn.label_noise import Doubt, LabelNoise
 from agentd.learn.optimise import StepResult, Trajectory
 
 
 class BackpropagatingOracle(PairingOracle):
-    """The engine's loss as `learn.descent` wants it, where answers may be wrong."""
-
-    def __init__(self, *arguments: Any, noise: LabelNoise) -> None:
-        super().__init__(*arguments)
-        self._noise = noise
+    """The engine's loss as `learn.descent` wants it."""
 
     def descend(self, seed: int, epsilon: float, lr: float, batch: int) -> tuple[float, float]:
-        examples = self.batch(batch)
-        doubts = self._doubts(examples)
-        found = self._call(Descend(examples, self._weight, seed, epsilon, lr, doubts))
-        for number, log_likelihood in zip(examples, found.log_likelihoods, strict=True):
-            self._noise.weight(number, log_likelihood)
-        return found.plus, found.minus
-
-    def judge(self, examples: list[int]) -> float:
-        return self._call(Loss(examples, self._weight, doubts=self._doubts(examples)))
-
-    def _doubts(self, examples: list[int]) -> list[Doubt | None]:
-        return [self._noise.doubt(number) for number in examples]
+        return self._call(Descend(self.batch(batch), self._weight, seed, epsilon, lr))
 
     def write_moved(self, path: Path) -> None:
         self._call(WriteMoved(path))
@@ -65,16 +48,14 @@ async def run(
     lr: float,
     epsilon: float | None,
     moved: Path,
-    noise: LabelNoise,
     on_step: Callable[[StepResult], None],
     period: int = 1,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Trajectory:
     """Takes `steps` steps from the weights that the session uses, whose rule says what learns, and leaves the
     session where the run ended. `moved` then has what backpropagation moves at the best point; there is no such file
-    where that is the start. `lr`, `epsilon` and `period` as in learn/descent.py. `noise` knows what speaks against
-    answers, and learns more of that."""
-    oracle = BackpropagatingOracle(engine, train, nll_weight, seed, BATCH, noise=noise)
+    where that is the start. `lr`, `epsilon` and `period` as in learn/descent.py."""
+    oracle = BackpropagatingOracle(engine, train, nll_weight, seed, BATCH)
     with contextlib.suppress(FileNotFoundError):
         moved.unlink()
     trajectory = SnapshotTrajectory(snapshot=lambda: oracle.write_moved(moved))
@@ -88,7 +69,7 @@ async def run(
             period=period,
             first_seed=first_seed(seed),
             probes=PROBES[0],
-            evaluate=(lambda: oracle.judge(judged)) if judged else None,
+            evaluate=(lambda: oracle.mean_loss(judged)) if judged else None,
             patience=PATIENCE,
             trajectory=trajectory,
         ),

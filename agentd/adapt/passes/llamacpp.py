@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _MEZO_CHUNK = 6  # steps between two looks at whether backpropagation fits again
 _NOTE_EVERY = 45.0  # seconds of zeroth-order steps
 _SEEDS_APART = 1 << 10  # between the runs of zeroth-order steps of one pass
+_NAMED = 100  # examples, in an event
 _DRIFT_ROOM = 0.8  # of gate.max_drift; the rest is left to the zeroth-order steps that follow
 
 
@@ -120,7 +121,7 @@ class AdaptationPass(Attempt):
                 assert done is not None
                 self._progress.message = f"best of {done['steps']} steps: step {done['best_step']}"
                 self._new[ADAPTER] = self._folder / ADAPTER
-                await self._note_doubted(members, done["doubted"])
+                self._note_doubted(members, set(done["doubted"]))
                 break
             if done is not None:
                 at, steps = done["step"], done["steps"]
@@ -358,9 +359,17 @@ class AdaptationPass(Attempt):
             dev = {"dev_loss": event["loss"], "dev_accuracy": event["accuracy"]}
             self._rows.append({"phase": "bp", "step": event["step"], "seconds": progress.seconds, **dev})
 
-    def _say(self, kind: str, message: str) -> None:
+    def _say(self, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         logger.info("pass %d: %s", self._progress.id, message)
-        self._store.submit(events.add, kind, message, pass_id=self._progress.id)
+        self._store.submit(events.add, kind, message, pass_id=self._progress.id, data=data)
+
+    def _note_doubted(self, members: Sequence[Member], doubted: set[int]) -> None:
+        """Which examples say what the others do not: their owner may know better."""
+        for task in sorted({member.task.name for member in members if member.number in doubted}):
+            there = [member for member in members if member.task.name == task and member.role == "train"]
+            ids = [member.example.id for member in there if member.number in doubted]
+            message = f"{len(ids)} of {len(there)} examples of {task} say what the others do not, and counted little"
+            self._say("doubted", message, {"task": task, "examples": ids[:_NAMED]})
 
     def _on_zo_step(self, result: StepResult) -> None:
         self._progress.note(result)

@@ -17,7 +17,6 @@ from agentd.adapt.planning.setting import Setting
 from agentd.engine.operations import ScoreExamples, Tap, Use
 from agentd.engine.process.supervisor import Supervisor
 from agentd.learn.encoded import Encoded, shared_prefix
-from agentd.learn.label_noise import LabelNoise
 from agentd.methods import BLOCKWISE
 
 TRAINED = "training"  # the name under which the engine holds what the trainer has at its current step
@@ -119,15 +118,6 @@ class Backpropagation:
         tap = Tap(numbers, request["first"], request["end"], Path(request["path"]))
         index = await self._engine.call(tap)
         return asdict(index)
-
-
-def label_noise(members: Sequence[Member], encoded: Mapping[int, Encoded]) -> LabelNoise:
-    """What speaks against their answers, before anything was learned; where the trainer asks this itself, it is told
-    the groups."""
-    groups = {number: group for number, group in groups_of(members).items() if group}
-    dev = {member.number for member in members if member.role == "dev"}
-    train, like = ({n: group for n, group in groups.items() if (n in dev) == judges} for judges in (False, True))
-    return LabelNoise(encoded, train, like)
 
 
 def groups_of(members: Sequence[Member]) -> dict[int, int]:

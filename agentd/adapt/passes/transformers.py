@@ -17,7 +17,7 @@ from typing import Any
 
 from agentd.adapt.passes import first_order, zeroth_order
 from agentd.adapt.passes.base import CANDIDATE, Attempt, Means
-from agentd.adapt.passes.trainer_job import NLL_WEIGHT, label_noise
+from agentd.adapt.passes.trainer_job import NLL_WEIGHT
 from agentd.adapt.planning.dataset import Dataset
 from agentd.adapt.planning.setting import ALPHA
 from agentd.budget.expectation import LOHO_PERIOD
@@ -25,7 +25,6 @@ from agentd.engine.operations import Digest, SetRule, Use, WriteMoved
 from agentd.engine.protocol import AdapterSpec, LearningRule, Weights
 from agentd.errors import PassFailed
 from agentd.formats import safetensors_file
-from agentd.host import allocator
 from agentd.learn import ledger
 from agentd.learn.encoded import METRIC
 from agentd.learn.ledger import Step
@@ -144,14 +143,9 @@ class InPlacePass(Attempt):
         lr = LR_LORA if setting.method == "lora" else LR_FEW if setting.blocks <= FEW else LR
         epsilon = None if setting.method in ("bp", "lora") else EPSILON
         period = LOHO_PERIOD if setting.method == "loho" else 1
-        members = data.of("train", "replay", "dev")
-        noise = await asyncio.to_thread(label_noise, members, self._encoded)
-        await asyncio.to_thread(allocator.give_back)  # counting what answers have in common takes more than the result
-        trajectory = await first_order.run(
-            self._engine, **arguments, lr=lr, epsilon=epsilon, period=period, moved=self._moved, noise=noise
+        return await first_order.run(
+            self._engine, **arguments, lr=lr, epsilon=epsilon, period=period, moved=self._moved
         )
-        await self._note_doubted(members, noise.doubted)
-        return trajectory
 
     async def _stage_candidate(self) -> None:
         await asyncio.to_thread(self._write)

@@ -27,7 +27,7 @@ from agentd.formats import adapter_gguf
 from agentd.host import allocator
 from agentd.host.openmp import Spinning
 from agentd.learn.encoded import Encoded, common_prefix
-from agentd.learn.label_noise import Doubt, doubted_objective
+from agentd.learn.objectives import example_objective
 from agentd.learn.philox import rademacher
 from agentd.limits import DRIFT_ROWS, MICRO_BATCH, RECURRENT_SEQUENCES
 
@@ -239,23 +239,15 @@ class LlamaCppBackground:
             self._forward.reset()  # nothing was computed above the last tapped block
         yield TapIndex(n_embd, n_prefix, rows, starts)
 
-    def loss(
-        self,
-        examples: Sequence[Encoded],
-        nll_weight: float,
-        seed: int,
-        scale: float,
-        doubts: Sequence[Doubt | None] = (),
-    ) -> Iterator[float | None]:
+    def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         if not examples:
             raise InvalidRequest("a loss needs examples")
         self._steer(self._moved(seed, scale) if scale else self._control)
         losses: list[float] = []
-        doubt_of = iter(doubts or [None] * len(examples))
         for batch in self._forward.run(examples):
             if batch is not None:
                 losses += [
-                    doubted_objective(next(doubt_of), e, s.choices, s.target, nll_weight, s.likeliest)[0].loss
+                    example_objective(e, s.choices, s.target, nll_weight, s.likeliest).loss
                     for s, e in zip(self._forward.scores(batch), batch.examples, strict=True)
                 ]
             yield None

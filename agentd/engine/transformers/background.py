@@ -17,7 +17,6 @@ is answered in the middle of it, the committed pages are there as well, clean, a
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from agentd.engine.answering import answered
 from agentd.engine.constraints import Compiler
 from agentd.engine.encode import encode_example
-from agentd.engine.protocol import BASE, Descent, Generate, Interrupted, LearningRule, Piece, Scores, TapIndex, Target
+from agentd.engine.protocol import BASE, Generate, Interrupted, LearningRule, Piece, Scores, TapIndex, Target
 from agentd.engine.protocol import Weights as Name
 from agentd.engine.serving import Serving
 from agentd.engine.transformers.context import Context
@@ -40,7 +39,6 @@ from agentd.engine.weight_registry import Single, WeightRegistry
 from agentd.errors import InvalidRequest, NotSupported
 from agentd.host import allocator
 from agentd.learn.encoded import Encoded
-from agentd.learn.label_noise import Doubt
 from agentd.limits import DRIFT_ROWS, GRADIENT_ROWS, LOSS_TOKENS, PRODUCT_ROWS
 from agentd.nn.backprop import checkpointed
 from agentd.nn.mezo import InPlace
@@ -128,21 +126,14 @@ class TransformersBackground:
 
         yield from answered(serving, requests, step, enough)
 
-    def loss(
-        self,
-        examples: Sequence[Encoded],
-        nll_weight: float,
-        seed: int,
-        scale: float,
-        doubts: Sequence[Doubt | None] = (),
-    ) -> Iterator[float | None]:
+    def loss(self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float) -> Iterator[float | None]:
         """At the weights moved by scale · z(seed)."""
         theta = self._theta() if scale else None
 
         def measure(loss: Callable[[], float]) -> tuple[float, ...]:
             return (theta.loss(seed, scale, loss) if theta else loss(),)
 
-        for both in self._mean_loss(examples, nll_weight, measure, doubts):
+        for both in self._mean_loss(examples, nll_weight, measure):
             yield None if both is None else both[0]
 
     def pair(
@@ -160,14 +151,8 @@ class TransformersBackground:
         theta.update(seed, coefficient)
 
     def descend(
-        self,
-        examples: Sequence[Encoded],
-        nll_weight: float,
-        seed: int,
-        epsilon: float,
-        lr: float,
-        doubts: Sequence[Doubt | None] = (),
-    ) -> Iterator[Descent | None]:
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, epsilon: float, lr: float
+    ) -> Iterator[tuple[float, ...] | None]:
         """The losses at trunk + epsilon z and trunk - epsilon z. What has gradients has then gone down that of the
         latter by `lr`, unless a loss is not finite. At epsilon 0 there is one forward, at the weights as they are."""
         optimiser = self._learning().optimiser()
@@ -176,24 +161,24 @@ class TransformersBackground:
         plus = math.nan
         if epsilon:
             theta = self._theta()
-            for both in self._mean_loss(examples, nll_weight, lambda loss: (theta.loss(seed, epsilon, loss),), doubts):
+            for both in self._mean_loss(examples, nll_weight, lambda loss: (theta.loss(seed, epsilon, loss),)):
                 if both is None:
                     yield None
                 else:
                     (plus,) = both
-        minus, likelihoods = 0.0, list[float]()
-        for found in self._gradient(examples, nll_weight, seed, -epsilon, doubts):
-            if found is None:
+        minus = 0.0
+        for value in self._gradient(examples, nll_weight, seed, -epsilon):
+            if value is None:
                 yield None
             else:
-                minus, likelihoods = found
+                minus = value
         plus = plus if epsilon else minus
         if math.isfinite(plus) and math.isfinite(minus):
             self._learning().own()
             self._enter()
             optimiser.apply(lr, seed)
         optimiser.drop()
-        yield Descent(plus, minus, likelihoods)
+        yield plus, minus
 
     def write_moved(self, path: Path) -> None:
         """Writes what no ledger can make again, as it is now, as a safetensors file."""
@@ -244,13 +229,12 @@ class TransformersBackground:
         examples: Sequence[Encoded],
         nll_weight: float,
         measure: Callable[[Callable[[], float]], tuple[float, ...]],
-        doubts: Sequence[Doubt | None] = (),
     ) -> Iterator[tuple[float, ...] | None]:
         if not examples:
             raise InvalidRequest("a loss needs examples")
         totals: list[float] = []
-        for pack, own in self._packs(examples, doubts):
-            for values in self._run(lambda pack=pack, own=own: measure(lambda: self._summed(pack, nll_weight, own))):  # type: ignore[misc]
+        for pack in self._forward.packs(examples, LOSS_TOKENS):
+            for values in self._run(lambda pack=pack: measure(lambda: self._summed(pack, nll_weight))):  # type: ignore[misc]
                 if values is None:
                     yield None
                 else:
@@ -258,40 +242,26 @@ class TransformersBackground:
             yield None
         yield tuple(total / len(examples) for total in totals)
 
-    def _packs(
-        self, examples: Sequence[Encoded], doubts: Sequence[Doubt | None]
-    ) -> Iterator[tuple[Pack, list[Doubt | None]]]:
-        """Packs of examples whose losses are wanted, each with the doubts about its own."""
-        doubt_of = iter(doubts or [None] * len(examples))
-        for pack in self._forward.packs(examples, LOSS_TOKENS):
-            yield pack, [next(doubt_of) for _ in pack.examples]
-
-    def _summed(self, pack: Pack, nll_weight: float, doubts: Sequence[Doubt | None]) -> float:
+    def _summed(self, pack: Pack, nll_weight: float) -> float:
         with self._above(pack):
             result = self._forward.run(pack)
-        return losses(pack, terms(pack, result).tolist(), nll_weight, likeliest(pack, result), doubts)[0]
+        return losses(pack, terms(pack, result).tolist(), nll_weight, likeliest(pack, result))[0]
 
     def _gradient(
-        self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float, doubts: Sequence[Doubt | None]
-    ) -> Iterator[tuple[float, list[float]] | None]:
-        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss and the log-likelihoods
-        of whole answers, at trunk + scale z."""
+        self, examples: Sequence[Encoded], nll_weight: float, seed: int, scale: float
+    ) -> Iterator[float | None]:
+        """Leaves the mean loss's gradient in the parameters that have one, and yields the loss, at trunk + scale z."""
         if not examples:
             raise InvalidRequest("a loss needs examples")
-        n, total, likelihoods = len(examples), 0.0, list[float]()
+        n, total = len(examples), 0.0
         self._learning().optimiser().drop()
-        for pack, own in self._packs(examples, doubts):
-            differentiate = partial(self._differentiate, pack, nll_weight, n, seed, scale, own)
-            for part in self._run(differentiate):
-                if part is not None:
-                    total += part[0]
-                    likelihoods += part[1]
+        for pack in self._forward.packs(examples, LOSS_TOKENS):
+            for part in self._run(lambda pack=pack: self._differentiate(pack, nll_weight, n, seed, scale)):  # type: ignore[misc]
+                total += 0.0 if part is None else part
                 yield None
-        yield total / n, likelihoods
+        yield total / n
 
-    def _differentiate(
-        self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float, doubts: Sequence[Doubt | None]
-    ) -> tuple[float, list[float]]:
+    def _differentiate(self, pack: Pack, nll_weight: float, n: int, seed: int, scale: float) -> float:
         learning = self._learning()
         with contextlib.ExitStack() as stack:
             theta = self._theta() if scale else None
@@ -302,8 +272,7 @@ class TransformersBackground:
             with theta.perturbed(seed, scale) if theta else self._above(pack):
                 result = self._forward.run(pack)
                 values = terms(pack, result)
-            most = likeliest(pack, result)
-            loss, by_terms, likelihoods = losses(pack, values.tolist(), nll_weight, most, doubts)
+            loss, by_terms = losses(pack, values.tolist(), nll_weight, likeliest(pack, result))
             if math.isfinite(loss):
                 # Added up when all of a pack's are there: a backward that is given up leaves nothing behind.
                 by_term, trained = torch.tensor(by_terms, device=values.device) / n, learning.optimiser().parameters
@@ -312,7 +281,7 @@ class TransformersBackground:
                 ):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return loss, likelihoods
+        return loss
 
     def _run(self, compute: Callable[[], Any]) -> Iterator[Any]:
         """Yields the result of `compute`, and None whenever it had to be given up and begins anew."""

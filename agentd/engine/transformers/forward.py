@@ -15,7 +15,7 @@ import torch
 from agentd.engine.protocol import Scores
 from agentd.engine.transformers.model import Model
 from agentd.learn.encoded import METRIC, Encoded, shared_prefix
-from agentd.learn.label_noise import Doubt, doubted_objective
+from agentd.learn.objectives import example_objective
 from agentd.limits import PRODUCT_ROWS
 
 Place = tuple[int, int, int]
@@ -201,21 +201,15 @@ def likeliest(pack: Pack, result: Result) -> list[list[bool]]:
 
 
 def losses(
-    pack: Pack,
-    values: Sequence[float],
-    nll_weight: float,
-    likeliest: Sequence[Sequence[bool]],
-    doubts: Sequence[Doubt | None],
-) -> tuple[float, list[float], list[float]]:
-    """The sum of the examples' losses, its derivative by every one of `terms`, which have these values, and the
-    log-likelihoods of whole answers."""
-    loss, by_terms, likelihoods = [], [], []
-    for example, scores, most, doubt in zip(pack.examples, _summed(pack, values), likeliest, doubts, strict=True):
-        each, likelihood = doubted_objective(doubt, example, scores.choices, scores.target, nll_weight, most)
+    pack: Pack, values: Sequence[float], nll_weight: float, likeliest: Sequence[Sequence[bool]]
+) -> tuple[float, list[float]]:
+    """The sum of the examples' losses and its derivative by every one of `terms`, which have these values."""
+    loss, by_terms = [], []
+    for example, scores, most in zip(pack.examples, _summed(pack, values), likeliest, strict=True):
+        each = example_objective(example, scores.choices, scores.target, nll_weight, most)
         loss.append(each.loss)
         by_terms += [by_term for part in (*each.choices, each.target) for by_term in part]
-        likelihoods.append(likelihood)
-    return math.fsum(loss), by_terms, likelihoods
+    return math.fsum(loss), by_terms
 
 
 def _summed(pack: Pack, values: Sequence[float]) -> list[Scores]:

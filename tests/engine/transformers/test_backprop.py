@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agentd.engine.protocol import BASE, Descent, LearningRule
+from agentd.engine.protocol import BASE, LearningRule
 from agentd.engine.transformers import background as backgrounds
 from agentd.engine.transformers.background import TransformersBackground
 from agentd.engine.transformers.engine import TransformersEngine
@@ -32,17 +32,11 @@ def learn(
     background.rule(LearningRule(blocks=blocks))
     steps = []
     for seed in range(n):
-        plus, minus = both(background.descend(examples, 0.1, seed, epsilon, 3e-3))
+        plus, minus = last(background.descend(examples, 0.1, seed, epsilon, 3e-3))
         if epsilon:
             steps.append(Step(seed, (plus - minus) / (2 * epsilon), 1e-5, epsilon))
             background.update(seed, steps[-1].coefficient)
     return steps
-
-
-def both(steps: Iterator[Descent | None]) -> tuple[float, float]:
-    """The losses of a step of backpropagation."""
-    descent = last(steps)
-    return descent.plus, descent.minus
 
 
 def keep(background: TransformersBackground, folder: Path, steps: list[Step], parent: int = 0) -> Path:
@@ -66,7 +60,7 @@ def test_a_step_goes_down_the_gradient_of_the_last_blocks_alone(
         pytest.skip("a difference of losses this small is below bfloat16's rounding")
     background.rule(LearningRule(blocks=2))
     before, lr = parameters(background), 1e-5
-    loss, same = both(background.descend(examples, 0.1, 1, 0.0, lr))
+    loss, same = last(background.descend(examples, 0.1, 1, 0.0, lr))
     assert loss == same == pytest.approx(last(background.loss(examples, 0.1, 0, 0.0)), rel=0.01)
     after = parameters(background)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -81,9 +75,9 @@ def test_the_minus_pass_s_loss_and_gradient_are_those_of_the_perturbed_trunk(
     engine: TransformersEngine, background: TransformersBackground, examples: list[Encoded]
 ) -> None:
     background.rule(LearningRule(blocks=1))
-    pair = last(background.pair(examples, 0.1, 7, 1e-2))
-    assert both(background.descend(examples, 0.1, 7, 1e-2, 3e-3)) == pytest.approx(pair, rel=1e-3)
-    assert pair[0] != pair[1]
+    both = last(background.pair(examples, 0.1, 7, 1e-2))
+    assert last(background.descend(examples, 0.1, 7, 1e-2, 3e-3)) == pytest.approx(both, rel=1e-3)
+    assert both[0] != both[1]
 
 
 def test_the_minus_pass_s_gradient_is_that_at_the_perturbed_trunk(
@@ -126,7 +120,8 @@ class SessionOracle:
         self.background.update(seed, coefficient)
 
     def descend(self, seed: int, epsilon: float, lr: float, batch: int) -> tuple[float, float]:
-        return both(self.background.descend(self.examples, 0.1, seed, epsilon, lr))
+        plus, minus = last(self.background.descend(self.examples, 0.1, seed, epsilon, lr))
+        return plus, minus
 
 
 @pytest.mark.parametrize(
@@ -214,7 +209,7 @@ def test_a_frozen_trunk_is_run_once_for_an_example(
     def learned() -> tuple[list[float], list[float], int]:
         background.use(BASE)
         runs.clear()
-        losses = [both(background.descend(batch, 0.1, i, 0.0, 1e-3))[0] for i, batch in enumerate(batches)]
+        losses = [last(background.descend(batch, 0.1, i, 0.0, 1e-3))[0] for i, batch in enumerate(batches)]
         judged = [last(background.loss(batch, 0.1, 0, 0.0)) for batch in batches]
         return losses, judged, len(runs)
 
@@ -235,16 +230,16 @@ def test_a_trunk_that_moves_is_run_again(
     engine: TransformersEngine, background: TransformersBackground, examples: list[Encoded]
 ) -> None:
     background.rule(LearningRule(blocks=1))
-    before = both(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0]
+    before = last(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0]
     cached = background._trunk
     background.update(7, 3e-2)
-    moved = both(background.descend(examples, 0.1, 2, 0.0, 1e-9))[0]
+    moved = last(background.descend(examples, 0.1, 2, 0.0, 1e-9))[0]
     assert moved != pytest.approx(before, rel=1e-3)
     assert moved == pytest.approx(last(background.loss(examples, 0.1, 0, 0.0)), rel=0.02)
     assert cached is not None
     assert background._trunk is not cached
     background.use(BASE)
-    assert both(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0] == before
+    assert last(background.descend(examples, 0.1, 1, 0.0, 1e-9))[0] == before
 
 
 def iterate(steps: Any) -> Iterator[Any]:
@@ -308,7 +303,7 @@ def test_a_loss_that_is_no_number_moves_nothing(
     background.rule(LearningRule(blocks=1))
     last(background.descend(examples, 0.1, 1, 1e-3, 1e38))  # beyond all numbers
     before = background.digest()
-    losses = both(background.descend(examples, 0.1, 2, 1e-3, 1e-3))
+    losses = last(background.descend(examples, 0.1, 2, 1e-3, 1e-3))
     assert not all(map(math.isfinite, losses))
     assert background.digest() == before
 

@@ -3,13 +3,11 @@
 import math
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
 from agentd.learn.encoded import PREFERENCE, Encoded
-from agentd.learn.label_noise import Doubt, LabelNoise, doubted_objective, surprisals
-from agentd.learn.objectives import example_objective
+from agentd.learn.label_noise import LabelNoise, surprisals
 
 N = 400
 
@@ -124,16 +122,14 @@ def test_what_was_only_compared_or_is_long_or_belongs_to_few_is_never_doubted() 
 def test_who_judges_is_spared_what_is_wrong_with_it() -> None:
     state = noise([label(i % 2) for i in range(N)], dev=2)
     judge = N - 1
-    assert state.doubt(judge) is None, "nothing is known of how many are wrong"
+    assert state.spared(judge, -9.0) == 0.0, "nothing is known of how many are wrong"
     seen = [-7.0 if not i % 5 else -0.05 for i in range(N - 2)]
     epoch(state, seen), epoch(state, seen)
     share = state.as_json()["groups"][0]["share"]
     assert 0.3 < share < 0.45, "twice as many as are wrong: of two labels chance has every second one right"
-    doubt = state.doubt(judge)
-    assert doubt is not None
     for likelihood in (-0.01, -0.7, -3.0, -9.0, -300.0):
         mixed = (1 - share) * math.exp(likelihood) + share / 2
-        assert doubt.spared(likelihood) == pytest.approx(math.log(mixed) - likelihood, abs=0.01)
+        assert state.spared(judge, likelihood) == pytest.approx(math.log(mixed) - likelihood, abs=0.01)
 
 
 @pytest.mark.parametrize("likelihood", [math.nan, -math.inf])
@@ -144,27 +140,8 @@ def test_what_is_no_number_says_nothing(likelihood: float) -> None:
     epoch(state, seen)
     before = state.as_json()
     assert state.weight(0, likelihood) == 1.0
-    plain = example_objective(text(1, 2), [], [likelihood, -1.0], 0.1)
-    assert repr(doubted_objective(state.doubt(N - 1), text(1, 2), [], [likelihood, -1.0], 0.1)[0]) == repr(plain)
+    assert state.spared(N - 1, likelihood) == 0.0
     assert state.as_json() == before
-
-
-@pytest.mark.parametrize("choices", [[], [-0.4, -2.0, -1.5]])
-def test_the_mixture_s_loss_goes_down_by_its_derivatives(choices: list[float]) -> None:
-    """-log((1 - e) p + e u), a token's share of it for a text."""
-    example = replace(label(1, 3) if choices else text(5, 6), weight=0.7)
-    target, doubt, step, nll_weight = [-1.0, -2.5], Doubt(0.3, 2.0), 1e-6, 0.0 if choices else 0.1
-    result, likelihood = doubted_objective(doubt, example, choices, target, nll_weight)
-    p, u = math.exp(likelihood), math.exp(-2.0)
-    assert result.loss == pytest.approx(-0.7 * math.log(0.7 * p + 0.3 * u) / (1 if choices else 2))
-    assert doubt.weight(likelihood) == pytest.approx(0.7 * p / (0.7 * p + 0.3 * u))
-    for place, terms in enumerate((choices, target)):
-        for i in range(len(terms)):
-            moved = list(choices), list(target)
-            moved[place][i] += step
-            slope = (doubted_objective(doubt, example, *moved, nll_weight)[0].loss - result.loss) / step
-            by_term = result.target[i] if place else result.choices[i][0]
-            assert by_term == pytest.approx(slope, rel=1e-4, abs=1e-9)
 
 
 def test_it_goes_on_where_it_was() -> None:
