@@ -5,7 +5,7 @@ from sqlite_utils import Database
 
 from agentd.config.schema import ConsolidateSettings
 from agentd.store import events, passes, revisions
-from agentd.store.meanings import CHANGED
+from agentd.store.meanings import CHANGED, TAKEN_BACK
 
 _SINCE = 2  # passes on each other from which on drift alone is a reason: one that begins at the base may need as much
 
@@ -18,8 +18,8 @@ def due(db: Database, settings: ConsolidateSettings, max_drift: float) -> str | 
     serving, tried = revisions.committed(db), passes.last_consolidation(db)
     line = [revisions.get(db, id) for id in revisions.lineage(db, serving)]
     since = [row for row in line if row.pass_id is not None and row.pass_id > tried]
-    changed = events.last(db, (CHANGED,))
-    if changed is not None and since and since[0].created_at < changed.at:
+    changed = events.last(db, (CHANGED, TAKEN_BACK))
+    if changed is not None and changed.kind == CHANGED and since and since[0].created_at < changed.at:
         return f"labels of task {changed.data['task']} have changed their meaning"
     if len(since) >= settings.depth:
         return f"{len(since)} passes stand on each other (adapt.consolidate.depth)"

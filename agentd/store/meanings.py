@@ -11,7 +11,7 @@ from agentd import faults
 from agentd.errors import InvalidRequest
 from agentd.learn.concept_drift import JudgedAnswer, changed_places
 from agentd.store import events, tasks
-from agentd.store.feedback_targets import choice_of
+from agentd.store.feedback_targets import choice_of, feedback_target
 from agentd.store.row import to_json
 from agentd.store.tasks import Task
 
@@ -79,14 +79,8 @@ def _judged(db: Database, task: Task, start: str) -> Iterable[JudgedAnswer]:
     )
     for day, correct, output, kind, value in db.execute(newest, [task.name, start, _ANSWERS]):
         given = choice_of(output, task)
-        if correct:
-            right = given
-        elif kind == "boolean":
-            others = [choice for choice in task.choices if choice != given]
-            right = others[0] if len(others) == 1 else None
-        else:
-            said = json.loads(value)
-            right = choice_of(said["chosen"] if kind == "preference" else said, task)
+        target = feedback_target(kind, json.loads(value), output, task)
+        right = given if correct else choice_of(target.target, task) if target else None
         if given is not None and right is not None:
             yield JudgedAnswer(day, given, right)
 

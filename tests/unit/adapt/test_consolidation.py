@@ -63,6 +63,11 @@ def test_after_labels_changed_their_meaning(store: Store) -> None:
     time.sleep(0.002)
     store.do(meanings.change, task, ["bad", "good"], "2026-01-02")
     assert reason(store) == "labels of task mood have changed their meaning"
+    changed = store.do(tasks.get, "mood")
+    store.do(meanings.take_back, changed)
+    assert reason(store) is None  # they have not
+    store.do(meanings.change, changed, ["bad", "good"], "2026-01-03")
+    assert reason(store) is not None
     store.do(learn, "rejected", consolidate=True)
     assert reason(store) is None
 
